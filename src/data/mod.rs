@@ -1,0 +1,7 @@
+//! Preference pairs, prompts, tokenizers, role formats, and the embedded task.
+
+pub mod chat;
+pub mod diagnostics;
+pub mod letters;
+pub mod pairs;
+pub mod tokenizer;

@@ -1,0 +1,3 @@
+//! The `segment-rlhf` program.
+
+fn main() {}

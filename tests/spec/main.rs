@@ -1,0 +1,1 @@
+//! The equations of the paper, as tests: one module an equation.
