@@ -1,0 +1,67 @@
+//! Files and folders that appear whole or not at all: written under a temporary name, then renamed.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Writes `bytes` to `path`: a reader finds the old content or the new, never a part.
+///
+/// # Errors
+///
+/// Whatever the system says, a full disk for instance; the old content is then untouched.
+pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = sibling(path, "tmp");
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    let renamed = written.and_then(|()| fs::rename(&temporary, path));
+    if renamed.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    renamed
+}
+
+/// Fills a new folder by `fill` and then gives it the name `dir`, replacing a folder that is there.
+///
+/// # Errors
+///
+/// Those of `fill`, and whatever the system says; `dir` is then untouched.
+pub fn write_dir<E: From<io::Error>>(
+    dir: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let temporary = sibling(dir, "tmp");
+    remove_dir(&temporary)?;
+    fs::create_dir_all(&temporary)?;
+    if let Err(error) = fill(&temporary) {
+        let _ = remove_dir(&temporary);
+        return Err(error);
+    }
+    let old = sibling(dir, "old");
+    remove_dir(&old)?;
+    if dir.exists() {
+        fs::rename(dir, &old)?;
+    }
+    fs::rename(&temporary, dir)?;
+    remove_dir(&old)?;
+    Ok(())
+}
+
+/// Removes the folder `dir` if it is there.
+///
+/// # Errors
+///
+/// Whatever the system says, except that the folder is not there.
+pub fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// `path` with a dot before its name and `.suffix` behind it, in the same folder.
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{suffix}"))
+}

@@ -1,0 +1,210 @@
+//! The decoder, and the two models made of it: a language model and a scalar model.
+
+use std::ops::Range;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use super::cache::KvCache;
+use super::checkpoint::{self, CheckpointError, FileSource, WEIGHTS};
+use super::config::ModelConfig;
+use super::grid::Grid;
+use super::layers::{Embedding, Layer, Linear, RmsNorm, apply};
+use super::rope::Rope;
+use super::source::{Fresh, Init, Source};
+
+/// Token ids to final hidden states.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    embed_tokens: Embedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    #[module(skip)]
+    rope: Rope,
+}
+
+impl Decoder {
+    fn new<S: Source>(source: &mut S, config: &ModelConfig) -> Self {
+        let shape = [config.vocab_size, config.hidden_size];
+        let layer = |i| format!("model.layers.{i}");
+        Self {
+            embed_tokens: Embedding::new(source, "model.embed_tokens", shape, Init::Normal(0.02)),
+            layers: (0..config.layers).map(|i| Layer::new(source, &layer(i), config)).collect(),
+            norm: RmsNorm::new(source, "model.norm", config.hidden_size, config.rms_norm_eps),
+            rope: Rope::new(config.head_dim, config.rope_theta),
+        }
+    }
+
+    /// The hidden states of `columns`, `[B, S, D]`.
+    ///
+    /// Without a cache, `columns` must begin at 0; with one, at the first column it has not seen.
+    pub fn forward(
+        &self,
+        grid: &Grid,
+        columns: Range<usize>,
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let seen = cache.as_ref().map_or(0, |cache| cache.len());
+        assert_eq!(columns.start, seen, "columns follow those already seen");
+        let device = self.embed_tokens.weight.device();
+        let rotation = grid.rotation(&self.rope, columns.clone(), &device);
+        let hidden = grid.hidden(columns.clone(), &device);
+        let mut x = self.embed_tokens.forward(grid.token_ids(columns, &device));
+        for (i, layer) in self.layers.iter().enumerate() {
+            let cache = cache.as_mut().map(|cache| &mut cache.layers[i]);
+            x = layer.forward(x, &rotation, &hidden, cache);
+        }
+        self.norm.forward(x)
+    }
+}
+
+/// A causal language model: policy, and frozen reference.
+#[derive(Module, Debug)]
+pub struct CausalLm {
+    model: Decoder,
+    lm_head: Option<Linear>,
+}
+
+impl CausalLm {
+    fn new<S: Source>(source: &mut S, config: &ModelConfig) -> Self {
+        let shape = [config.vocab_size, config.hidden_size];
+        let model = Decoder::new(source, config);
+        let head = |source: &mut S| Linear::new(source, "lm_head", shape, Init::Normal(0.02));
+        let lm_head = (!config.tie_word_embeddings).then(|| head(source));
+        Self { model, lm_head }
+    }
+
+    /// A model with fresh parameters.
+    pub fn fresh(config: &ModelConfig, seed: u64, device: &Device) -> Self {
+        Self::new(&mut Fresh { seed, device }, config)
+    }
+
+    /// Reads the checkpoint in the folder `dir`.
+    ///
+    /// # Errors
+    ///
+    /// Every [`CheckpointError`] but `Write`.
+    pub fn load(dir: &Path, device: &Device) -> Result<(Self, ModelConfig), CheckpointError> {
+        let config = ModelConfig::from_dir(dir)?;
+        let path = dir.join(WEIGHTS);
+        let bytes = checkpoint::read(&path)?;
+        let mut source = FileSource::new(&path, &bytes, device, None)?;
+        let model = Self::new(&mut source, &config);
+        source.finish(if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
+        Ok((model, config))
+    }
+
+    /// Writes the checkpoint into the existing folder `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Write`].
+    pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
+        checkpoint::save(self, &config.to_json("LlamaForCausalLM"), dir)
+    }
+
+    /// The logits read in `columns`, `[B, S, vocabulary]`: those of column c predict the token of c+1.
+    pub fn logits(&self, grid: &Grid, columns: Range<usize>) -> Tensor<3> {
+        let hidden = self.model.forward(grid, 0..columns.end, None);
+        self.head(hidden.slice_dim(1, columns))
+    }
+
+    /// The same with a cache, for columns that follow those already seen; logits of the last one only,
+    /// `[B, 1, vocabulary]`.
+    pub fn next_logits(
+        &self,
+        grid: &Grid,
+        columns: Range<usize>,
+        cache: &mut KvCache,
+    ) -> Tensor<3> {
+        let last = columns.len() - 1;
+        let hidden = self.model.forward(grid, columns, Some(cache));
+        self.head(hidden.narrow(1, last, 1))
+    }
+
+    /// Where the parameters live.
+    pub fn device(&self) -> Device {
+        self.model.embed_tokens.weight.device()
+    }
+
+    fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
+        match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => apply(hidden, self.model.embed_tokens.weight.val()),
+        }
+    }
+}
+
+/// A decoder with a linear head of one output: reward model (E2) and critic.
+#[derive(Module, Debug)]
+pub struct ScalarModel {
+    model: Decoder,
+    score: Linear,
+}
+
+/// The name of the scalar head's parameter.
+const HEAD: &str = "score.weight";
+
+impl ScalarModel {
+    fn new<S: Source>(source: &mut S, config: &ModelConfig) -> Self {
+        let d = config.hidden_size;
+        let init = Init::Normal(1.0 / ((d + 1) as f64).sqrt());
+        Self {
+            model: Decoder::new(source, config),
+            score: Linear::new(source, "score", [1, d], init),
+        }
+    }
+
+    /// The decoder of the language model in `dir` under a fresh head, drawn from N(0, 1/(d+1)).
+    ///
+    /// # Errors
+    ///
+    /// Every [`CheckpointError`] but `Write`.
+    pub fn from_language_model(
+        dir: &Path,
+        seed: u64,
+        device: &Device,
+    ) -> Result<(Self, ModelConfig), CheckpointError> {
+        Self::read(dir, device, Some((HEAD, seed)), &["lm_head.weight"])
+    }
+
+    /// Reads the scalar model in the folder `dir`.
+    ///
+    /// # Errors
+    ///
+    /// Every [`CheckpointError`] but `Write`.
+    pub fn load(dir: &Path, device: &Device) -> Result<(Self, ModelConfig), CheckpointError> {
+        Self::read(dir, device, None, &[])
+    }
+
+    fn read(
+        dir: &Path,
+        device: &Device,
+        fresh: Option<(&str, u64)>,
+        ignored: &[&str],
+    ) -> Result<(Self, ModelConfig), CheckpointError> {
+        let config = ModelConfig::from_dir(dir)?;
+        let path = dir.join(WEIGHTS);
+        let bytes = checkpoint::read(&path)?;
+        let mut source = FileSource::new(&path, &bytes, device, fresh)?;
+        let model = Self::new(&mut source, &config);
+        source.finish(ignored)?;
+        Ok((model, config))
+    }
+
+    /// Writes the scalar model into the existing folder `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Write`].
+    pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
+        checkpoint::save(self, &config.to_json("LlamaForSequenceClassification"), dir)
+    }
+
+    /// The score read in each of `columns`, `[B, S]`.
+    pub fn scores(&self, grid: &Grid, columns: Range<usize>) -> Tensor<2> {
+        let hidden = self.model.forward(grid, 0..columns.end, None);
+        self.score.forward(hidden.slice_dim(1, columns)).squeeze_dim(2)
+    }
+}

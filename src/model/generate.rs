@@ -1,0 +1,183 @@
+//! Generating responses, and reading a model's view of given ones.
+
+use burn::tensor::{Tensor, TensorData, activation::log_softmax};
+use rand::SeedableRng;
+
+use super::cache::KvCache;
+use super::config::ModelConfig;
+use super::decoder::{CausalLm, ScalarModel};
+use super::grid::Grid;
+use super::sampling::Sampling;
+use crate::rng::Stream;
+use crate::segmentation::entropy;
+
+/// When generation stops, and how it draws.
+#[derive(Clone, Copy, Debug)]
+pub struct Generation {
+    /// How a token is drawn.
+    pub sampling: Sampling,
+    /// Longest response in tokens, EOS included.
+    pub max_new_tokens: usize,
+    /// The token that ends a response.
+    pub eos: u32,
+}
+
+/// A response to each prompt; it ends with EOS unless it reached the limit.
+///
+/// Each row draws from its own stream, split off `rng` in row order, so that a response depends on
+/// neither the other rows nor their number. The model must be on a device without autodiff.
+pub fn generate(
+    model: &CausalLm,
+    config: &ModelConfig,
+    prompts: &[&[u32]],
+    generation: Generation,
+    rng: &mut Stream,
+) -> Vec<Vec<u32>> {
+    let mut streams: Vec<Stream> = prompts.iter().map(|_| Stream::from_rng(rng)).collect();
+    let mut responses = vec![Vec::new(); prompts.len()];
+    let mut ended = vec![false; prompts.len()];
+    let mut active: Vec<usize> = (0..prompts.len()).collect();
+    let device = model.device();
+    let empty: &[u32] = &[];
+    let (grid, start) = Grid::aligned(prompts.iter().map(|&prompt| (prompt, empty)));
+    let mut rows: Vec<(usize, Vec<u32>)> =
+        prompts.iter().map(|prompt| (start - prompt.len(), prompt.to_vec())).collect();
+    let columns = start + generation.max_new_tokens;
+    let mut cache = KvCache::new(config, prompts.len(), columns, &device);
+    let mut logits = model.next_logits(&grid, 0..start, &mut cache);
+    for step in 0..generation.max_new_tokens {
+        let [batch, _, vocabulary] = logits.dims();
+        let host = to_vec(logits.reshape([batch, vocabulary]));
+        for (row, logits) in host.chunks(vocabulary).enumerate() {
+            let index = active[row];
+            let token = generation.sampling.draw(logits, &mut streams[index]);
+            rows[row].1.push(token);
+            if !ended[index] {
+                responses[index].push(token);
+                ended[index] = token == generation.eos;
+            }
+        }
+        let kept: Vec<usize> = (0..active.len()).filter(|&row| !ended[active[row]]).collect();
+        if kept.is_empty() || step + 1 == generation.max_new_tokens {
+            break;
+        }
+        // Finished rows leave the batch once they are a quarter of it: fewer copies of the cache.
+        if kept.len() * 4 <= active.len() * 3 {
+            cache.select(&kept, &device);
+            rows = kept.iter().map(|&row| std::mem::take(&mut rows[row])).collect();
+            active = kept.iter().map(|&row| active[row]).collect();
+        }
+        logits = next(model, &rows, start + step, &mut cache);
+    }
+    responses
+}
+
+/// The logits after the token in `column`, the newest of each row.
+fn next(
+    model: &CausalLm,
+    rows: &[(usize, Vec<u32>)],
+    column: usize,
+    cache: &mut KvCache,
+) -> Tensor<3> {
+    let grid = Grid::new(rows.iter().cloned(), column + 1);
+    model.next_logits(&grid, column..column + 1, cache)
+}
+
+/// What a language model says of each token of a response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenView {
+    /// ln π(y_i | x, y_<i), nats.
+    pub log_probs: Vec<f32>,
+    /// Entropy of the distribution that token i was drawn from, nats.
+    pub entropies: Vec<f32>,
+}
+
+/// The log-probabilities of the response tokens of a grid, `[B, R]`, and the logits they come from,
+/// `[B, R, vocabulary]`; `first` is the column of the first response token.
+pub fn response_log_probs(model: &CausalLm, grid: &Grid, first: usize) -> (Tensor<2>, Tensor<3>) {
+    let width = grid.width();
+    let logits = model.logits(grid, first - 1..width - 1);
+    let targets = grid.token_ids(first..width, &logits.device()).unsqueeze_dim::<3>(2);
+    let log_probs = log_softmax(logits.clone(), 2).gather(2, targets).squeeze_dim(2);
+    (log_probs, logits)
+}
+
+/// The view of `model` on each (prompt, response), `rows_at_once` of them at a time.
+pub fn view_tokens(
+    model: &CausalLm,
+    rows: &[(&[u32], &[u32])],
+    rows_at_once: usize,
+) -> Vec<TokenView> {
+    let mut views = Vec::with_capacity(rows.len());
+    for chunk in rows.chunks(rows_at_once.max(1)) {
+        let (grid, first) = Grid::aligned(chunk.iter().copied());
+        let (log_probs, logits) = response_log_probs(model, &grid, first);
+        let width = grid.width() - first;
+        let (log_probs, entropies) = (to_vec(log_probs), to_vec(entropy(logits)));
+        for (i, (_, response)) in chunk.iter().enumerate() {
+            let of = |all: &[f32]| all[i * width..i * width + response.len()].to_vec();
+            views.push(TokenView { log_probs: of(&log_probs), entropies: of(&entropies) });
+        }
+    }
+    views
+}
+
+/// Where a scalar model is read, relative to each response token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadAt {
+    /// At the token itself: the reward of what has been written up to it (E2).
+    Token,
+    /// Before the token: the value of the state in which it is chosen (E8).
+    State,
+}
+
+impl ReadAt {
+    /// The columns of a grid that hold the readings; `first` is the column of the first response token.
+    pub fn columns(self, grid: &Grid, first: usize) -> std::ops::Range<usize> {
+        match self {
+            Self::Token => first..grid.width(),
+            Self::State => first - 1..grid.width() - 1,
+        }
+    }
+}
+
+/// The scalar that `model` gives each response token, `rows_at_once` rows at a time.
+pub fn read_scalars(
+    model: &ScalarModel,
+    rows: &[(&[u32], &[u32])],
+    at: ReadAt,
+    rows_at_once: usize,
+) -> Vec<Vec<f32>> {
+    let mut scalars = Vec::with_capacity(rows.len());
+    for chunk in rows.chunks(rows_at_once.max(1)) {
+        let (grid, first) = Grid::aligned(chunk.iter().copied());
+        let columns = at.columns(&grid, first);
+        let width = columns.len();
+        let all = to_vec(model.scores(&grid, columns));
+        let of = |(i, row): (usize, &(&[u32], &[u32]))| all[i * width..i * width + row.1.len()].to_vec();
+        scalars.extend(chunk.iter().enumerate().map(of));
+    }
+    scalars
+}
+
+/// A tensor's values on the host, row by row.
+pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec().expect("converted to f32")
+}
+
+/// Rows of different lengths as one `[B, width]` tensor, `fill` behind each row's end.
+pub fn pad_rows<'a>(
+    rows: impl IntoIterator<Item = &'a [f32]>,
+    width: usize,
+    fill: f32,
+    device: &burn::tensor::Device,
+) -> Tensor<2> {
+    let mut values = Vec::new();
+    let mut count = 0;
+    for row in rows {
+        values.extend_from_slice(row);
+        values.resize(values.len() + width - row.len(), fill);
+        count += 1;
+    }
+    Tensor::from_data(TensorData::new(values, [count, width]), device)
+}

@@ -1,0 +1,19 @@
+//! The decoder, its heads and cache, sampling, and Hugging Face checkpoints.
+
+pub mod cache;
+pub mod checkpoint;
+pub mod config;
+pub mod decoder;
+pub mod generate;
+pub mod grid;
+pub mod layers;
+pub mod optim;
+pub mod rope;
+pub mod sampling;
+pub mod source;
+
+pub use cache::KvCache;
+pub use checkpoint::CheckpointError;
+pub use config::ModelConfig;
+pub use decoder::{CausalLm, ScalarModel};
+pub use grid::Grid;

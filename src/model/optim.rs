@@ -1,0 +1,258 @@
+//! AdamW over a whole model: gradient accumulation, a global-norm clip, a schedule, and saved state.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord};
+use burn::tensor::{Bytes, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{CheckpointError, restore, to_safetensors};
+
+/// How a model is optimized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSettings {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta_1: f32,
+    /// Decay of the second moment.
+    pub beta_2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Share of all steps over which the rate rises linearly from 0.
+    pub warmup_fraction: f64,
+    /// Rate at the end of the cosine decay, as a share of the peak.
+    pub final_fraction: f64,
+    /// Largest global norm of a gradient; a longer one is scaled down to it.
+    pub max_gradient_norm: f64,
+}
+
+impl OptimizerSettings {
+    /// What is out of range, if anything is.
+    pub fn problem(&self) -> Option<String> {
+        let checks = [
+            (self.learning_rate > 0.0 && self.learning_rate.is_finite(), "learning_rate", "above 0"),
+            ((0.0..1.0).contains(&self.beta_1), "beta_1", "in [0, 1)"),
+            ((0.0..1.0).contains(&self.beta_2), "beta_2", "in [0, 1)"),
+            (self.epsilon > 0.0, "epsilon", "above 0"),
+            (self.weight_decay >= 0.0, "weight_decay", "0 or above"),
+            ((0.0..1.0).contains(&self.warmup_fraction), "warmup_fraction", "in [0, 1)"),
+            ((0.0..=1.0).contains(&self.final_fraction), "final_fraction", "in [0, 1]"),
+            (self.max_gradient_norm > 0.0, "max_gradient_norm", "above 0"),
+        ];
+        let failed = checks.iter().find(|(holds, ..)| !holds)?;
+        Some(format!("{} must be {}", failed.1, failed.2))
+    }
+
+    /// The learning rate of `step` (from 0) of `total`: a linear warm-up, then a cosine decay.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use segment_rlhf::model::optim::OptimizerSettings;
+    /// let settings = OptimizerSettings {
+    ///     learning_rate: 1.0, beta_1: 0.9, beta_2: 0.95, epsilon: 1e-8, weight_decay: 0.0,
+    ///     warmup_fraction: 0.1, final_fraction: 0.1, max_gradient_norm: 1.0,
+    /// };
+    /// assert_eq!(settings.rate(0, 100), 0.1); // the first of 10 warm-up steps
+    /// assert_eq!(settings.rate(9, 100), 1.0); // the last of them
+    /// assert!((settings.rate(99, 100) - 0.1).abs() < 1e-3); // the end
+    /// ```
+    pub fn rate(&self, step: usize, total: usize) -> f64 {
+        let warmup = (self.warmup_fraction * total as f64).ceil();
+        let step = step as f64;
+        if step < warmup {
+            return self.learning_rate * (step + 1.0) / warmup;
+        }
+        let progress = ((step - warmup) / (total as f64 - warmup).max(1.0)).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        self.learning_rate * (self.final_fraction + (1.0 - self.final_fraction) * cosine)
+    }
+}
+
+/// A loss, gradient or reward that is NaN or infinite.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{tensor} is not finite at step {step}; the last good checkpoint is kept: lower the learning rate, or look at the inputs of that step")]
+pub struct NonFinite {
+    /// The loss, or the parameter whose gradient it is.
+    pub tensor: String,
+    /// The optimizer step, from 0.
+    pub step: usize,
+}
+
+/// A model under training.
+pub struct Trainer<M: Module> {
+    model: M,
+    adamw: ModuleOptimizer,
+    gradients: GradientsAccumulator<M>,
+    settings: OptimizerSettings,
+    name: &'static str,
+    total: usize,
+    step: usize,
+}
+
+impl<M: Module> Trainer<M> {
+    /// Training of `model`, which must be on a device with autodiff, over `total` steps; `name` is what
+    /// errors and checkpoint files call it.
+    pub fn new(name: &'static str, model: M, settings: &OptimizerSettings, total: usize) -> Self {
+        let adamw = AdamWConfig::new()
+            .with_beta_1(settings.beta_1)
+            .with_beta_2(settings.beta_2)
+            .with_epsilon(settings.epsilon)
+            .with_weight_decay(settings.weight_decay)
+            .init();
+        let gradients = GradientsAccumulator::new();
+        Self { model, adamw, gradients, settings: settings.clone(), name, total, step: 0 }
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// Optimizer steps done.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+
+    /// The learning rate of the next step.
+    pub fn rate(&self) -> f64 {
+        self.settings.rate(self.step, self.total)
+    }
+
+    /// Adds the gradient of `loss` to that of the next step, and returns the loss.
+    ///
+    /// # Errors
+    ///
+    /// [`NonFinite`] when the loss is.
+    pub fn accumulate(&mut self, loss: Tensor<1>) -> Result<f64, NonFinite> {
+        let value = f64::from(loss.clone().into_scalar::<f32>());
+        if !value.is_finite() {
+            let tensor = format!("the {} loss", self.name);
+            return Err(NonFinite { tensor, step: self.step });
+        }
+        let gradients = GradientsParams::from_grads(loss.backward(), &self.model);
+        self.gradients.accumulate(&self.model, gradients);
+        Ok(value)
+    }
+
+    /// One AdamW step with the gradient accumulated so far, clipped to the global norm; returns the norm
+    /// before the clip.
+    ///
+    /// # Errors
+    ///
+    /// [`NonFinite`] when a gradient is; the model is then unchanged.
+    pub fn update(&mut self) -> Result<f64, NonFinite> {
+        let mut gradients = self.gradients.grads();
+        let norms = Norms::of(&self.model, &gradients);
+        let norm = norms.global();
+        if !norm.is_finite() {
+            let tensor = format!("the {} gradient of {}", self.name, norms.first_non_finite());
+            return Err(NonFinite { tensor, step: self.step });
+        }
+        if norm > self.settings.max_gradient_norm {
+            let factor = self.settings.max_gradient_norm / norm;
+            self.model.visit(&mut Scale { gradients: &mut gradients, factor });
+        }
+        let rate = self.rate();
+        self.model = self.adamw.step(rate, self.model.clone(), gradients);
+        self.step += 1;
+        Ok(norm)
+    }
+
+    /// The files that hold the model and the optimizer's state.
+    pub fn files(&self) -> [(String, Vec<u8>); 2] {
+        let state = self.adamw.into_bytes().expect("optimizer state serialises").to_vec();
+        [(self.weights_file(), to_safetensors(&self.model)), (self.state_file(), state)]
+    }
+
+    /// The name of the file with the parameters.
+    pub fn weights_file(&self) -> String {
+        format!("{}.safetensors", self.name)
+    }
+
+    /// The name of the file with the optimizer's state.
+    pub fn state_file(&self) -> String {
+        format!("{}.adamw", self.name)
+    }
+
+    /// Goes on from `step` with what [`Trainer::files`] gave.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`] when the files are not those of this model.
+    pub fn resume(mut self, step: usize, files: [&[u8]; 2]) -> Result<Self, CheckpointError> {
+        let [weights, state] = [self.weights_file(), self.state_file()];
+        self.model = restore(self.model, weights.as_ref(), files[0])?;
+        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(files[1].to_vec()));
+        let record = record.map_err(|error| CheckpointError::Format {
+            path: state.into(),
+            detail: error.to_string(),
+        })?;
+        self.adamw = self.adamw.load_record(record);
+        self.step = step;
+        Ok(self)
+    }
+}
+
+/// The squared norm of each parameter's gradient.
+struct Norms {
+    names: Vec<String>,
+    squares: Vec<f32>,
+}
+
+impl Norms {
+    fn of<M: Module>(model: &M, gradients: &GradientsParams) -> Self {
+        let mut visit = Squares { gradients, path: vec![], names: vec![], squares: vec![] };
+        model.visit(&mut visit);
+        let Squares { names, squares, .. } = visit;
+        Self { names, squares: super::generate::to_vec(Tensor::cat(squares, 0)) }
+    }
+
+    fn global(&self) -> f64 {
+        self.squares.iter().map(|&square| f64::from(square)).sum::<f64>().sqrt()
+    }
+
+    fn first_non_finite(&self) -> &str {
+        let at = self.squares.iter().position(|square| !square.is_finite());
+        at.map_or("all parameters together", |i| &self.names[i])
+    }
+}
+
+struct Squares<'a> {
+    gradients: &'a GradientsParams,
+    path: Vec<String>,
+    names: Vec<String>,
+    squares: Vec<Tensor<1>>,
+}
+
+impl ModuleVisitor for Squares<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = self.path.join(".");
+        let gradient = self.gradients.get::<D>(param.id);
+        let gradient = gradient.unwrap_or_else(|| panic!("{name} has no gradient"));
+        self.squares.push(gradient.square().sum());
+        self.names.push(name);
+    }
+}
+
+struct Scale<'a> {
+    gradients: &'a mut GradientsParams,
+    factor: f64,
+}
+
+impl ModuleVisitor for Scale<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+            self.gradients.register(param.id, gradient.mul_scalar(self.factor));
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Drawing the next token from logits, on the host, so that draws are the same on every device.
+
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::rng::Stream;
+
+/// How the next token is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f64,
+    /// Keeps the k most likely tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the most likely tokens that together reach this probability; 1 keeps all.
+    pub top_p: f64,
+}
+
+impl Sampling {
+    /// Draws from the model's own distribution.
+    pub const PLAIN: Self = Self { temperature: 1.0, top_k: 0, top_p: 1.0 };
+    /// Always the most likely token.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
+
+    /// What is out of range, if anything is.
+    pub fn problem(&self) -> Option<String> {
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Some(format!("temperature {} is not a number from 0 up", self.temperature));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Some(format!("top_p {} is not in (0, 1]", self.top_p));
+        }
+        None
+    }
+
+    /// Draws a token id from one row of logits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use segment_rlhf::{model::sampling::Sampling, rng::stream};
+    /// assert_eq!(Sampling::GREEDY.draw(&[0.1, 2.0, -1.0], &mut stream(0, "doc", 0)), 1);
+    /// ```
+    pub fn draw(&self, logits: &[f32], rng: &mut Stream) -> u32 {
+        if self.temperature == 0.0 {
+            return argmax(logits);
+        }
+        let mut candidates: Vec<(u32, f64)> = weights(logits, self.temperature);
+        if self.top_k > 0 || self.top_p < 1.0 {
+            candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            if self.top_k > 0 {
+                candidates.truncate(self.top_k);
+            }
+            let total: f64 = candidates.iter().map(|c| c.1).sum();
+            let mut reached = 0.0;
+            let kept = candidates.iter().position(|c| {
+                reached += c.1 / total;
+                reached >= self.top_p
+            });
+            candidates.truncate(kept.map_or(candidates.len(), |i| i + 1));
+        }
+        let total: f64 = candidates.iter().map(|c| c.1).sum();
+        let mut left = rng.random::<f64>() * total;
+        for &(id, weight) in &candidates {
+            left -= weight;
+            if left < 0.0 {
+                return id;
+            }
+        }
+        candidates.last().expect("a row of logits is not empty").0
+    }
+}
+
+/// exp((logit - max) / temperature) for every token id.
+fn weights(logits: &[f32], temperature: f64) -> Vec<(u32, f64)> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| (f64::from(logit - max) / temperature).exp();
+    logits.iter().enumerate().map(|(id, &logit)| (id as u32, weight(logit))).collect()
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
+    best.expect("a row of logits is not empty") as u32
+}

@@ -1,0 +1,62 @@
+//! Where a model's parameters come from: a seeded generator or a checkpoint.
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::Rng;
+
+use super::layers::named_param;
+use crate::rng::stream;
+
+/// How a parameter starts when no checkpoint gives it.
+#[derive(Clone, Copy, Debug)]
+pub enum Init {
+    /// Draws from N(0, std²).
+    Normal(f64),
+    /// All ones.
+    Ones,
+}
+
+/// Gives a parameter for a name and a shape.
+pub trait Source {
+    /// The parameter called `name`; `init` says how to start it where the source has no value.
+    fn param<const D: usize>(&mut self, name: &str, shape: [usize; D], init: Init)
+    -> Param<Tensor<D>>;
+}
+
+/// Fresh parameters. Each draws from a stream named after it, so that a model's parameters depend neither
+/// on each other's number nor on the device.
+pub struct Fresh<'a> {
+    /// The run's seed.
+    pub seed: u64,
+    /// Where the parameters live.
+    pub device: &'a Device,
+}
+
+impl Source for Fresh<'_> {
+    fn param<const D: usize>(
+        &mut self,
+        name: &str,
+        shape: [usize; D],
+        init: Init,
+    ) -> Param<Tensor<D>> {
+        let values = fresh_values(self.seed, name, shape.iter().product(), init);
+        named_param(name, Tensor::from_data(TensorData::new(values, shape), self.device))
+    }
+}
+
+/// The starting values of the parameter `name`.
+pub(super) fn fresh_values(seed: u64, name: &str, len: usize, init: Init) -> Vec<f32> {
+    match init {
+        Init::Ones => vec![1.0; len],
+        Init::Normal(std) => {
+            let mut rng = stream(seed, name, 0);
+            (0..len).map(|_| (std * standard_normal(&mut rng)) as f32).collect()
+        }
+    }
+}
+
+/// One draw from N(0, 1) by the Box-Muller transform.
+fn standard_normal(rng: &mut impl Rng) -> f64 {
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+}
