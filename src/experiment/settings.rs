@@ -1,0 +1,456 @@
+//! Settings: read from TOML, overridden key by key, checked once.
+//!
+//! The defaults stand in one place that a person can read, `experiments/quick.toml`; a settings file and
+//! `--set` override single keys of it. Unknown keys are refused.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::interpolation::Interpolation;
+use crate::model::ModelConfig;
+use crate::model::optim::OptimizerSettings;
+use crate::model::sampling::Sampling;
+use crate::normalizer::Regression;
+use crate::segment_reward::Aggregation;
+use crate::segmentation::{Actions, EosPolicy};
+
+/// The defaults: the embedded task at the size of a laptop.
+pub const QUICK: &str = include_str!("../../experiments/quick.toml");
+/// The larger preset, as overrides of [`QUICK`].
+pub const FULL: &str = include_str!("../../experiments/full.toml");
+
+/// Why settings were refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// The settings file could not be read.
+    #[error("{path}: cannot read: {source}; --settings expects a TOML file")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// TOML that does not parse, an unknown key, or a value of the wrong type.
+    #[error("{origin}: {message}")]
+    Toml {
+        /// The file, or the `--set` argument.
+        origin: String,
+        /// What the parser said, with the line where there is one.
+        message: String,
+    },
+    /// A value out of range.
+    #[error("setting {key}: {problem}")]
+    Range {
+        /// The key, with its section.
+        key: String,
+        /// What it is, and what is allowed.
+        problem: String,
+    },
+    /// Sampling settings under which the KL of PPO would be wrong.
+    #[error(
+        "settings sampling.*: PPO samples from the policy itself, since the KL and the ratio are computed for it; \
+         set temperature = 1, top_k = 0 and top_p = 1 (now {temperature}, {top_k} and {top_p})"
+    )]
+    SamplingForPpo {
+        /// The temperature.
+        temperature: f64,
+        /// Tokens kept.
+        top_k: usize,
+        /// Probability kept.
+        top_p: f64,
+    },
+}
+
+/// The resolved settings of a run; every key is documented in `experiments/quick.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
+pub struct Settings {
+    pub seed: u64,
+    pub method: Method,
+    pub model: ModelSettings,
+    pub task: TaskSettings,
+    pub data: DataSettings,
+    pub segmentation: SegmentationSettings,
+    pub sft: SftSettings,
+    pub reward: RewardSettings,
+    pub normalizer: NormalizerSettings,
+    pub sampling: SamplingSettings,
+    pub ppo: PpoSettings,
+    pub evaluation: EvaluationSettings,
+    pub checkpoint: CheckpointSettings,
+}
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(missing_docs)] // each key is documented, with its unit, where its default stands
+        pub struct $name { $(pub $field: $kind),* }
+    };
+}
+
+section! {
+    /// The section `[model]`.
+    ModelSettings {
+        hidden_size: usize, intermediate_size: usize, layers: usize, heads: usize, kv_heads: usize,
+        head_dim: usize, rope_theta: f64, rms_norm_eps: f64, tie_word_embeddings: bool,
+    }
+}
+section! {
+    /// The section `[task]`.
+    TaskSettings { letters: usize, pairs: usize, held_out_pairs: usize }
+}
+section! {
+    /// The section `[data]`.
+    DataSettings { prompt_tokens: usize, response_tokens: usize, held_out_share: f64 }
+}
+section! {
+    /// The section `[segmentation]`.
+    SegmentationSettings { entropy_cutoff: f64, eos: EosPolicy }
+}
+section! {
+    /// The section `[sft]`.
+    SftSettings { epochs: usize, batch: usize, rows_at_once: usize, optimizer: OptimizerSettings }
+}
+section! {
+    /// The section `[reward]`.
+    RewardSettings {
+        epochs: usize, batch: usize, rows_at_once: usize, aggregation: Aggregation, margin: f64,
+        optimizer: OptimizerSettings,
+    }
+}
+section! {
+    /// The section `[sampling]`.
+    SamplingSettings { temperature: f64, top_k: usize, top_p: f64, max_new_tokens: usize }
+}
+section! {
+    /// The section `[evaluation]`.
+    EvaluationSettings { prompts: usize, samples: usize }
+}
+section! {
+    /// The section `[checkpoint]`.
+    CheckpointSettings { every: usize }
+}
+
+/// The section `[normalizer]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
+pub struct NormalizerSettings {
+    pub kind: NormalizerKind,
+    pub regression: Regression,
+    pub pairs: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std_floor: Option<f64>,
+}
+
+/// The section `[ppo]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
+pub struct PpoSettings {
+    pub iterations: usize,
+    pub rollouts: usize,
+    pub minibatch: usize,
+    pub rows_at_once: usize,
+    pub epochs: usize,
+    pub interpolation: Interpolation,
+    pub kl_coefficient: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_target: Option<f64>,
+    pub kl_horizon: f64,
+    pub gamma: f64,
+    pub lambda: f64,
+    pub clip: f64,
+    pub value_clip_dense: f64,
+    pub value_clip_bandit: f64,
+    pub evaluate_every: usize,
+    pub actor: OptimizerSettings,
+    pub critic: OptimizerSettings,
+}
+
+/// What normalizes segment rewards: table 4 of the paper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormalizerKind {
+    /// Mean and standard deviation by regression on the location (E5).
+    Regression,
+    /// Mean and standard deviation of all segment rewards.
+    Global,
+    /// Mean and standard deviation of the last segment's reward.
+    Last,
+    /// No normalization.
+    None,
+}
+
+/// A method of the paper: what one action of the reward model is, and what one action of the policy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Method {
+    /// One reward for the whole response.
+    Bandit,
+    /// A reward for each sentence.
+    Sentence,
+    /// A reward for each token.
+    Token,
+    /// A reward for each entropy segment.
+    Segment,
+    /// The bandit's reward model, asked for segment rewards.
+    BanditAsSegment,
+    /// The segment reward model's sequence score, as one reward at the end.
+    SegmentAsBandit,
+}
+
+impl Method {
+    /// All six, in the order of the paper's table 1.
+    pub const ALL: [Self; 6] = [
+        Self::Bandit,
+        Self::Sentence,
+        Self::Token,
+        Self::Segment,
+        Self::BanditAsSegment,
+        Self::SegmentAsBandit,
+    ];
+
+    /// The name that settings, folders and tables use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bandit => "bandit",
+            Self::Sentence => "sentence",
+            Self::Token => "token",
+            Self::Segment => "segment",
+            Self::BanditAsSegment => "bandit_as_segment",
+            Self::SegmentAsBandit => "segment_as_bandit",
+        }
+    }
+
+    /// The method whose reward model this one uses: itself, or for a crossing the other.
+    pub fn reward_model(self) -> Self {
+        match self {
+            Self::BanditAsSegment => Self::Bandit,
+            Self::SegmentAsBandit => Self::Segment,
+            own => own,
+        }
+    }
+
+    /// One action, as the reward model is trained on it.
+    pub fn reward_actions(self, entropy_cutoff: f64) -> Actions {
+        match self {
+            Self::Bandit | Self::BanditAsSegment => Actions::Bandit,
+            Self::Sentence => Actions::Sentence,
+            Self::Token => Actions::Token,
+            Self::Segment | Self::SegmentAsBandit => Actions::Segment { entropy_cutoff },
+        }
+    }
+
+    /// One action, as PPO rewards it.
+    pub fn policy_actions(self, entropy_cutoff: f64) -> Actions {
+        match self {
+            Self::BanditAsSegment => Actions::Segment { entropy_cutoff },
+            Self::SegmentAsBandit => Actions::Bandit,
+            own => own.reward_actions(entropy_cutoff),
+        }
+    }
+
+    /// Whether a response has more than one reward.
+    pub fn is_dense(self) -> bool {
+        !matches!(self, Self::Bandit | Self::SegmentAsBandit)
+    }
+}
+
+impl Settings {
+    /// The defaults, then `overlays` in order (each a name for errors, and TOML text), then `sets`
+    /// (`key=value`, the key with its sections).
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError`]; the whole is checked before anything runs.
+    pub fn resolve(
+        overlays: &[(String, String)],
+        sets: &[String],
+    ) -> Result<Self, SettingsError> {
+        let mut table: toml::Table = QUICK.parse().expect("the defaults parse");
+        for (origin, text) in overlays {
+            let toml = |message: String| SettingsError::Toml { origin: origin.clone(), message };
+            let overlay: toml::Table =
+                text.parse().map_err(|error: toml::de::Error| toml(error.to_string()))?;
+            // Unknown keys are found where the line is still known.
+            let mut merged = table.clone();
+            merge(&mut merged, overlay.clone());
+            if let Err(error) = Self::deserialize(merged) {
+                return Err(toml(error.to_string().trim().to_owned()));
+            }
+            merge(&mut table, overlay);
+        }
+        for set in sets {
+            let toml = |message: String| SettingsError::Toml { origin: format!("--set {set}"), message };
+            let overlay = parse_set(set).map_err(toml)?;
+            let mut merged = table.clone();
+            merge(&mut merged, overlay);
+            if let Err(error) = Self::deserialize(merged.clone()) {
+                return Err(toml(error.to_string().trim().to_owned()));
+            }
+            table = merged;
+        }
+        let settings = Self::deserialize(table).map_err(|error| SettingsError::Toml {
+            origin: "settings".into(),
+            message: error.to_string(),
+        })?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The defaults.
+    pub fn quick() -> Self {
+        Self::resolve(&[], &[]).expect("the defaults hold")
+    }
+
+    /// The text of a settings file, named for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError::Read`].
+    pub fn read(path: &Path) -> Result<(String, String), SettingsError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+        Ok((path.display().to_string(), text))
+    }
+
+    /// The model that `sft` trains from nothing, for a vocabulary and a longest sequence in tokens.
+    pub fn model_config(&self, vocab_size: usize, longest: usize) -> ModelConfig {
+        let m = &self.model;
+        ModelConfig {
+            vocab_size,
+            hidden_size: m.hidden_size,
+            intermediate_size: m.intermediate_size,
+            layers: m.layers,
+            heads: m.heads,
+            kv_heads: m.kv_heads,
+            head_dim: m.head_dim,
+            rope_theta: m.rope_theta,
+            rms_norm_eps: m.rms_norm_eps,
+            tie_word_embeddings: m.tie_word_embeddings,
+            max_position_embeddings: longest,
+        }
+    }
+
+    /// How evaluation and rollouts draw a token.
+    pub fn sampling(&self) -> Sampling {
+        let s = &self.sampling;
+        Sampling { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p }
+    }
+
+    /// Refuses sampling that draws from anything but the policy itself.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError::SamplingForPpo`].
+    pub fn check_for_ppo(&self) -> Result<(), SettingsError> {
+        let s = &self.sampling;
+        if self.sampling() == Sampling::PLAIN {
+            return Ok(());
+        }
+        let (temperature, top_k, top_p) = (s.temperature, s.top_k, s.top_p);
+        Err(SettingsError::SamplingForPpo { temperature, top_k, top_p })
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        let range = |key: &str, problem: String| {
+            Err(SettingsError::Range { key: key.to_owned(), problem })
+        };
+        let counts = [
+            ("task.letters", self.task.letters),
+            ("task.pairs", self.task.pairs),
+            ("task.held_out_pairs", self.task.held_out_pairs),
+            ("data.prompt_tokens", self.data.prompt_tokens),
+            ("data.response_tokens", self.data.response_tokens),
+            ("sft.epochs", self.sft.epochs),
+            ("sft.batch", self.sft.batch),
+            ("sft.rows_at_once", self.sft.rows_at_once),
+            ("reward.epochs", self.reward.epochs),
+            ("reward.batch", self.reward.batch),
+            ("reward.rows_at_once", self.reward.rows_at_once),
+            ("normalizer.pairs", self.normalizer.pairs),
+            ("sampling.max_new_tokens", self.sampling.max_new_tokens),
+            ("ppo.iterations", self.ppo.iterations),
+            ("ppo.rollouts", self.ppo.rollouts),
+            ("ppo.minibatch", self.ppo.minibatch),
+            ("ppo.rows_at_once", self.ppo.rows_at_once),
+            ("ppo.epochs", self.ppo.epochs),
+            ("ppo.evaluate_every", self.ppo.evaluate_every),
+            ("evaluation.prompts", self.evaluation.prompts),
+            ("evaluation.samples", self.evaluation.samples),
+            ("checkpoint.every", self.checkpoint.every),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return range(key, "0; expected a whole number from 1 up".into());
+        }
+        let cutoff = self.segmentation.entropy_cutoff;
+        let ppo = &self.ppo;
+        let open = |value: f64| value > 0.0 && value.is_finite();
+        let checks = [
+            (cutoff >= 0.0, "segmentation.entropy_cutoff", cutoff, "nats, 0 or above"),
+            (self.reward.margin.is_finite(), "reward.margin", self.reward.margin, "a number"),
+            (ppo.kl_coefficient >= 0.0 && ppo.kl_coefficient.is_finite(), "ppo.kl_coefficient", ppo.kl_coefficient, "0 or above"),
+            (ppo.kl_target.is_none_or(open), "ppo.kl_target", ppo.kl_target.unwrap_or(0.0), "above 0"),
+            (open(ppo.kl_horizon), "ppo.kl_horizon", ppo.kl_horizon, "above 0"),
+            ((0.0..=1.0).contains(&ppo.gamma), "ppo.gamma", ppo.gamma, "in [0, 1]"),
+            ((0.0..=1.0).contains(&ppo.lambda), "ppo.lambda", ppo.lambda, "in [0, 1]"),
+            (open(ppo.clip), "ppo.clip", ppo.clip, "above 0"),
+            (open(ppo.value_clip_dense), "ppo.value_clip_dense", ppo.value_clip_dense, "above 0"),
+            (open(ppo.value_clip_bandit), "ppo.value_clip_bandit", ppo.value_clip_bandit, "above 0"),
+            ((0.0..1.0).contains(&self.data.held_out_share), "data.held_out_share", self.data.held_out_share, "in [0, 1)"),
+            (self.normalizer.std_floor.is_none_or(open), "normalizer.std_floor", self.normalizer.std_floor.unwrap_or(0.0), "above 0"),
+        ];
+        if let Some((_, key, value, allowed)) = checks.iter().find(|(holds, ..)| !holds) {
+            return range(key, format!("{value}; expected {allowed}"));
+        }
+        if let Some(problem) = self.sampling().problem() {
+            return range("sampling", problem);
+        }
+        if let Some(problem) = self.model_config(1, 1).problem() {
+            return range("model", problem);
+        }
+        let optimizers = [
+            ("sft.optimizer", &self.sft.optimizer),
+            ("reward.optimizer", &self.reward.optimizer),
+            ("ppo.actor", &self.ppo.actor),
+            ("ppo.critic", &self.ppo.critic),
+        ];
+        for (key, optimizer) in optimizers {
+            if let Some(problem) = optimizer.problem() {
+                return range(key, problem);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `a.b=value` as the table `{a: {b: value}}`; a value that is no TOML is taken as a string.
+fn parse_set(set: &str) -> Result<toml::Table, String> {
+    let Some((key, value)) = set.split_once('=') else {
+        return Err("expected key=value, such as ppo.iterations=24".into());
+    };
+    let (key, value) = (key.trim(), value.trim());
+    let parsed: Result<toml::Table, _> = format!("{key} = {value}").parse();
+    parsed
+        .or_else(|_| format!("{key} = {}", toml::Value::from(value)).parse())
+        .map_err(|error: toml::de::Error| error.message().to_owned())
+}
+
+/// Lays `over` over `table`, section by section.
+fn merge(table: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (table.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                table.insert(key, value);
+            }
+        }
+    }
+}
