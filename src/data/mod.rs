@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod diagnostics;
+pub mod error;
 pub mod letters;
 pub mod pairs;
 pub mod tokenizer;

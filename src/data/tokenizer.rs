@@ -1,1 +1,604 @@
-//! To be written.
+//! Text to token ids and back, as a Hugging Face `tokenizer.json` says.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::chat::RoleFormat;
+use super::error::DataError;
+
+const TOKENIZER: &str = "tokenizer.json";
+const CONFIG: &str = "tokenizer_config.json";
+/// Our own key of `tokenizer_config.json`.
+const ROLE_FORMAT: &str = "role_format";
+/// What a decoder writes for bytes that are no character (yet).
+const NO_CHARACTER: char = '\u{FFFD}';
+
+/// A tokenizer, its end-of-sequence and padding tokens, and the role format of its prompts.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    eos: u32,
+    pad: u32,
+    role_format: RoleFormat,
+    /// By token id; its length is the vocabulary's size.
+    sentence_ends: Vec<bool>,
+    /// `tokenizer_config.json` as read, so that saving keeps the keys of others.
+    config: Map<String, Value>,
+}
+
+impl Tokenizer {
+    /// The tokenizer in a folder: `tokenizer.json`, and what `tokenizer_config.json` says of it.
+    ///
+    /// EOS and PAD are `eos_token` and `pad_token` of `tokenizer_config.json`, else `eos_token_id`
+    /// and `pad_token_id` of `generation_config.json`, else of `config.json`; of a list of ids, the
+    /// first. PAD falls back to EOS. Without `role_format` (our own key of
+    /// `tokenizer_config.json`), prompts are written in [`RoleFormat::default`].
+    ///
+    /// # Errors
+    ///
+    /// A [`DataError`] where a file cannot be read or understood, a named token is not in the
+    /// vocabulary, or no file names EOS ([`DataError::NoEos`]).
+    pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
+        let path = dir.join(TOKENIZER);
+        let text =
+            fs::read(&path).map_err(|source| DataError::Read { path: path.clone(), source })?;
+        let inner = parse(&path, &text)?;
+        let config = read_settings(&dir.join(CONFIG))?.unwrap_or_default();
+        let eos = named_token(dir, &config, &inner, "eos_token")?
+            .ok_or_else(|| DataError::NoEos { path: dir.into() })?;
+        let pad = named_token(dir, &config, &inner, "pad_token")?.unwrap_or(eos);
+        let role_format = match config.get(ROLE_FORMAT) {
+            None => RoleFormat::default(),
+            Some(value) => read_role_format(value, &dir.join(CONFIG))?,
+        };
+        Self::new(&path, inner, eos, pad, role_format, config)
+    }
+
+    /// The tokenizer of the text of a `tokenizer.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Tokenizer`] where `json` is no tokenizer, [`DataError::UnknownToken`] where
+    /// `eos` or `pad` is not in its vocabulary.
+    pub fn from_json(
+        json: &str,
+        eos: &str,
+        pad: &str,
+        role_format: RoleFormat,
+    ) -> Result<Self, DataError> {
+        let path = Path::new(TOKENIZER);
+        let inner = parse(path, json.as_bytes())?;
+        let eos = id_of(&inner, eos, path, "eos_token")?;
+        let pad = id_of(&inner, pad, path, "pad_token")?;
+        // The class by which transformers loads any tokenizer.json.
+        let class = ("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+        Self::new(path, inner, eos, pad, role_format, Map::from_iter([class]))
+    }
+
+    fn new(
+        path: &Path,
+        inner: tokenizers::Tokenizer,
+        eos: u32,
+        pad: u32,
+        role_format: RoleFormat,
+        config: Map<String, Value>,
+    ) -> Result<Self, DataError> {
+        let special: BTreeSet<u32> = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter_map(|(id, token)| token.special.then_some(id))
+            .chain([eos, pad])
+            .collect();
+        let ids = inner.get_vocab(true).into_values().collect::<Vec<_>>();
+        let size = ids.iter().max().map_or(0, |&largest| largest as usize + 1);
+        let mut sentence_ends = vec![false; size];
+        for id in ids {
+            let text = inner.decode(&[id], false).map_err(|error| not_a_tokenizer(path, &error))?;
+            sentence_ends[id as usize] = !special.contains(&id) && ends_sentence(&text);
+        }
+        Ok(Self { inner, eos, pad, role_format, sentence_ends, config })
+    }
+
+    /// The token ids of `text`: no special token is added, those written in the text are
+    /// recognised.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Encode`] where the vocabulary has no token for a part of the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        match self.inner.encode_fast(text, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(DataError::Encode { reason: error.to_string() }),
+        }
+    }
+
+    /// The text of token ids, special tokens kept; ids outside the vocabulary add nothing.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.inner
+            .decode(ids, false)
+            .expect("decoders accept all tokens; each was tried when loaded")
+    }
+
+    /// The text that each token adds.
+    ///
+    /// Joined, the pieces are [`Tokenizer::decode`] of all ids, for byte-level BPE and for
+    /// word-level tokenizers without a decoder. A token that ends inside a character adds `""`; the
+    /// token that completes the character adds it.
+    pub fn pieces(&self, ids: &[u32]) -> Vec<String> {
+        // ids[context..done] are the last tokens whose text is out: decoders look back at them.
+        let (mut context, mut done) = (0, 0);
+        let mut pieces = Vec::with_capacity(ids.len());
+        for end in 1..=ids.len() {
+            let before = self.decode(&ids[context..done]);
+            let text = self.decode(&ids[context..end]);
+            if text.ends_with(NO_CHARACTER) && end < ids.len() {
+                pieces.push(String::new());
+                continue;
+            }
+            let piece = text.get(before.len()..).unwrap_or_default().to_owned();
+            if !piece.is_empty() {
+                context = done;
+            }
+            done = end;
+            pieces.push(piece);
+        }
+        pieces
+    }
+
+    /// The id of the token that ends a response.
+    pub fn eos(&self) -> u32 {
+        self.eos
+    }
+
+    /// The id of the token that fills a batch; may be EOS.
+    pub fn pad(&self) -> u32 {
+        self.pad
+    }
+
+    /// The largest token id plus one.
+    pub fn vocab_size(&self) -> usize {
+        self.sentence_ends.len()
+    }
+
+    /// By token id, whether the token ends a sentence: its text, trimmed at the right, ends in one
+    /// of `.!?。！？`, or it contains a newline. Special tokens never do.
+    ///
+    /// A mark that the vocabulary splits over several byte-level tokens is not seen.
+    pub fn sentence_ends(&self) -> &[bool] {
+        &self.sentence_ends
+    }
+
+    /// How prompts are written out.
+    pub fn role_format(&self) -> &RoleFormat {
+        &self.role_format
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` such that [`Tokenizer::from_dir`] gives
+    /// the same tokenizer; other keys of the `tokenizer_config.json` it came from are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Write`] where a file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), DataError> {
+        let write = |name: &str, text: String| {
+            let path = dir.join(name);
+            fs::write(&path, text).map_err(|source| DataError::Write { path, source })
+        };
+        let token =
+            |id| self.inner.id_to_token(id).expect("EOS and PAD were found in the vocabulary");
+        let mut config = self.config.clone();
+        config.insert("eos_token".into(), token(self.eos).into());
+        config.insert("pad_token".into(), token(self.pad).into());
+        config.insert(ROLE_FORMAT.into(), json!(self.role_format));
+        fs::create_dir_all(dir).map_err(|source| DataError::Write { path: dir.into(), source })?;
+        write(TOKENIZER, self.inner.to_string(true).expect("a tokenizer read from JSON is JSON"))?;
+        write(CONFIG, format!("{:#}\n", Value::Object(config)))
+    }
+}
+
+/// The role format in `value`, which the key [`ROLE_FORMAT`] of `path` holds.
+fn read_role_format(value: &Value, path: &Path) -> Result<RoleFormat, DataError> {
+    serde_json::from_value(value.clone()).map_err(|error| DataError::TokenizerSetting {
+        path: path.into(),
+        key: ROLE_FORMAT.into(),
+        expected: format!("an object of the texts system, user and assistant ({error})"),
+    })
+}
+
+/// Whether a token of this text ends a sentence.
+fn ends_sentence(text: &str) -> bool {
+    text.contains('\n') || text.trim_end().ends_with(['.', '!', '?', '。', '！', '？'])
+}
+
+/// The tokenizer in `text`, which came from `path`; it neither cuts nor pads, whatever the file
+/// says.
+fn parse(path: &Path, text: &[u8]) -> Result<tokenizers::Tokenizer, DataError> {
+    let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
+    let mut inner =
+        tokenizers::Tokenizer::from_bytes(text).map_err(|error| not_a_tokenizer(path, &error))?;
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(|error| not_a_tokenizer(path, &error))?;
+    Ok(inner)
+}
+
+fn not_a_tokenizer(path: &Path, error: &tokenizers::Error) -> DataError {
+    DataError::Tokenizer { path: path.into(), reason: error.to_string() }
+}
+
+/// The object in a settings file, or `None` where there is no such file.
+fn read_settings(path: &Path) -> Result<Option<Map<String, Value>>, DataError> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text))
+            .map(Some)
+            .map_err(|error| DataError::json(path, 1, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(DataError::Read { path: path.into(), source }),
+    }
+}
+
+/// The id of the special token that the folder's settings call `key`, such as `eos_token`.
+fn named_token(
+    dir: &Path,
+    config: &Map<String, Value>,
+    inner: &tokenizers::Tokenizer,
+    key: &str,
+) -> Result<Option<u32>, DataError> {
+    let wrong = |path: &Path, key: &str, expected: &str| DataError::TokenizerSetting {
+        path: path.into(),
+        key: key.into(),
+        expected: expected.into(),
+    };
+    let path = dir.join(CONFIG);
+    match config.get(key) {
+        None | Some(Value::Null) => {}
+        Some(value) => {
+            let token = value.get("content").unwrap_or(value).as_str();
+            let token =
+                token.ok_or_else(|| wrong(&path, key, "a text, or an object with `content`"))?;
+            return id_of(inner, token, &path, key).map(Some);
+        }
+    }
+    let key = &format!("{key}_id");
+    for path in [dir.join("generation_config.json"), dir.join("config.json")] {
+        let settings = read_settings(&path)?.unwrap_or_default();
+        let id = match settings.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(ids)) => ids.first().and_then(Value::as_u64),
+            Some(value) => value.as_u64(),
+        };
+        let id = id.ok_or_else(|| wrong(&path, key, "a token id, or a list of token ids"))?;
+        return match u32::try_from(id).ok().filter(|&id| inner.id_to_token(id).is_some()) {
+            Some(id) => Ok(Some(id)),
+            None => Err(DataError::UnknownToken { path, key: key.clone(), token: id.to_string() }),
+        };
+    }
+    Ok(None)
+}
+
+/// The id of `token`, which the key `key` of `path` names.
+fn id_of(
+    inner: &tokenizers::Tokenizer,
+    token: &str,
+    path: &Path,
+    key: &str,
+) -> Result<u32, DataError> {
+    inner.token_to_id(token).ok_or_else(|| DataError::UnknownToken {
+        path: path.into(),
+        key: key.into(),
+        token: format!("{token:?}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde::Deserialize;
+    use std::path::PathBuf;
+    use tempfile::TempDir;
+
+    fn fixture() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizer")
+    }
+
+    /// Bytes of characters as tokens: multibyte characters are split over several.
+    fn byte_level() -> Tokenizer {
+        Tokenizer::from_dir(&fixture()).unwrap()
+    }
+
+    const WORDS: [&str; 10] =
+        ["<unk>", "<eos>", "<pad>", "the", "room", "was", "clean", ".", "naïve", "e.g."];
+
+    fn word_level_json() -> String {
+        let vocab = WORDS.iter().enumerate().map(|(id, &word)| (word.into(), id.into()));
+        json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "model": {
+                "type": "WordLevel",
+                "vocab": vocab.collect::<Map<String, Value>>(),
+                "unk_token": "<unk>",
+            },
+        })
+        .to_string()
+    }
+
+    fn word_level() -> Tokenizer {
+        let format = RoleFormat::new("{} ", "{} ", "{} ").unwrap();
+        Tokenizer::from_json(&word_level_json(), "<eos>", "<pad>", format).unwrap()
+    }
+
+    /// A folder with the fixture's tokenizer.json and these settings files.
+    fn folder(files: &[(&str, &str)]) -> TempDir {
+        let dir = TempDir::new().unwrap();
+        fs::copy(fixture().join(TOKENIZER), dir.path().join(TOKENIZER)).unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    fn eos_and_pad(files: &[(&str, &str)]) -> (u32, u32) {
+        let tokenizer = Tokenizer::from_dir(folder(files).path()).unwrap();
+        (tokenizer.eos(), tokenizer.pad())
+    }
+
+    #[derive(Deserialize)]
+    struct Golden {
+        text: String,
+        ids: Vec<u32>,
+        decoded: String,
+    }
+
+    #[test]
+    fn ids_and_text_are_those_of_transformers() {
+        let tokenizer = byte_level();
+        let text = fs::read_to_string(fixture().join("plain.json")).unwrap();
+        for golden in serde_json::from_str::<Vec<Golden>>(&text).unwrap() {
+            assert_eq!(tokenizer.encode(&golden.text).unwrap(), golden.ids);
+            assert_eq!(tokenizer.decode(&golden.ids), golden.decoded);
+        }
+        assert_eq!((tokenizer.eos(), tokenizer.pad(), tokenizer.vocab_size()), (2, 0, 400));
+        assert_eq!(tokenizer.role_format(), &RoleFormat::default());
+    }
+
+    #[test]
+    fn special_tokens_are_recognised_kept_and_never_added() {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode("<|user|>The hotel<|eos|>").unwrap();
+        assert_eq!(ids, [4, 291, 386, 2]);
+        assert_eq!(tokenizer.decode(&ids), "<|user|>The hotel<|eos|>");
+        assert!(tokenizer.encode("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_character_comes_with_the_token_that_completes_it() {
+        let tokenizer = byte_level();
+        // No merge covers 語 (E8 AA 9E): three tokens of one byte each.
+        let ids = tokenizer.encode("a語.").unwrap();
+        assert_eq!(tokenizer.pieces(&ids), ["a", "", "", "語", "."]);
+        // Cut inside the character: its bytes are shown as they decode, at the end.
+        assert_eq!(tokenizer.pieces(&ids[..3]), ["a", "", "\u{FFFD}"]);
+    }
+
+    #[test]
+    fn words_come_with_the_space_before_them() {
+        let tokenizer = word_level();
+        let ids = tokenizer.encode("the naïve  room\nburned .").unwrap();
+        assert_eq!(ids, [3, 8, 4, 0, 7]);
+        assert_eq!(tokenizer.decode(&ids), "the naïve room <unk> .");
+        assert_eq!(tokenizer.pieces(&ids), ["the", " naïve", " room", " <unk>", " ."]);
+        // An id outside the vocabulary adds nothing.
+        assert_eq!(tokenizer.pieces(&[99, 3, 99, 4]), ["", "the", "", " room"]);
+    }
+
+    /// Llama-2's and Phi-3's kind: a mark for spaces, and bytes where a character has no token.
+    #[test]
+    fn pieces_join_to_the_text_with_byte_fallback() {
+        let json = json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ]},
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ]},
+            "model": {"type": "BPE", "byte_fallback": true, "unk_token": "</s>", "merges": [], "vocab":
+                {"</s>": 0, "▁": 1, "a": 2, "b": 3, "<0xC3>": 4, "<0xA9>": 5, "<0x0A>": 6}},
+        });
+        let tokenizer =
+            Tokenizer::from_json(&json.to_string(), "</s>", "</s>", RoleFormat::default()).unwrap();
+        let ids = tokenizer.encode("a éb\n a").unwrap();
+        assert_eq!(ids, [1, 2, 1, 4, 5, 3, 6, 1, 2]);
+        assert_eq!(tokenizer.pieces(&ids), ["", "a", " ", "", "é", "b", "\n", " ", "a"]);
+        assert_eq!(tokenizer.sentence_ends(), [false, false, false, false, false, false, true]);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_join_to_the_text(
+            text in "\\PC{0,40}",
+            ids in prop::collection::vec(0u32..410, 0..40),
+        ) {
+            for tokenizer in [byte_level(), word_level()] {
+                for ids in [tokenizer.encode(&text).unwrap(), ids.clone()] {
+                    let pieces = tokenizer.pieces(&ids);
+                    prop_assert_eq!(pieces.len(), ids.len());
+                    prop_assert_eq!(pieces.concat(), tokenizer.decode(&ids));
+                }
+            }
+            // Byte-level BPE loses nothing.
+            let tokenizer = byte_level();
+            prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text).unwrap()), text);
+        }
+
+        #[test]
+        fn raw_bytes_are_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let dir = folder(&[]);
+            fs::write(dir.path().join(CONFIG), &bytes).unwrap();
+            prop_assert!(Tokenizer::from_dir(dir.path()).is_err());
+            fs::write(dir.path().join(TOKENIZER), &bytes).unwrap();
+            let error = Tokenizer::from_dir(dir.path()).unwrap_err();
+            prop_assert!(matches!(error, DataError::Tokenizer { .. }), "{}", error);
+        }
+    }
+
+    #[test]
+    fn sentences_end_at_marks_and_newlines() {
+        for text in [".", " end.", "!", "?\n", "a\nb", "\n\n", ". ", "。", "！", "？ "] {
+            assert!(ends_sentence(text), "{text:?}");
+        }
+        for text in ["", " ", ",", "a", ".5", "。a", ".\""] {
+            assert!(!ends_sentence(text), "{text:?}");
+        }
+        let words = word_level();
+        let ends = words.sentence_ends().iter().enumerate().filter(|(_, ends)| **ends);
+        assert_eq!(ends.map(|(id, _)| WORDS[id]).collect::<Vec<_>>(), [".", "e.g."]);
+        let bytes = byte_level();
+        assert_eq!(bytes.sentence_ends().len(), bytes.vocab_size());
+        for id in 0..400 {
+            let text = bytes.decode(&[id]);
+            let expected = ["!", ".", "?", "\n"].contains(&text.as_str());
+            assert_eq!(bytes.sentence_ends()[id as usize], expected, "{id} {text:?}");
+        }
+    }
+
+    #[test]
+    fn special_tokens_end_no_sentence() {
+        let format = RoleFormat::default();
+        let json = word_level_json();
+        let tokenizer = Tokenizer::from_json(&json, ".", "e.g.", format).unwrap();
+        assert!(!tokenizer.sentence_ends().contains(&true));
+    }
+
+    #[test]
+    fn eos_and_pad_come_from_the_first_file_that_names_them() {
+        let names = r#"{"eos_token": "<|end|>", "pad_token": null}"#;
+        let objects =
+            r#"{"eos_token": {"content": "<|end|>"}, "pad_token": {"content": "<|pad|>"}}"#;
+        let generation = r#"{"eos_token_id": [5, 6], "pad_token_id": 1}"#;
+        let model = r#"{"eos_token_id": 3}"#;
+        assert_eq!(eos_and_pad(&[(CONFIG, names)]), (6, 6));
+        assert_eq!(eos_and_pad(&[(CONFIG, objects), ("config.json", model)]), (6, 0));
+        assert_eq!(eos_and_pad(&[(CONFIG, names), ("generation_config.json", generation)]), (6, 1));
+        let both = [("generation_config.json", generation), ("config.json", model)];
+        assert_eq!(eos_and_pad(&both), (5, 1));
+        assert_eq!(eos_and_pad(&[("config.json", model)]), (3, 3));
+    }
+
+    #[test]
+    fn each_bad_setting_is_its_error() {
+        let failure = |files: &[(&str, &str)]| {
+            let dir = folder(files);
+            let error = Tokenizer::from_dir(dir.path()).unwrap_err();
+            let text = error.to_string().replace(dir.path().to_str().unwrap(), "DIR");
+            (error, text)
+        };
+        let (error, text) = failure(&[]);
+        assert!(matches!(error, DataError::NoEos { .. }));
+        assert!(
+            text.starts_with("DIR: no end-of-sequence token; name one as `eos_token`"),
+            "{text}"
+        );
+        let (error, text) = failure(&[(CONFIG, "{\n\"eos_token\" 3}")]);
+        assert!(matches!(error, DataError::Json { line: 2, column: 13, .. }));
+        assert!(text.starts_with("DIR/tokenizer_config.json:2: not JSON (expected `:`"), "{text}");
+        let (error, text) = failure(&[(CONFIG, r#"{"eos_token": 3}"#)]);
+        assert!(matches!(error, DataError::TokenizerSetting { .. }));
+        assert_eq!(
+            text,
+            "DIR/tokenizer_config.json: `eos_token` must be a text, or an object with `content`"
+        );
+        let (error, text) = failure(&[(CONFIG, r#"{"eos_token": "</s>"}"#)]);
+        assert!(matches!(error, DataError::UnknownToken { .. }));
+        assert_eq!(
+            text,
+            "DIR/tokenizer_config.json: `eos_token` is \"</s>\", which the tokenizer's vocabulary does \
+             not hold"
+        );
+        for bad in ["[]", "-1", "\"2\"", "1.5"] {
+            let (error, text) =
+                failure(&[("config.json", &format!(r#"{{"eos_token_id": {bad}}}"#))]);
+            assert!(matches!(error, DataError::TokenizerSetting { .. }));
+            assert_eq!(
+                text,
+                "DIR/config.json: `eos_token_id` must be a token id, or a list of token ids"
+            );
+        }
+        for bad in ["400", "4294967298"] {
+            let (error, _) = failure(&[("config.json", &format!(r#"{{"eos_token_id": {bad}}}"#))]);
+            assert!(matches!(error, DataError::UnknownToken { token, .. } if token == bad));
+        }
+        let format = r#"{"system": "", "user": "", "assistant": ""}"#;
+        let config = format!(r#"{{"eos_token": "<|eos|>", "role_format": {format}}}"#);
+        let (error, text) = failure(&[(CONFIG, &config)]);
+        assert!(matches!(error, DataError::TokenizerSetting { .. }));
+        assert!(
+            text.contains("`role_format` must be an object") && text.contains("exactly one {}")
+        );
+        let error = Tokenizer::from_dir(Path::new("no/such/folder")).unwrap_err();
+        assert!(matches!(error, DataError::Read { .. }));
+        assert!(error.to_string().starts_with("no/such/folder/tokenizer.json: cannot be read"));
+        let error =
+            Tokenizer::from_json("{}", "<eos>", "<eos>", RoleFormat::default()).unwrap_err();
+        assert!(matches!(error, DataError::Tokenizer { .. }));
+    }
+
+    #[test]
+    fn a_text_without_tokens_is_an_error() {
+        let json = word_level_json().replace("\"<unk>\":0,", "");
+        let tokenizer =
+            Tokenizer::from_json(&json, "<eos>", "<pad>", RoleFormat::default()).unwrap();
+        let error = tokenizer.encode("a word").unwrap_err();
+        assert!(matches!(error, DataError::Encode { .. }));
+    }
+
+    #[test]
+    fn a_file_that_cuts_or_pads_does_neither() {
+        let json = word_level_json().replacen(
+            "{",
+            r#"{"truncation":{"direction":"Right","max_length":2,"strategy":"LongestFirst","stride":0},
+            "padding":{"strategy":{"Fixed":8},"direction":"Right","pad_to_multiple_of":null,"pad_id":2,
+            "pad_type_id":0,"pad_token":"<pad>"},"#,
+            1,
+        );
+        let tokenizer =
+            Tokenizer::from_json(&json, "<eos>", "<pad>", RoleFormat::default()).unwrap();
+        assert_eq!(tokenizer.encode("the room was clean").unwrap(), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn saved_and_read_again_it_is_the_same() {
+        let config = r#"{"eos_token": "<|end|>", "chat_template": "kept", "pad_token": "<|bos|>"}"#;
+        let given = folder(&[(CONFIG, config)]);
+        let saved = TempDir::new().unwrap();
+        for before in [Tokenizer::from_dir(given.path()).unwrap(), byte_level(), word_level()] {
+            let dir = saved.path().join("a/b");
+            before.save(&dir).unwrap();
+            let after = Tokenizer::from_dir(&dir).unwrap();
+            assert_eq!((after.eos(), after.pad()), (before.eos(), before.pad()));
+            assert_eq!(after.role_format(), before.role_format());
+            assert_eq!(after.sentence_ends(), before.sentence_ends());
+            assert_eq!(
+                after.inner.to_string(false).unwrap(),
+                before.inner.to_string(false).unwrap()
+            );
+            let kept = before.config.get("chat_template");
+            assert_eq!(after.config.get("chat_template"), kept);
+        }
+        let file = saved.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = word_level().save(&file).unwrap_err();
+        assert!(matches!(error, DataError::Write { .. }));
+    }
+}

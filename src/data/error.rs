@@ -1,0 +1,233 @@
+//! What can be wrong with data and tokenizer files: which file, which line, what was expected, what
+//! to do.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A fault in a data file, a tokenizer, or what was asked of them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A file cannot be read.
+    #[error("{path}: cannot be read ({source}); check the path and its permissions")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("{path}: cannot be written ({source}); check the path, its permissions and the disk")]
+    Write {
+        /// The file or its folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A line is not UTF-8.
+    #[error("{path}:{line}: not UTF-8 (byte {byte} of the line); save the file as UTF-8")]
+    Utf8 {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The first byte that is not UTF-8, from 1.
+        byte: usize,
+    },
+    /// A line of a data file, or a whole settings file, is not JSON.
+    #[error("{path}:{line}: not JSON ({reason}, column {column}); expected one JSON object")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The column, from 1.
+        column: usize,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A value has the wrong JSON type.
+    #[error("{path}:{line}: {key} is {found}; expected {expected}")]
+    WrongType {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// Where in the line, such as `` `chosen[1].content` ``.
+        key: String,
+        /// The type that was expected.
+        expected: &'static str,
+        /// The type that was found.
+        found: &'static str,
+    },
+    /// A line lacks a key (a null counts as missing).
+    #[error("{path}:{line}: the key `{key}` is missing; a line is {layouts}")]
+    MissingKey {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The missing key.
+        key: String,
+        /// The layouts that a line may have.
+        layouts: &'static str,
+    },
+    /// A message has a role other than system, user or assistant.
+    #[error("{path}:{line}: the role of `{key}` is {role:?}; expected system, user or assistant")]
+    UnknownRole {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The message, such as `chosen[1]`.
+        key: String,
+        /// The role found.
+        role: String,
+    },
+    /// A message list that holds a response does not end with the assistant's.
+    #[error("{path}:{line}: `{which}` must end with a message of the assistant: the response")]
+    NoResponse {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key of the list.
+        which: String,
+    },
+    /// A response holds no token, or white space only.
+    #[error("{path}:{line}: the response in `{which}` is empty; remove the line")]
+    EmptyResponse {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key that holds the response.
+        which: String,
+    },
+    /// A prompt holds no message or no token.
+    #[error("{path}:{line}: the prompt is empty; a model needs at least one token to start from")]
+    EmptyPrompt {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// Two places in a line that must hold the same prompt do not.
+    #[error(
+        "{path}:{line}: `{left}` and `{right}` have different prompts; both must answer the same \
+         one"
+    )]
+    PromptMismatch {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// One key.
+        left: &'static str,
+        /// The other key.
+        right: &'static str,
+    },
+    /// The tokenizer cannot encode a text of this line.
+    #[error("{path}:{line}: {source}")]
+    EncodeLine {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What the tokenizer says.
+        source: Box<DataError>,
+    },
+    /// A file of preference pairs holds none.
+    #[error("{path}: no preference pairs; expected one JSON object a line")]
+    NoPairs {
+        /// The data file.
+        path: PathBuf,
+    },
+    /// A file of prompts holds none.
+    #[error("{path}: no prompts; expected one JSON object a line")]
+    NoPrompts {
+        /// The data file.
+        path: PathBuf,
+    },
+    /// A file of conversations holds none.
+    #[error("{path}: no conversations; expected one JSON object a line")]
+    NoConversations {
+        /// The data file.
+        path: PathBuf,
+    },
+    /// A token limit is too small to hold anything.
+    #[error("the limit of {name} is {value}; it must be at least {least}")]
+    Limit {
+        /// Which limit.
+        name: &'static str,
+        /// Its value.
+        value: usize,
+        /// The least value.
+        least: usize,
+    },
+    /// A tokenizer file is no tokenizer.
+    #[error("{path}: not a tokenizer ({reason}); expected a Hugging Face tokenizer.json")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the tokenizer library says.
+        reason: String,
+    },
+    /// A tokenizer's settings hold a value of the wrong kind.
+    #[error("{path}: `{key}` must be {expected}")]
+    TokenizerSetting {
+        /// The settings file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// The end-of-sequence or padding token is not in the vocabulary.
+    #[error("{path}: `{key}` is {token}, which the tokenizer's vocabulary does not hold")]
+    UnknownToken {
+        /// The file that names the token.
+        path: PathBuf,
+        /// The key that names it.
+        key: String,
+        /// The token or its id.
+        token: String,
+    },
+    /// No file says which token ends a sequence.
+    #[error(
+        "{path}: no end-of-sequence token; name one as `eos_token` in tokenizer_config.json or \
+         `eos_token_id` in generation_config.json or config.json"
+    )]
+    NoEos {
+        /// The tokenizer's folder.
+        path: PathBuf,
+    },
+    /// A role's format does not hold exactly one `{}`.
+    #[error(
+        "the format of the role {role} is {format:?}; it must hold exactly one {{}}, the content's \
+         place"
+    )]
+    RoleFormat {
+        /// The role.
+        role: &'static str,
+        /// Its format.
+        format: String,
+    },
+    /// The tokenizer cannot encode a text.
+    #[error("the tokenizer cannot encode the text ({reason})")]
+    Encode {
+        /// What the tokenizer library says.
+        reason: String,
+    },
+}
+
+impl DataError {
+    /// The error for a JSON fault in the text that starts at line `first` of `path`.
+    pub(super) fn json(path: &std::path::Path, first: usize, error: &serde_json::Error) -> Self {
+        let (line, column) = (error.line(), error.column());
+        let reason = error.to_string();
+        let place = format!(" at line {line} column {column}");
+        let reason = reason.strip_suffix(&place).unwrap_or(&reason).to_owned();
+        Self::Json { path: path.into(), line: first + line.max(1) - 1, column, reason }
+    }
+}
