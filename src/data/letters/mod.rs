@@ -2,7 +2,7 @@
 //!
 //! A prompt asks for a letter to a named person about a place, and says which two topics that person
 //! loves and which one not. A letter is a greeting and a few clauses on topics, each praising or
-//! scolding something with one quality word. A program scores it ([`gold`]), so that a learned reward
+//! scolding something with one quality word. A program scores it ([`gold()`]), so that a learned reward
 //! can be compared with the truth for each token, phrase and clause.
 //!
 //! | module | holds |
