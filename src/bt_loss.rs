@@ -1,1 +1,80 @@
-//! To be written: see paper/equations.md.
+//! E4: the Bradley-Terry loss of pairs of responses, and DPO's beside it as a baseline.
+//!
+//! ```text
+//! L(φ) = -E ln σ(e_φ(x, y_w) - e_φ(x, y_l) - m)
+//! ```
+//!
+//! With one segment a response this is the bandit's loss: only the scores know of segments.
+
+use burn::tensor::{Tensor, activation::log_sigmoid};
+
+/// E4: the mean over pairs of `-ln σ(chosen - rejected - margin)`.
+///
+/// Finite wherever the scores are: the logarithm of the sigmoid is taken without an overflow.
+///
+/// # Shapes
+///
+/// `[P], [P], [P] -> [1]`, for P pairs. No margin is a margin of 0.
+///
+/// # Examples
+///
+/// ```
+/// # use burn::tensor::{Device, Tensor};
+/// use segment_rlhf::bt_loss::segment_bt_loss;
+/// // Equal scores: -ln σ(0) = ln 2.
+/// let score = Tensor::<1>::from_floats([3.0], &Device::flex());
+/// let loss = segment_bt_loss(score.clone(), score, None).into_scalar::<f32>();
+/// assert!((loss - 2f32.ln()).abs() < 1e-6);
+/// ```
+pub fn segment_bt_loss(
+    chosen: Tensor<1>,
+    rejected: Tensor<1>,
+    margin: Option<Tensor<1>>,
+) -> Tensor<1> {
+    let difference = chosen - rejected;
+    let difference = match margin {
+        Some(margin) => difference - margin,
+        None => difference,
+    };
+    log_sigmoid(difference).mean().neg()
+}
+
+/// The DPO loss and the rewards it implies.
+#[derive(Clone, Debug)]
+pub struct DpoLoss {
+    /// Mean over pairs, `[1]`.
+    pub loss: Tensor<1>,
+    /// `β (ln π_θ(y_w|x) - ln π_SFT(y_w|x))`, `[P]`, detached.
+    pub chosen_rewards: Tensor<1>,
+    /// `β (ln π_θ(y_l|x) - ln π_SFT(y_l|x))`, `[P]`, detached.
+    pub rejected_rewards: Tensor<1>,
+}
+
+/// Direct preference optimisation, a baseline that needs no reward model.
+///
+/// # Formula
+///
+/// `-(1-s) ln σ(d) - s ln σ(-d)`, `d = reward(y_w) - reward(y_l)`, label smoothing s in [0, 0.5).
+/// With s = 0 it is E4 of the implied rewards.
+///
+/// # Shapes
+///
+/// Log-probabilities of whole responses, in nats: `[P]` each.
+///
+/// # Source
+///
+/// Rafailov et al. 2023; the official code's `DPOLoss`.
+pub fn dpo_loss(
+    policy_chosen: Tensor<1>,
+    policy_rejected: Tensor<1>,
+    ref_chosen: Tensor<1>,
+    ref_rejected: Tensor<1>,
+    beta: f64,
+    label_smoothing: f64,
+) -> DpoLoss {
+    let chosen = (policy_chosen - ref_chosen) * beta;
+    let rejected = (policy_rejected - ref_rejected) * beta;
+    let loss = segment_bt_loss(chosen.clone(), rejected.clone(), None) * (1.0 - label_smoothing)
+        + segment_bt_loss(rejected.clone(), chosen.clone(), None) * label_smoothing;
+    DpoLoss { loss, chosen_rewards: chosen.detach(), rejected_rewards: rejected.detach() }
+}

@@ -1,1 +1,105 @@
-//! To be written: see paper/equations.md.
+//! E9 and E10: the clipped losses of policy and critic, over tokens.
+//!
+//! ```text
+//! E9    -min(ρ A, clip(ρ, 1-ε, 1+ε) A),      ρ = π_θ(y_i|·) / π_old(y_i|·)
+//! E10   ½ max((V - R)², (V_old + clip(V - V_old, -ε_v, ε_v) - R)²)
+//! ```
+//!
+//! Both are averaged over the tokens of a sequence, then over sequences.
+
+use burn::tensor::{Bool, Tensor};
+
+/// E9 and what to log beside it.
+#[derive(Clone, Debug)]
+pub struct PolicyLoss {
+    /// The loss, `[1]`.
+    pub loss: Tensor<1>,
+    /// The share of tokens whose clipped term was the lesser, and so gave no gradient, `[1]`, detached.
+    pub clip_fraction: Tensor<1>,
+    /// The mean of ρ, `[1]`, detached: exactly 1 for a policy that has not moved yet.
+    pub ratio: Tensor<1>,
+}
+
+/// E9: the clipped policy loss.
+///
+/// # Shapes
+///
+/// `[B, T]` each. The mask is true at response tokens, each row's at least one; the others are never
+/// read. Averages are [`sequence_mean`]'s.
+///
+/// # Source
+///
+/// Schulman et al. 2017; ε = 0.2 in section 2.3. The gradient at a tie of the two terms is the
+/// unclipped one's, which inside the clip range is the same.
+pub fn policy_loss(
+    log_probs: Tensor<2>,
+    old_log_probs: Tensor<2>,
+    advantages: Tensor<2>,
+    mask: Tensor<2, Bool>,
+    clip: f64,
+) -> PolicyLoss {
+    let padding = mask.clone().bool_not();
+    let advantages = advantages.mask_fill(padding.clone(), 0.0);
+    let log_ratio =
+        log_probs.mask_fill(padding.clone(), 0.0) - old_log_probs.mask_fill(padding, 0.0);
+    let ratio = log_ratio.exp();
+    let unclipped = ratio.clone() * advantages.clone();
+    let clipped = ratio.clone().clamp(1.0 - clip, 1.0 + clip) * advantages;
+    let is_clipped = clipped.clone().lower(unclipped.clone());
+    let clipped_tokens = ratio.clone().detach().zeros_like().mask_fill(is_clipped, 1.0);
+    PolicyLoss {
+        loss: sequence_mean(unclipped.min_pair(clipped), mask.clone()).neg(),
+        clip_fraction: sequence_mean(clipped_tokens, mask.clone()),
+        ratio: sequence_mean(ratio.detach(), mask),
+    }
+}
+
+/// E10: the clipped value loss, `[1]`.
+///
+/// # Shapes
+///
+/// `[B, T]` each. The mask is true at response tokens, each row's at least one; the others are never
+/// read.
+///
+/// # Source
+///
+/// Section 2.3 takes ε_v = 0.25 for dense rewards and 0.2 for the bandit; the factor ½ is the
+/// official code's.
+pub fn value_loss(
+    values: Tensor<2>,
+    old_values: Tensor<2>,
+    returns: Tensor<2>,
+    mask: Tensor<2, Bool>,
+    clip: f64,
+) -> Tensor<1> {
+    let padding = mask.clone().bool_not();
+    let values = values.mask_fill(padding.clone(), 0.0);
+    let old_values = old_values.mask_fill(padding.clone(), 0.0);
+    let returns = returns.mask_fill(padding, 0.0);
+    let clipped = old_values.clone() + (values.clone() - old_values).clamp(-clip, clip);
+    let unclipped_error = (values - returns.clone()).square();
+    let clipped_error = (clipped - returns).square();
+    sequence_mean(unclipped_error.max_pair(clipped_error), mask) * 0.5
+}
+
+/// The mean over the masked tokens of each row, then over rows: every response weighs the same.
+///
+/// # Shapes
+///
+/// `[B, T], [B, T] -> [1]`. A row without a masked token counts as 0.
+///
+/// # Examples
+///
+/// ```
+/// # use burn::tensor::{Bool, Device, Tensor};
+/// use segment_rlhf::ppo::sequence_mean;
+/// let device = Device::flex();
+/// let x = Tensor::<2>::from_floats([[1.0, 3.0], [6.0, f32::NAN]], &device);
+/// let mask = Tensor::<2, Bool>::from_data([[true, true], [true, false]], &device);
+/// assert_eq!(sequence_mean(x, mask).into_scalar::<f32>(), 4.0); // (2 + 6) / 2
+/// ```
+pub fn sequence_mean(x: Tensor<2>, mask: Tensor<2, Bool>) -> Tensor<1> {
+    let padding = mask.bool_not();
+    let tokens = x.clone().detach().ones_like().mask_fill(padding.clone(), 0.0).sum_dim(1); // [B, 1]
+    (x.mask_fill(padding, 0.0).sum_dim(1) / tokens.clamp_min(1.0)).mean()
+}
