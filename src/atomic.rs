@@ -26,26 +26,28 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Those of `fill`, and whatever the system says; `dir` is then untouched.
-pub fn write_dir<E: From<io::Error>>(
+/// Those of `fill`, and whatever the system says, through `io`; `dir` is then untouched.
+pub fn write_dir<E>(
     dir: &Path,
+    io: impl Fn(io::Error) -> E,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
     let temporary = sibling(dir, "tmp");
-    remove_dir(&temporary)?;
-    fs::create_dir_all(&temporary)?;
+    remove_dir(&temporary).and_then(|()| fs::create_dir_all(&temporary)).map_err(&io)?;
     if let Err(error) = fill(&temporary) {
         let _ = remove_dir(&temporary);
         return Err(error);
     }
     let old = sibling(dir, "old");
-    remove_dir(&old)?;
-    if dir.exists() {
-        fs::rename(dir, &old)?;
-    }
-    fs::rename(&temporary, dir)?;
-    remove_dir(&old)?;
-    Ok(())
+    let replace = || {
+        remove_dir(&old)?;
+        if dir.exists() {
+            fs::rename(dir, &old)?;
+        }
+        fs::rename(&temporary, dir)?;
+        remove_dir(&old)
+    };
+    replace().map_err(io)
 }
 
 /// Removes the folder `dir` if it is there.

@@ -1,6 +1,6 @@
 //! Settings: read from TOML, overridden key by key, checked once.
 //!
-//! The defaults stand in one place that a person can read, `experiments/quick.toml`; a settings file and
+//! The defaults stand in one place that a person can read, `experiments/default.toml`; a settings file and
 //! `--set` override single keys of it. Unknown keys are refused.
 
 use std::path::{Path, PathBuf};
@@ -15,9 +15,11 @@ use crate::normalizer::Regression;
 use crate::segment_reward::Aggregation;
 use crate::segmentation::{Actions, EosPolicy};
 
-/// The defaults: the embedded task at the size of a laptop.
+/// Every setting with its default.
+pub const DEFAULTS: &str = include_str!("../../experiments/default.toml");
+/// The preset `quick`, as overrides of [`DEFAULTS`].
 pub const QUICK: &str = include_str!("../../experiments/quick.toml");
-/// The larger preset, as overrides of [`QUICK`].
+/// The preset `full`, as overrides of [`DEFAULTS`].
 pub const FULL: &str = include_str!("../../experiments/full.toml");
 
 /// Why settings were refused.
@@ -63,7 +65,7 @@ pub enum SettingsError {
     },
 }
 
-/// The resolved settings of a run; every key is documented in `experiments/quick.toml`.
+/// The resolved settings of a run; every key is documented in `experiments/default.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)] // each key is documented, with its unit, where its default stands
@@ -80,6 +82,7 @@ pub struct Settings {
     pub sampling: SamplingSettings,
     pub ppo: PpoSettings,
     pub evaluation: EvaluationSettings,
+    pub reproduce: ReproduceSettings,
     pub checkpoint: CheckpointSettings,
 }
 
@@ -130,6 +133,10 @@ section! {
 section! {
     /// The section `[evaluation]`.
     EvaluationSettings { prompts: usize, samples: usize }
+}
+section! {
+    /// The section `[reproduce]`.
+    ReproduceSettings { methods: Vec<Method>, seeds: usize, jobs: usize }
 }
 section! {
     /// The section `[checkpoint]`.
@@ -274,7 +281,7 @@ impl Settings {
         overlays: &[(String, String)],
         sets: &[String],
     ) -> Result<Self, SettingsError> {
-        let mut table: toml::Table = QUICK.parse().expect("the defaults parse");
+        let mut table: toml::Table = DEFAULTS.parse().expect("the defaults parse");
         for (origin, text) in overlays {
             let toml = |message: String| SettingsError::Toml { origin: origin.clone(), message };
             let overlay: toml::Table =
@@ -306,7 +313,7 @@ impl Settings {
     }
 
     /// The defaults.
-    pub fn quick() -> Self {
+    pub fn defaults() -> Self {
         Self::resolve(&[], &[]).expect("the defaults hold")
     }
 
@@ -343,6 +350,12 @@ impl Settings {
     pub fn sampling(&self) -> Sampling {
         let s = &self.sampling;
         Sampling { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p }
+    }
+
+    /// How an action's reward spreads over its tokens: the setting, but for methods with one reward a
+    /// response, whose reward stands at the end as published.
+    pub fn interpolation(&self) -> Interpolation {
+        if self.method.is_dense() { self.ppo.interpolation } else { Interpolation::LastToken }
     }
 
     /// Refuses sampling that draws from anything but the policy itself.
@@ -385,6 +398,9 @@ impl Settings {
             ("ppo.evaluate_every", self.ppo.evaluate_every),
             ("evaluation.prompts", self.evaluation.prompts),
             ("evaluation.samples", self.evaluation.samples),
+            ("reproduce.methods", self.reproduce.methods.len()),
+            ("reproduce.seeds", self.reproduce.seeds),
+            ("reproduce.jobs", self.reproduce.jobs),
             ("checkpoint.every", self.checkpoint.every),
         ];
         if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {

@@ -1,0 +1,80 @@
+//! Everything that can end a command, with its exit code.
+
+use std::path::PathBuf;
+
+use crate::data::error::DataError;
+use crate::experiment::folder::FolderError;
+use crate::experiment::settings::SettingsError;
+use crate::model::CheckpointError;
+use crate::model::optim::NonFinite;
+use crate::normalizer::NormalizerError;
+use crate::segmentation::SegmentationError;
+
+/// Why a stage ended before its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Settings were refused.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// Data or a tokenizer was refused.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A model could not be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A run folder could not be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A response could not be cut into segments.
+    #[error(transparent)]
+    Segmentation(#[from] SegmentationError),
+    /// A normalizer could not be fitted, or must not be used.
+    #[error("normalizer: {0}")]
+    Normalizer(#[from] NormalizerError),
+    /// Training left the numbers.
+    #[error(transparent)]
+    NonFinite(#[from] NonFinite),
+    /// A file made for one model was given with another.
+    #[error("{path}: made for the {what} {expected}, but this run has {found}; {remedy}")]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// What it belongs to.
+        what: &'static str,
+        /// The fingerprint or name that the file names.
+        expected: String,
+        /// That of the run.
+        found: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A device that this build or this machine lacks.
+    #[error("--device {name}: {problem}")]
+    Device {
+        /// The device.
+        name: &'static str,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// Arguments that do not go together.
+    #[error("{0}")]
+    Usage(String),
+    /// The run was stopped by a signal or by `--stop-after`; its checkpoint is written.
+    #[error("stopped; run the same command again to go on from the checkpoint in {dir}")]
+    Interrupted {
+        /// The stage's folder.
+        dir: PathBuf,
+    },
+}
+
+impl Error {
+    /// The program's exit status: 2 for input that was refused, 130 for a stop, 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Interrupted { .. } => 130,
+            Self::NonFinite(_) => 1,
+            _ => 2,
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! A stage's folder: its settings, its metrics, its checkpoints, its result.
+//!
+//! ```text
+//! settings.toml    what the folder was started with: settings, inputs, version, device, seed
+//! metrics.jsonl    one line a step or iteration; the same numbers in every run with one seed
+//! timings.jsonl    seconds and tokens a second of the same steps
+//! checkpoints/     the last two, each whole: step-00000100/{*.safetensors, *.adamw, state.json, manifest.json}
+//! model/           the result in Hugging Face's layout
+//! summary.json     the result in figures; its presence says that the stage is finished
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic;
+use crate::rng::fnv1a;
+
+/// Why a run folder could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FolderError {
+    /// The system refused a read or write.
+    #[error("{path}: {source}; the run's last checkpoint, if any, is intact")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file in the folder is not what it should be.
+    #[error("{path}: not the expected content: {detail}; move the folder away, or name another with --run")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The folder was started with other settings.
+    #[error("{dir}: started with other settings:{}\nname another folder with --run, remove this one, or give the same settings", differences.iter().map(|d| format!("\n  {d}")).collect::<String>())]
+    OtherSettings {
+        /// The folder.
+        dir: PathBuf,
+        /// `key: there, here` for each key that differs.
+        differences: Vec<String>,
+    },
+    /// A stage needs another one's result.
+    #[error("{dir}: not there or not finished; run `segment-rlhf {command}` first")]
+    Missing {
+        /// The stage's folder.
+        dir: PathBuf,
+        /// The command that makes it.
+        command: String,
+    },
+    /// Every checkpoint is damaged.
+    #[error("{dir}: every checkpoint is damaged ({detail}); remove the folder to start the stage again")]
+    NoGoodCheckpoint {
+        /// The folder of the checkpoints.
+        dir: PathBuf,
+        /// Which, and how.
+        detail: String,
+    },
+}
+
+/// A stage's folder, opened for the settings that it was started with.
+pub struct StageFolder {
+    dir: PathBuf,
+    /// What a damaged checkpoint was, where the one before it was used instead.
+    pub warnings: Vec<String>,
+}
+
+/// Files of one moment: models, optimizer states, counters.
+#[derive(Default)]
+pub struct Checkpoint {
+    /// Optimizer steps or PPO iterations done.
+    pub step: usize,
+    /// Content by file name.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+/// The sizes and hashes by which a damaged checkpoint is recognised.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    step: usize,
+    files: BTreeMap<String, Entry>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq)]
+struct Entry {
+    bytes: usize,
+    fnv1a: String,
+}
+
+impl Entry {
+    fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len(), fnv1a: format!("{:016x}", fnv1a(bytes)) }
+    }
+}
+
+impl Checkpoint {
+    /// The file `name`; empty if the checkpoint lacks it.
+    pub fn file(&self, name: &str) -> &[u8] {
+        self.files.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl StageFolder {
+    /// Opens `dir` for a stage with the given `record` (settings, inputs, device, seed), creating it if it is
+    /// not there.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::OtherSettings`] when the folder was started with another record;
+    /// [`FolderError::Io`] and [`FolderError::Corrupt`].
+    pub fn open(dir: PathBuf, record: &toml::Table) -> Result<Self, FolderError> {
+        let path = dir.join("settings.toml");
+        if let Some(text) = read_if_there(&path)? {
+            let old: toml::Table = String::from_utf8_lossy(&text).parse().map_err(
+                |error: toml::de::Error| FolderError::Corrupt {
+                    path: path.clone(),
+                    detail: error.to_string(),
+                },
+            )?;
+            let differences = differences(&old, record);
+            if !differences.is_empty() {
+                return Err(FolderError::OtherSettings { dir, differences });
+            }
+        } else {
+            fs::create_dir_all(&dir).map_err(io_at(&dir))?;
+            let text = toml::to_string(record).expect("a table serialises");
+            atomic::write_file(&path, text.as_bytes()).map_err(io_at(&path))?;
+        }
+        Ok(Self { dir, warnings: Vec::new() })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The result of a finished stage.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Io`] and [`FolderError::Corrupt`].
+    pub fn summary<T: DeserializeOwned>(&self) -> Result<Option<T>, FolderError> {
+        let path = self.dir.join("summary.json");
+        match read_if_there(&path)? {
+            None => Ok(None),
+            Some(bytes) => parse(&path, &bytes).map(Some),
+        }
+    }
+
+    /// Marks the stage as finished, with its result, and removes its checkpoints.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Io`].
+    pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
+        write_json(&self.dir.join("summary.json"), summary)?;
+        let checkpoints = self.dir.join("checkpoints");
+        atomic::remove_dir(&checkpoints).map_err(io_at(&checkpoints))
+    }
+
+    /// Writes a checkpoint and keeps the one before it.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Io`]; the earlier checkpoints are then intact.
+    pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), FolderError> {
+        let checkpoints = self.dir.join("checkpoints");
+        let path = checkpoints.join(format!("step-{:08}", checkpoint.step));
+        fs::create_dir_all(&checkpoints).map_err(io_at(&checkpoints))?;
+        atomic::write_dir(&path, io_at(&path), |dir| {
+            let entry = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Entry::of(bytes));
+            let files = checkpoint.files.iter().map(entry).collect();
+            for (name, bytes) in &checkpoint.files {
+                let path = dir.join(name);
+                atomic::write_file(&path, bytes).map_err(io_at(&path))?;
+            }
+            let manifest = Manifest { step: checkpoint.step, files };
+            write_json(&dir.join("manifest.json"), &manifest)
+        })?;
+        for old in self.checkpoint_dirs()?.iter().rev().skip(2) {
+            atomic::remove_dir(old).map_err(io_at(old))?;
+        }
+        Ok(())
+    }
+
+    /// The newest undamaged checkpoint; damaged ones are named in `warnings`.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::NoGoodCheckpoint`] when there are checkpoints and all are damaged.
+    pub fn latest(&mut self) -> Result<Option<Checkpoint>, FolderError> {
+        let dirs = self.checkpoint_dirs()?;
+        let mut damaged = Vec::new();
+        for dir in dirs.iter().rev() {
+            match read_checkpoint(dir) {
+                Ok(checkpoint) => {
+                    self.warnings.extend(damaged);
+                    return Ok(Some(checkpoint));
+                }
+                Err(detail) => damaged
+                    .push(format!("{}: damaged ({detail}); using the one before it", dir.display())),
+            }
+        }
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        let dir = self.dir.join("checkpoints");
+        Err(FolderError::NoGoodCheckpoint { dir, detail: damaged.join("; ") })
+    }
+
+    /// Opens the log `name` and drops what stands behind its first `lines` lines.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Io`].
+    pub fn log(&self, name: &str, lines: usize) -> Result<Log, FolderError> {
+        let path = self.dir.join(name);
+        let text = read_if_there(&path)?.unwrap_or_default();
+        let kept: Vec<u8> =
+            text.split_inclusive(|&byte| byte == b'\n').take(lines).flatten().copied().collect();
+        atomic::write_file(&path, &kept).map_err(io_at(&path))?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(io_at(&path))?;
+        Ok(Log { path, file, lines })
+    }
+
+    fn checkpoint_dirs(&self) -> Result<Vec<PathBuf>, FolderError> {
+        let dir = self.dir.join("checkpoints");
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(io_at(&dir))?,
+        };
+        let mut dirs = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(io_at(&dir))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+                dirs.push(path);
+            }
+        }
+        dirs.sort();
+        Ok(dirs)
+    }
+}
+
+/// A file of JSON lines that grows.
+pub struct Log {
+    path: PathBuf,
+    file: File,
+    lines: usize,
+}
+
+impl Log {
+    /// Appends one line.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Io`].
+    pub fn write<T: Serialize>(&mut self, line: &T) -> Result<(), FolderError> {
+        let mut text = serde_json::to_string(line).expect("a plain struct serialises");
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(io_at(&self.path))?;
+        self.lines += 1;
+        Ok(())
+    }
+
+    /// Lines written so far.
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+}
+
+/// Writes `value` as JSON to `path`, whole or not at all.
+///
+/// # Errors
+///
+/// [`FolderError::Io`].
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
+    let text = serde_json::to_vec_pretty(value).expect("a plain struct serialises");
+    atomic::write_file(path, &text).map_err(io_at(path))
+}
+
+/// Reads JSON from `path`; `command` is what makes the file where it is missing.
+///
+/// # Errors
+///
+/// [`FolderError::Missing`], [`FolderError::Io`] and [`FolderError::Corrupt`].
+pub fn read_json<T: DeserializeOwned>(path: &Path, command: &str) -> Result<T, FolderError> {
+    let bytes = read_if_there(path)?.ok_or_else(|| FolderError::Missing {
+        dir: path.to_owned(),
+        command: command.to_owned(),
+    })?;
+    parse(path, &bytes)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, FolderError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| FolderError::Corrupt { path: path.to_owned(), detail: error.to_string() })
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FolderError::Io { path: path.to_owned(), source }),
+    }
+}
+
+fn io_at(path: &Path) -> impl Fn(io::Error) -> FolderError {
+    let path = path.to_owned();
+    move |source| FolderError::Io { path: path.clone(), source }
+}
+
+fn read_checkpoint(dir: &Path) -> Result<Checkpoint, String> {
+    let read = |name: &str| fs::read(dir.join(name)).map_err(|error| format!("{name}: {error}"));
+    let manifest: Manifest = serde_json::from_slice(&read("manifest.json")?)
+        .map_err(|error| format!("manifest.json: {error}"))?;
+    let mut checkpoint = Checkpoint { step: manifest.step, files: BTreeMap::new() };
+    for (name, entry) in manifest.files {
+        let bytes = read(&name)?;
+        if Entry::of(&bytes) != entry {
+            return Err(format!("{name}: {} bytes that are not the {} written", bytes.len(), entry.bytes));
+        }
+        checkpoint.files.insert(name, bytes);
+    }
+    Ok(checkpoint)
+}
+
+/// Each key in which two tables differ, with both values; the program's version may differ.
+fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
+    fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
+        match value {
+            toml::Value::Table(table) => {
+                for (key, value) in table {
+                    let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                    flatten(&path, value, into);
+                }
+            }
+            value => {
+                into.insert(prefix.to_owned(), value.to_string());
+            }
+        }
+    }
+    let flat = |table: &toml::Table| {
+        let mut flat = BTreeMap::new();
+        flatten("", &toml::Value::Table(table.clone()), &mut flat);
+        flat.remove("version");
+        flat
+    };
+    let (old, new) = (flat(old), flat(new));
+    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let show = |value: Option<&String>| value.cloned().unwrap_or_else(|| "absent".into());
+    keys.iter()
+        .filter(|key| old.get(**key) != new.get(**key))
+        .map(|key| format!("{key}: {} there, {} here", show(old.get(*key)), show(new.get(*key))))
+        .collect()
+}

@@ -1,0 +1,4 @@
+//! Settings and run folders.
+
+pub mod folder;
+pub mod settings;

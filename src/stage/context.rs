@@ -1,0 +1,169 @@
+//! What every stage of a run shares: settings, device, folders, stop and progress.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+
+use crate::control::{Progress, Stop};
+use crate::device::DeviceName;
+use crate::error::Error;
+use crate::experiment::folder::{FolderError, StageFolder};
+use crate::experiment::settings::{Method, Settings};
+use crate::model::checkpoint::{self, WEIGHTS};
+use crate::rng::fnv1a;
+
+/// A run: where it lives, what it runs on, and its settings.
+#[derive(Clone)]
+pub struct Context {
+    /// The checked settings.
+    pub settings: Settings,
+    /// The device's name.
+    pub device_name: DeviceName,
+    /// The device, without autodiff.
+    pub device: Device,
+    /// The run's folder.
+    pub run: PathBuf,
+    /// The model to start from, in place of the run's own SFT model.
+    pub model: Option<PathBuf>,
+    /// The reward model's folder, in place of the run's own.
+    pub reward_model: Option<PathBuf>,
+    /// Preference pairs or conversations in JSONL, in place of the embedded task.
+    pub data: Option<PathBuf>,
+    /// Prompts in JSONL, in place of those of `data`.
+    pub prompts: Option<PathBuf>,
+    /// Asks the run to end.
+    pub stop: Stop,
+    /// Shows how far it is.
+    pub progress: Progress,
+    /// Written before stage names on display, to tell parallel runs apart.
+    pub label: String,
+}
+
+impl Context {
+    /// A run with the given settings in the folder `run`, on the embedded task.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`].
+    pub fn new(settings: Settings, device_name: DeviceName, run: PathBuf) -> Result<Self, Error> {
+        Ok(Self {
+            settings,
+            device_name,
+            device: device_name.open()?,
+            run,
+            model: None,
+            reward_model: None,
+            data: None,
+            prompts: None,
+            stop: Stop::default(),
+            progress: Progress::silent(),
+            label: String::new(),
+        })
+    }
+
+    /// The folder of the SFT stage.
+    pub fn sft_dir(&self) -> PathBuf {
+        self.run.join("sft")
+    }
+
+    /// The folder of one stage of the run's method.
+    pub fn method_dir(&self, method: Method, stage: &str) -> PathBuf {
+        self.run.join(method.name()).join(stage)
+    }
+
+    /// The folder of the model that serves as SFT model and reference.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Missing`] when the run has none yet.
+    pub fn reference_dir(&self) -> Result<PathBuf, FolderError> {
+        match &self.model {
+            Some(dir) => Ok(dir.clone()),
+            None => require(self.sft_dir(), "sft").map(|dir| dir.join("model")),
+        }
+    }
+
+    /// The folder of the finished reward stage that the run's method uses.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Missing`] when the run has none yet.
+    pub fn reward_dir(&self) -> Result<PathBuf, FolderError> {
+        let method = self.settings.method.reward_model();
+        let own = self.method_dir(method, "reward");
+        let dir = self.reward_model.clone().unwrap_or(own);
+        require(dir, &format!("train-reward --method {}", method.name()))
+    }
+
+    /// Opens the folder `dir` for a stage that depends on the named sections of the settings and on
+    /// `inputs`, each a name and a fingerprint.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError`].
+    pub fn open(
+        &self,
+        dir: PathBuf,
+        stage: &str,
+        sections: &[&str],
+        inputs: &[(&str, String)],
+    ) -> Result<StageFolder, FolderError> {
+        let all = toml::Table::try_from(&self.settings).expect("settings serialise");
+        let mut record = toml::Table::new();
+        let mut put = |key: &str, value: &str| record.insert(key.into(), value.into());
+        put("version", env!("CARGO_PKG_VERSION"));
+        put("stage", stage);
+        put("device", self.device_name.name());
+        put("dtype", "f32");
+        let mut table = toml::Table::new();
+        table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
+        record.insert("inputs".into(), table.into());
+        let mut settings = toml::Table::new();
+        for section in ["seed"].iter().chain(sections) {
+            settings.insert((*section).into(), all[*section].clone());
+        }
+        record.insert("settings".into(), settings.into());
+        StageFolder::open(dir, &record)
+    }
+
+    /// A stage's name on display.
+    pub fn title(&self, stage: &str) -> String {
+        if self.label.is_empty() { stage.to_owned() } else { format!("{} {stage}", self.label) }
+    }
+
+    /// Ends the stage if a stop was asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`].
+    pub fn interrupted(&self, dir: &Path) -> Error {
+        Error::Interrupted { dir: dir.to_owned() }
+    }
+}
+
+/// `dir`, if the stage in it is finished.
+fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
+    if dir.join("summary.json").exists() {
+        Ok(dir)
+    } else {
+        Err(FolderError::Missing { dir, command: command.to_owned() })
+    }
+}
+
+/// A fingerprint of the file at `path`.
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`] when it cannot be read.
+pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
+    Ok(format!("{:016x}", fnv1a(&checkpoint::read(path)?)))
+}
+
+/// A fingerprint of the model in the folder `dir`.
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`] when it cannot be read.
+pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
+    file_fingerprint(&dir.join(WEIGHTS))
+}

@@ -1,0 +1,227 @@
+//! Evaluating a policy on held-out prompts, against the SFT model.
+
+use serde::{Deserialize, Serialize};
+
+use super::context::{Context, model_fingerprint};
+use super::score::Scorer;
+use super::task::Task;
+use crate::data::letters::ClauseKind;
+use crate::error::Error;
+use crate::kl::k1;
+use crate::model::generate::{Generation, generate, view_tokens};
+use crate::model::{CausalLm, ModelConfig};
+use crate::report::metrics::{mean, standard_error};
+use crate::rng::stream;
+
+/// Figures of one model's responses to the held-out prompts. Means are over responses; standard errors
+/// over prompts, whose samples are averaged first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Gold reward, where the truth is known.
+    pub gold: Option<f64>,
+    /// Its standard error.
+    pub gold_error: Option<f64>,
+    /// e_φ of the run's reward model.
+    pub sequence_score: f64,
+    /// Its standard error.
+    pub sequence_score_error: Option<f64>,
+    /// Share of responses that beat the SFT model's to the same prompt (ties count half), by gold reward
+    /// where it is known, else by e_φ; absent for the SFT model itself.
+    pub win_rate: Option<f64>,
+    /// Its standard error.
+    pub win_rate_error: Option<f64>,
+    /// KL from the reference (k1), nats a response.
+    pub kl: f64,
+    /// Tokens of a response, EOS included.
+    pub tokens: f64,
+    /// Segments of a response.
+    pub segments: f64,
+    /// Clauses that repeat an earlier one, a response; where the truth is known.
+    pub repeats: Option<f64>,
+    /// Share of responses that ended in EOS.
+    pub eos_rate: f64,
+}
+
+/// Responses with their judgements.
+pub struct Judged {
+    /// The prompts' tokens, one for each response.
+    pub prompts: Vec<Vec<u32>>,
+    /// The responses' tokens.
+    pub responses: Vec<Vec<u32>>,
+    /// What the judge says of each: gold reward, or e_φ.
+    pub scores: Vec<f64>,
+    /// The figures, without the win rate.
+    pub evaluation: Evaluation,
+}
+
+/// Evaluation of models on one set of prompts, with the same random draws for every model.
+pub struct Evaluator<'a> {
+    /// Settings and seed.
+    pub context: &'a Context,
+    /// The truth, where it is known.
+    pub task: &'a Task,
+    /// Reference and reward model.
+    pub scorer: &'a Scorer,
+    prompts: Vec<Vec<u32>>,
+}
+
+impl<'a> Evaluator<'a> {
+    /// An evaluator on the first held-out prompts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Data`].
+    pub fn new(context: &'a Context, task: &'a Task, scorer: &'a Scorer) -> Result<Self, Error> {
+        let mut prompts = task.prompts(context)?.held_out;
+        prompts.truncate(context.settings.evaluation.prompts);
+        Ok(Self { context, task, scorer, prompts })
+    }
+
+    /// Samples the model's responses and judges them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Segmentation`] and [`Error::NonFinite`].
+    pub fn judge(&self, model: &CausalLm, config: &ModelConfig) -> Result<Judged, Error> {
+        let settings = &self.context.settings;
+        let eos = self.task.tokenizer.eos();
+        let generation = Generation {
+            sampling: settings.sampling(),
+            max_new_tokens: settings.sampling.max_new_tokens,
+            eos,
+        };
+        let samples = settings.evaluation.samples;
+        let prompts: Vec<Vec<u32>> =
+            self.prompts.iter().flat_map(|p| std::iter::repeat_n(p.clone(), samples)).collect();
+        let mut responses = Vec::with_capacity(prompts.len());
+        for (number, chunk) in prompts.chunks(settings.ppo.rollouts).enumerate() {
+            let rows: Vec<&[u32]> = chunk.iter().map(Vec::as_slice).collect();
+            let mut rng = stream(settings.seed, "evaluation", number as u64);
+            responses.extend(generate(model, config, &rows, generation, &mut rng));
+        }
+        let rows: Vec<(&[u32], &[u32])> =
+            prompts.iter().zip(&responses).map(|(p, r)| (&p[..], &r[..])).collect();
+        let views = view_tokens(model, &rows, settings.ppo.rows_at_once);
+        let scored = self.scorer.score(&rows, 0)?;
+        let gold: Option<Vec<_>> = rows.iter().map(|(p, r)| self.task.gold(p, r)).collect();
+        let sequence: Vec<f64> = scored.iter().map(|s| s.sequence_score).collect();
+        let rewards = gold.as_ref().map(|gold| gold.iter().map(|g| g.reward()).collect::<Vec<_>>());
+        let kl = views.iter().zip(&scored).map(|(view, scored)| {
+            let pairs = view.log_probs.iter().zip(&scored.reference.log_probs);
+            pairs.map(|(&l, &reference)| k1(f64::from(l), f64::from(reference))).sum::<f64>()
+        });
+        let by_prompt = |values: &[f64]| standard_error(&averages(values, samples));
+        let repeats = |gold: &Vec<crate::data::letters::Gold>| {
+            mean(gold.iter().map(|g| g.count(ClauseKind::Repeat) as f64))
+        };
+        let evaluation = Evaluation {
+            gold: rewards.as_ref().map(|rewards| mean(rewards.iter().copied())),
+            gold_error: rewards.as_ref().and_then(|rewards| by_prompt(rewards)),
+            sequence_score: mean(sequence.iter().copied()),
+            sequence_score_error: by_prompt(&sequence),
+            win_rate: None,
+            win_rate_error: None,
+            kl: mean(kl),
+            tokens: mean(responses.iter().map(|r| r.len() as f64)),
+            segments: mean(scored.iter().map(|s| s.segments.len() as f64)),
+            repeats: gold.as_ref().map(repeats),
+            eos_rate: mean(responses.iter().map(|r| f64::from(r.last() == Some(&eos)))),
+        };
+        let scores = rewards.unwrap_or(sequence);
+        Ok(Judged { prompts, responses, scores, evaluation })
+    }
+
+    /// Adds the win rate of `judged` over `baseline`, which answered the same prompts.
+    pub fn compare(&self, judged: &mut Judged, baseline: &Judged) {
+        let wins: Vec<f64> = judged
+            .scores
+            .iter()
+            .zip(&baseline.scores)
+            .map(|(a, b)| if a == b { 0.5 } else { f64::from(a > b) })
+            .collect();
+        let samples = self.context.settings.evaluation.samples;
+        judged.evaluation.win_rate = Some(mean(wins.iter().copied()));
+        judged.evaluation.win_rate_error = standard_error(&averages(&wins, samples));
+    }
+}
+
+/// The averages of consecutive groups of `size`.
+fn averages(values: &[f64], size: usize) -> Vec<f64> {
+    values.chunks(size).map(|chunk| mean(chunk.iter().copied())).collect()
+}
+
+/// The result of the stage: the SFT model and the policy on the same prompts, and one pair of samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The SFT model.
+    pub before: Evaluation,
+    /// The policy.
+    pub after: Evaluation,
+    /// A held-out prompt, and what each model answered.
+    pub sample: Sample,
+}
+
+/// A prompt and two answers, as token ids.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// The SFT model's response.
+    pub before: Vec<u32>,
+    /// The policy's response.
+    pub after: Vec<u32>,
+}
+
+/// Evaluates the run's policy of the settings' method against the SFT model.
+///
+/// # Errors
+///
+/// Every [`Error`].
+pub fn run(context: &Context) -> Result<Summary, Error> {
+    let settings = &context.settings;
+    let reference_dir = context.reference_dir()?;
+    let policy_dir = context.method_dir(settings.method, "ppo").join("model");
+    if !policy_dir.exists() {
+        let command = format!("ppo --method {}", settings.method.name());
+        let dir = policy_dir;
+        return Err(crate::experiment::folder::FolderError::Missing { dir, command }.into());
+    }
+    let inputs = [
+        ("model", model_fingerprint(&reference_dir)?),
+        ("policy", model_fingerprint(&policy_dir)?),
+    ];
+    let sections = ["method", "data", "segmentation", "sampling", "evaluation"];
+    let dir = context.method_dir(settings.method, "evaluation");
+    let folder = context.open(dir, "evaluate", &sections, &inputs)?;
+    if let Some(summary) = folder.summary()? {
+        return Ok(summary);
+    }
+    let task = Task::open(context, Some(&reference_dir))?;
+    let tokenizer = &task.tokenizer;
+    let rows_at_once = settings.ppo.rows_at_once;
+    let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
+    let (policy, config) = CausalLm::load(&policy_dir, &context.device)?;
+    let evaluator = Evaluator::new(context, &task, &scorer)?;
+    let stage = context.progress.stage(context.title("evaluate"), 2, 0);
+    let before = evaluator.judge(&scorer.reference, &config)?;
+    stage.step("SFT");
+    let mut after = evaluator.judge(&policy, &config)?;
+    evaluator.compare(&mut after, &before);
+    let sample = Sample {
+        prompt: after.prompts[0].clone(),
+        before: before.responses[0].clone(),
+        after: after.responses[0].clone(),
+    };
+    let summary = Summary { before: before.evaluation, after: after.evaluation, sample };
+    folder.finish(&summary)?;
+    stage.finish(describe(&summary));
+    Ok(summary)
+}
+
+fn describe(summary: &Summary) -> String {
+    let score = |e: &Evaluation| e.gold.unwrap_or(e.sequence_score);
+    let name = if summary.after.gold.is_some() { "gold" } else { "reward" };
+    let win = summary.after.win_rate.unwrap_or(f64::NAN);
+    let (before, after) = (score(&summary.before), score(&summary.after));
+    format!("{name} {before:.2} → {after:.2}, win rate {win:.2}, KL {:.2}", summary.after.kl)
+}

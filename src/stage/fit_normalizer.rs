@@ -1,0 +1,180 @@
+//! Fitting the normalizer of a method's rewards on a calibration set (E5).
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::context::{Context, file_fingerprint, model_fingerprint};
+use super::preferences;
+use super::score::Scorer;
+use super::task::Task;
+use crate::error::Error;
+use crate::experiment::folder::{read_json, write_json};
+use crate::experiment::settings::{Method, NormalizerKind};
+use crate::normalizer::{LocationStatistic, Normalizer, location, location_statistics};
+
+/// A normalizer with what it was fitted on: `normalizer.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NormalizerFile {
+    /// The method whose rewards it normalizes.
+    pub method: Method,
+    /// The fingerprint of the reward model.
+    pub reward_model: String,
+    /// The fit.
+    pub normalizer: Normalizer,
+    /// The least location it was checked for: 1 / the longest response in tokens.
+    pub min_location: f64,
+    /// Rewards it was fitted on.
+    pub rewards: usize,
+    /// Mean and standard deviation of the rewards at each location.
+    pub statistics: Vec<LocationStatistic>,
+    /// Share of the variance of the locations' means that the fit explains.
+    pub r_squared_mean: Option<f64>,
+    /// Share of the variance of the locations' standard deviations that the fit explains.
+    pub r_squared_std: Option<f64>,
+}
+
+impl NormalizerFile {
+    /// Reads the normalizer of the run's method and checks it for the scorer's reward model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] when it was fitted for another method or reward model; [`Error::Normalizer`] when
+    /// its Std(p) is not positive at a location that the run will meet; [`Error::Folder`].
+    pub fn read(context: &Context, scorer: &Scorer) -> Result<Self, Error> {
+        let method = context.settings.method;
+        let path = path(context);
+        let command = format!("fit-normalizer --method {}", method.name());
+        let file: Self = read_json(&path, &command)?;
+        let remedy = "fit a normalizer for this one: segment-rlhf fit-normalizer";
+        if file.reward_model != scorer.reward_fingerprint {
+            let found = scorer.reward_fingerprint.clone();
+            let expected = file.reward_model;
+            return Err(Error::Mismatch { path, what: "reward model", expected, found, remedy });
+        }
+        if file.method != method {
+            let (expected, found) = (file.method.name().into(), method.name().into());
+            return Err(Error::Mismatch { path, what: "method", expected, found, remedy });
+        }
+        file.normalizer.check(min_location(context))?;
+        Ok(file)
+    }
+}
+
+fn path(context: &Context) -> PathBuf {
+    context.method_dir(context.settings.method, "normalizer").join("normalizer.json")
+}
+
+/// The first of the most segments that a response of the run can have.
+fn min_location(context: &Context) -> f64 {
+    location(0, context.settings.sampling.max_new_tokens)
+}
+
+/// Fits the normalizer of the run's method over both responses of the training pairs.
+///
+/// # Errors
+///
+/// Every [`Error`]; a fit whose Std(p) is not positive where it will be used is refused, and nothing is
+/// written.
+pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
+    let settings = &context.settings;
+    let reward_dir = context.reward_dir()?;
+    let reference_dir = context.reference_dir()?;
+    let mut inputs = vec![("reward_model", model_fingerprint(&reward_dir.join("model"))?)];
+    if let Some(data) = &context.data {
+        inputs.push(("data", file_fingerprint(data)?));
+    }
+    let sections = ["method", "data", "segmentation", "normalizer", "sampling"];
+    let dir = context.method_dir(settings.method, "normalizer");
+    let folder = context.open(dir, "fit-normalizer", &sections, &inputs)?;
+    if folder.summary::<serde_json::Value>()?.is_some() {
+        return Ok(read_json(&path(context), "fit-normalizer")?);
+    }
+    let task = Task::open(context, Some(&reference_dir))?;
+    let tokenizer = &task.tokenizer;
+    let rows_at_once = 2 * settings.reward.rows_at_once;
+    let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
+    let pairs = preferences::load(context, &task)?.train;
+    let calibration = &pairs[..pairs.len().min(settings.normalizer.pairs)];
+    let rows: Vec<(&[u32], &[u32])> = calibration
+        .iter()
+        .flat_map(|pair| [(&pair.prompt[..], &pair.chosen[..]), (&pair.prompt, &pair.rejected)])
+        .collect();
+    let stage = context.progress.stage(context.title("fit-normalizer"), rows.len().div_ceil(rows_at_once), 0);
+    let mut rewards: Vec<Vec<f64>> = Vec::with_capacity(rows.len());
+    for chunk in rows.chunks(rows_at_once) {
+        rewards.extend(scorer.score(chunk, 0)?.into_iter().map(|scored| scored.rewards));
+        stage.step("");
+    }
+    let min_location = min_location(context);
+    let (normalizer, statistics) = fit(&rewards, context, min_location)?;
+    let r_squared = |actual: fn(&LocationStatistic) -> f64, fitted: &dyn Fn(f64) -> f64| {
+        let points = statistics.iter().map(|s| (actual(s), fitted(s.location)));
+        r_squared(&points.collect::<Vec<_>>())
+    };
+    let file = NormalizerFile {
+        method: settings.method,
+        reward_model: scorer.reward_fingerprint.clone(),
+        normalizer,
+        min_location,
+        rewards: rewards.iter().map(Vec::len).sum(),
+        r_squared_mean: r_squared(|s| s.mean, &|p| normalizer.mean(p)),
+        r_squared_std: r_squared(|s| s.std, &|p| normalizer.std(p)),
+        statistics: statistics.clone(),
+    };
+    write_json(&folder.dir().join("normalizer.json"), &file)?;
+    folder.finish(&file.normalizer)?;
+    stage.finish(describe(&normalizer));
+    Ok(file)
+}
+
+/// The fit that the settings name, over the rewards of each response, and the statistics of each location.
+fn fit(
+    rewards: &[Vec<f64>],
+    context: &Context,
+    min_location: f64,
+) -> Result<(Normalizer, Vec<LocationStatistic>), Error> {
+    let settings = &context.settings.normalizer;
+    let points = rewards.iter().flat_map(|rewards| {
+        rewards.iter().enumerate().map(|(t, &reward)| (location(t, rewards.len()), reward))
+    });
+    let statistics = location_statistics(points.clone());
+    let one_location = statistics.len() == 1;
+    let normalizer = match settings.kind {
+        NormalizerKind::None => Normalizer::None,
+        // One action a response: what is left of the regression is the bandit's mean and deviation.
+        NormalizerKind::Regression if !one_location => Normalizer::fit_location_aware(
+            &statistics,
+            settings.regression,
+            min_location,
+            settings.std_floor,
+        )?,
+        NormalizerKind::Regression | NormalizerKind::Global => {
+            Normalizer::fit_scalar(&points.map(|(_, reward)| reward).collect::<Vec<_>>())?
+        }
+        NormalizerKind::Last => {
+            let last: Vec<f64> = rewards.iter().filter_map(|r| r.last().copied()).collect();
+            Normalizer::fit_scalar(&last)?
+        }
+    };
+    Ok((normalizer, statistics))
+}
+
+/// 1 - residual / total sum of squares, over (actual, fitted); nothing where the actual do not vary.
+fn r_squared(points: &[(f64, f64)]) -> Option<f64> {
+    let mean = points.iter().map(|(actual, _)| actual).sum::<f64>() / points.len() as f64;
+    let total: f64 = points.iter().map(|(actual, _)| (actual - mean).powi(2)).sum();
+    let residual: f64 = points.iter().map(|(actual, fitted)| (actual - fitted).powi(2)).sum();
+    (total > 0.0).then(|| 1.0 - residual / total)
+}
+
+fn describe(normalizer: &Normalizer) -> String {
+    match normalizer {
+        Normalizer::None => "none".into(),
+        Normalizer::Scalar { mean, std } => format!("mean {mean:.3}, std {std:.3}"),
+        Normalizer::LocationAware { w_mean, b_mean, w_std, b_std, .. } => format!(
+            "Mean(p) = {w_mean:.3} ln p + {b_mean:.3}, Std(p) = {w_std:.3} ln p + {b_std:.3}"
+        ),
+    }
+}

@@ -1,0 +1,159 @@
+//! Preference pairs: the user's, or for the embedded task two SFT samples a prompt with a noisy label.
+
+use std::io::BufRead;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::context::{Context, model_fingerprint};
+use super::task::{Split, Task, permutation};
+use crate::atomic;
+use crate::data::letters::{self, Prompt};
+use crate::error::Error;
+use crate::experiment::folder::FolderError;
+use crate::model::CausalLm;
+use crate::model::generate::{Generation, generate};
+use crate::rng::stream;
+
+/// A prompt, two responses, and the truth about them where it is known.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// The preferred response's tokens.
+    pub chosen: Vec<u32>,
+    /// The other response's tokens.
+    pub rejected: Vec<u32>,
+    /// The gold rewards of chosen and rejected.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gold: Option<[f64; 2]>,
+}
+
+/// The result of the stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Pairs to train on.
+    pub pairs: usize,
+    /// Mean |Δ gold| of a pair.
+    pub mean_gap: f64,
+    /// Share of labels that agree with the gold reward: the ceiling of accuracy on noisy labels.
+    pub label_agreement: f64,
+}
+
+/// The run's pairs: read from `--data`, or sampled once into `RUN/preferences`.
+///
+/// # Errors
+///
+/// Every [`Error`].
+pub fn load(context: &Context, task: &Task) -> Result<Split<Pair>, Error> {
+    if let Some(pairs) = task.file_pairs(context)? {
+        let plain = |pairs: Vec<crate::data::pairs::PreferencePair>| {
+            let pair = |p: crate::data::pairs::PreferencePair| Pair {
+                prompt: p.prompt,
+                chosen: p.chosen,
+                rejected: p.rejected,
+                gold: None,
+            };
+            pairs.into_iter().map(pair).collect()
+        };
+        return Ok(Split { train: plain(pairs.train), held_out: plain(pairs.held_out) });
+    }
+    let dir = run(context)?.1;
+    let read = |name: &str| read_pairs(&dir.join(name));
+    Ok(Split { train: read("train.jsonl")?, held_out: read("held_out.jsonl")? })
+}
+
+/// Samples the embedded task's pairs from the reference model, unless that is done.
+///
+/// # Errors
+///
+/// Every [`Error`].
+pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
+    let reference = context.reference_dir()?;
+    let inputs = [("model", model_fingerprint(&reference)?)];
+    let dir = context.run.join("preferences");
+    let folder = context.open(dir, "preferences", &["task", "sampling"], &inputs)?;
+    let dir = folder.dir().to_owned();
+    if let Some(summary) = folder.summary()? {
+        return Ok((summary, dir));
+    }
+    let (model, config) = CausalLm::load(&reference, &context.device)?;
+    let settings = &context.settings;
+    let generation = Generation {
+        sampling: settings.sampling(),
+        max_new_tokens: settings.sampling.max_new_tokens,
+        eos: letters::EOS,
+    };
+    let (train, held_out) = letters::split();
+    let counts = [settings.task.pairs, settings.task.held_out_pairs];
+    let batch = 64;
+    let total = counts.iter().map(|count| count.div_ceil(batch)).sum();
+    let stage = context.progress.stage(context.title("preferences"), total, 0);
+    let sample = |prompts: &[Prompt], count: usize, purpose: &str| {
+        let mut pairs = Vec::with_capacity(count);
+        let order = permutation(settings.seed, purpose, 0, prompts.len());
+        for (number, start) in (0..count).step_by(batch).enumerate() {
+            let mut rng = stream(settings.seed, purpose, 1 + number as u64);
+            let chosen: Vec<&Prompt> = (start..count.min(start + batch))
+                .map(|i| &prompts[order[i % order.len()]])
+                .collect();
+            let tokens: Vec<Vec<u32>> =
+                chosen.iter().flat_map(|p| [p.tokens(), p.tokens()]).collect();
+            let rows: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+            let mut responses = generate(&model, &config, &rows, generation, &mut rng).into_iter();
+            for prompt in chosen {
+                let (first, second) = (responses.next().unwrap(), responses.next().unwrap());
+                pairs.push(label(prompt, first, second, &mut rng));
+            }
+            stage.step("");
+        }
+        pairs
+    };
+    let pairs = sample(&train, counts[0], "pairs");
+    let held_out = sample(&held_out, counts[1], "held-out pairs");
+    write_pairs(&dir.join("train.jsonl"), &pairs)?;
+    write_pairs(&dir.join("held_out.jsonl"), &held_out)?;
+    let gaps: Vec<f64> = pairs.iter().filter_map(|p| p.gold).map(|[c, r]| c - r).collect();
+    let mean = |f: fn(f64) -> f64| gaps.iter().copied().map(f).sum::<f64>() / gaps.len() as f64;
+    let summary = Summary {
+        pairs: pairs.len(),
+        mean_gap: mean(f64::abs),
+        label_agreement: mean(|gap| if gap > 0.0 { 1.0 } else { f64::from(gap == 0.0) / 2.0 }),
+    };
+    folder.finish(&summary)?;
+    let agree = 100.0 * summary.label_agreement;
+    stage.finish(format!("{} pairs, {agree:.1} % of labels agree with gold", pairs.len()));
+    Ok((summary, dir))
+}
+
+/// Orders two responses by a label drawn from their gold rewards.
+fn label(prompt: &Prompt, first: Vec<u32>, second: Vec<u32>, rng: &mut crate::rng::Stream) -> Pair {
+    let gold = [&first, &second].map(|response| letters::gold(prompt, response).reward());
+    let prompt = prompt.tokens();
+    if letters::prefers_first(gold[0], gold[1], rng) {
+        Pair { prompt, chosen: first, rejected: second, gold: Some(gold) }
+    } else {
+        Pair { prompt, chosen: second, rejected: first, gold: Some([gold[1], gold[0]]) }
+    }
+}
+
+fn write_pairs(path: &Path, pairs: &[Pair]) -> Result<(), FolderError> {
+    let line = |pair: &Pair| serde_json::to_string(pair).expect("a plain struct serialises") + "\n";
+    let text: String = pairs.iter().map(line).collect();
+    atomic::write_file(path, text.as_bytes())
+        .map_err(|source| FolderError::Io { path: path.to_owned(), source })
+}
+
+fn read_pairs(path: &Path) -> Result<Vec<Pair>, FolderError> {
+    let io = |source| FolderError::Io { path: path.to_owned(), source };
+    let file = std::io::BufReader::new(std::fs::File::open(path).map_err(io)?);
+    let mut pairs = Vec::new();
+    for (number, line) in file.lines().enumerate() {
+        let pair = serde_json::from_str(&line.map_err(io)?).map_err(|error| FolderError::Corrupt {
+            path: path.to_owned(),
+            detail: format!("line {}: {error}", number + 1),
+        })?;
+        pairs.push(pair);
+    }
+    Ok(pairs)
+}

@@ -1,0 +1,131 @@
+//! Rollouts: sampled responses with everything PPO needs of them, kept on the host (E5 to E8).
+
+use std::ops::Range;
+
+use super::score::Scorer;
+use crate::error::Error;
+use crate::experiment::settings::PpoSettings;
+use crate::gae::{gae, whiten};
+use crate::interpolation::{Interpolation, interpolate};
+use crate::kl::token_rewards;
+use crate::model::generate::{Generation, ReadAt, generate, read_scalars, view_tokens};
+use crate::model::{CausalLm, ModelConfig, ScalarModel};
+use crate::normalizer::Normalizer;
+use crate::rng::Stream;
+
+/// One response, as PPO learns from it. Every list but `segments`, `rewards` and `normalized` has one entry
+/// a response token.
+#[derive(Clone, Debug)]
+pub struct Rollout {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// The response's tokens.
+    pub response: Vec<u32>,
+    /// ln π_θ when it was sampled.
+    pub log_probs: Vec<f32>,
+    /// The policy's entropies, nats; for the log alone.
+    pub entropies: Vec<f32>,
+    /// ln π_SFT.
+    pub ref_log_probs: Vec<f32>,
+    /// V of the state before each token.
+    pub values: Vec<f32>,
+    /// The actions.
+    pub segments: Vec<Range<usize>>,
+    /// r of each action.
+    pub rewards: Vec<f64>,
+    /// r̂ of each action.
+    pub normalized: Vec<f64>,
+    /// e_φ.
+    pub sequence_score: f64,
+    /// r̃: interpolated, clipped, less the KL term.
+    pub token_rewards: Vec<f64>,
+    /// A, whitened over the batch.
+    pub advantages: Vec<f64>,
+    /// A + V before whitening.
+    pub returns: Vec<f64>,
+}
+
+/// The frozen and the current models, and how rewards become advantages.
+pub struct Sampler<'a> {
+    /// The policy, without autodiff.
+    pub policy: &'a CausalLm,
+    /// Its shape.
+    pub config: &'a ModelConfig,
+    /// The critic, without autodiff.
+    pub critic: &'a ScalarModel,
+    /// Reference and reward model.
+    pub scorer: &'a Scorer,
+    /// E5.
+    pub normalizer: &'a Normalizer,
+    /// E6 to E8.
+    pub settings: &'a PpoSettings,
+    /// E6: how an action's reward spreads over its tokens.
+    pub interpolation: Interpolation,
+    /// β now.
+    pub kl_coefficient: f64,
+    /// How tokens are drawn.
+    pub generation: Generation,
+}
+
+impl Sampler<'_> {
+    /// Samples a response to each prompt and computes its rewards and advantages; `step` is what errors
+    /// name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Segmentation`] and [`Error::NonFinite`].
+    pub fn roll_out(
+        &self,
+        prompts: &[&[u32]],
+        rng: &mut Stream,
+        step: usize,
+    ) -> Result<Vec<Rollout>, Error> {
+        let rows_at_once = self.settings.rows_at_once;
+        let responses = generate(self.policy, self.config, prompts, self.generation, rng);
+        let rows: Vec<(&[u32], &[u32])> =
+            prompts.iter().zip(&responses).map(|(&prompt, response)| (prompt, &response[..])).collect();
+        let views = view_tokens(self.policy, &rows, rows_at_once);
+        let values = read_scalars(self.critic, &rows, ReadAt::State, rows_at_once);
+        let scored = self.scorer.score(&rows, step)?;
+        let mut rollouts: Vec<Rollout> = Vec::with_capacity(rows.len());
+        for (((row, view), values), scored) in rows.iter().zip(views).zip(values).zip(scored) {
+            let normalized = self.normalizer.normalize_all(&scored.rewards);
+            let dense = interpolate(self.interpolation, &normalized, &scored.segments, row.1.len());
+            let token_rewards = token_rewards(
+                &dense,
+                &wide(&view.log_probs),
+                &wide(&scored.reference.log_probs),
+                self.kl_coefficient,
+            );
+            let PpoSettings { gamma, lambda, .. } = *self.settings;
+            let estimate = gae(&token_rewards, &wide(&values), gamma, lambda);
+            rollouts.push(Rollout {
+                prompt: row.0.to_vec(),
+                response: row.1.to_vec(),
+                log_probs: view.log_probs,
+                entropies: view.entropies,
+                ref_log_probs: scored.reference.log_probs,
+                values,
+                segments: scored.segments,
+                rewards: scored.rewards,
+                normalized,
+                sequence_score: scored.sequence_score,
+                token_rewards,
+                advantages: estimate.advantages,
+                returns: estimate.returns,
+            });
+        }
+        let mut advantages: Vec<Vec<f64>> =
+            rollouts.iter_mut().map(|rollout| std::mem::take(&mut rollout.advantages)).collect();
+        whiten(&mut advantages);
+        for (rollout, advantages) in rollouts.iter_mut().zip(advantages) {
+            rollout.advantages = advantages;
+        }
+        Ok(rollouts)
+    }
+}
+
+/// f32 of the device as f64 of the host.
+pub fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| f64::from(value)).collect()
+}

@@ -1,0 +1,211 @@
+//! Segments and their rewards: the one place where reference model, reward model, segmentation and
+//! aggregation meet. Reward training, normalizer, rollouts, evaluation and display all read it.
+
+use std::ops::Range;
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use super::context::{Context, model_fingerprint};
+use crate::error::Error;
+use crate::experiment::folder::read_json;
+use crate::experiment::settings::{Method, Settings};
+use crate::model::generate::{ReadAt, TokenView, read_scalars, view_tokens};
+use crate::model::optim::NonFinite;
+use crate::model::{CausalLm, ScalarModel};
+use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
+use crate::segmentation::{Actions, EosPolicy, ResponseView, SegmentationError, segments};
+
+/// Cuts responses into actions.
+#[derive(Clone, Debug)]
+pub struct Segmenter {
+    /// What one action is.
+    pub actions: Actions,
+    /// Whether EOS belongs to the last one.
+    pub eos_policy: EosPolicy,
+    /// The id of EOS.
+    pub eos: u32,
+    /// By token id, whether the token ends a sentence.
+    pub sentence_ends: Vec<bool>,
+}
+
+impl Segmenter {
+    /// The segmenter of a run for the given actions.
+    pub fn new(settings: &Settings, actions: Actions, sentence_ends: &[bool], eos: u32) -> Self {
+        let eos_policy = settings.segmentation.eos;
+        Self { actions, eos_policy, eos, sentence_ends: sentence_ends.to_vec() }
+    }
+
+    /// The segments of `response`, given the reference model's entropy at each token (read for entropy
+    /// segments only).
+    ///
+    /// A response of EOS alone, which a policy under training can write, has one segment: that token.
+    ///
+    /// # Errors
+    ///
+    /// [`SegmentationError`].
+    pub fn cut(
+        &self,
+        response: &[u32],
+        entropies: &[f32],
+    ) -> Result<Vec<Range<usize>>, SegmentationError> {
+        let ends = |&token: &u32| self.sentence_ends.get(token as usize) == Some(&true);
+        let sentence_ends: Vec<bool> = response.iter().map(ends).collect();
+        let ends_with_eos = response.last() == Some(&self.eos);
+        let view = ResponseView { entropies, sentence_ends: &sentence_ends, ends_with_eos };
+        let policy = match response {
+            [only] if *only == self.eos => EosPolicy::Included,
+            _ => self.eos_policy,
+        };
+        segments(self.actions, policy, view)
+    }
+}
+
+/// What a reward model was trained for; `reward.json` beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardCard {
+    /// The method it belongs to.
+    pub method: Method,
+    /// One action of its training.
+    pub actions: Actions,
+    /// Whether EOS belonged to the last action.
+    pub eos: EosPolicy,
+    /// How segment rewards made the sequence score.
+    pub aggregation: Aggregation,
+    /// The fingerprint of the reference model that gave the entropies.
+    pub reference: String,
+}
+
+impl RewardCard {
+    /// Reads the card of the reward stage in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Folder`].
+    pub fn read(dir: &Path) -> Result<Self, Error> {
+        Ok(read_json(&dir.join("reward.json"), "train-reward")?)
+    }
+}
+
+/// A response with its segments and their rewards.
+#[derive(Clone, Debug)]
+pub struct Scored {
+    /// The reference model's log-probabilities and entropies.
+    pub reference: TokenView,
+    /// The actions.
+    pub segments: Vec<Range<usize>>,
+    /// The reward of each action, before normalization.
+    pub rewards: Vec<f64>,
+    /// e_φ: the reward model's score of the whole.
+    pub sequence_score: f64,
+}
+
+/// Reference model, reward model, and how the method reads them.
+pub struct Scorer {
+    /// π_SFT.
+    pub reference: CausalLm,
+    reward: ScalarModel,
+    reward_segmenter: Segmenter,
+    policy_segmenter: Segmenter,
+    aggregation: Aggregation,
+    rows_at_once: usize,
+    /// The fingerprint of the reward model.
+    pub reward_fingerprint: String,
+}
+
+impl Scorer {
+    /// The scorer of the run's method.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] when the reward model was trained for other actions or with another reference;
+    /// [`Error::Checkpoint`] and [`Error::Folder`].
+    pub fn load(
+        context: &Context,
+        sentence_ends: &[bool],
+        eos: u32,
+        rows_at_once: usize,
+    ) -> Result<Self, Error> {
+        let settings = &context.settings;
+        let reference_dir = context.reference_dir()?;
+        let reward_dir = context.reward_dir()?;
+        let card = RewardCard::read(&reward_dir)?;
+        let model_dir = reward_dir.join("model");
+        let path = reward_dir.join("reward.json");
+        let mismatch = |what, expected: String, found: String, remedy| {
+            let path = path.clone();
+            if expected == found {
+                Ok(())
+            } else {
+                Err(Error::Mismatch { path, what, expected, found, remedy })
+            }
+        };
+        let cutoff = settings.segmentation.entropy_cutoff;
+        let actions = settings.method.reward_actions(cutoff);
+        mismatch(
+            "reference model",
+            card.reference.clone(),
+            model_fingerprint(&reference_dir)?,
+            "give the --model that the reward model was trained from",
+        )?;
+        mismatch(
+            "actions",
+            format!("{:?}", card.actions),
+            format!("{actions:?}"),
+            "set the same method and segmentation, or train a reward model for these",
+        )?;
+        let segmenter = |actions| Segmenter::new(settings, actions, sentence_ends, eos);
+        Ok(Self {
+            reference: CausalLm::load(&reference_dir, &context.device)?.0,
+            reward: ScalarModel::load(&model_dir, &context.device)?.0,
+            reward_segmenter: segmenter(actions),
+            policy_segmenter: segmenter(settings.method.policy_actions(cutoff)),
+            aggregation: card.aggregation,
+            rows_at_once,
+            reward_fingerprint: model_fingerprint(&model_dir)?,
+        })
+    }
+
+    /// Cuts and scores responses; `step` is what an error names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Segmentation`]; [`Error::NonFinite`] for a reward that is NaN or infinite.
+    pub fn score(&self, rows: &[(&[u32], &[u32])], step: usize) -> Result<Vec<Scored>, Error> {
+        let views = view_tokens(&self.reference, rows, self.rows_at_once);
+        let scores = read_scalars(&self.reward, rows, ReadAt::Token, self.rows_at_once);
+        let scored = rows.iter().zip(views).zip(scores).map(|((row, reference), scores)| {
+            let own = self.reward_segmenter.cut(row.1, &reference.entropies)?;
+            let sequence_score = aggregate(&segment_rewards(&scores, &own), self.aggregation);
+            let segments = self.policy_segmenter.cut(row.1, &reference.entropies)?;
+            // One reward for a response of several reward-model actions is its sequence score.
+            let whole = self.policy_segmenter.actions == Actions::Bandit;
+            let rewards =
+                if whole { vec![sequence_score] } else { segment_rewards(&scores, &segments) };
+            if let Some(t) = rewards.iter().position(|reward| !reward.is_finite()) {
+                let tensor = format!("the reward of segment {t}");
+                return Err(Error::NonFinite(NonFinite { tensor, step }));
+            }
+            Ok(Scored { reference, segments, rewards, sequence_score })
+        });
+        scored.collect()
+    }
+}
+
+/// Reads the entropies of responses from the model in `dir`.
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`].
+pub fn entropies(
+    dir: &Path,
+    device: &Device,
+    rows: &[(&[u32], &[u32])],
+    rows_at_once: usize,
+) -> Result<Vec<Vec<f32>>, Error> {
+    let (model, _) = CausalLm::load(dir, device)?;
+    let views = view_tokens(&model, rows, rows_at_once);
+    Ok(views.into_iter().map(|view| view.entropies).collect())
+}

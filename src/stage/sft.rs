@@ -1,0 +1,124 @@
+//! Supervised fine-tuning: the reference model, and where policy, critic and reward model start.
+
+use std::path::Path;
+
+use burn::module::Module;
+use serde::{Deserialize, Serialize};
+
+use super::context::{Context, file_fingerprint, model_fingerprint};
+use super::supervised::{BatchResult, Epochs, train};
+use super::task::Task;
+use crate::atomic;
+use crate::data::letters;
+use crate::data::pairs::Conversation;
+use crate::error::Error;
+use crate::experiment::folder::FolderError;
+use crate::model::generate::{response_log_probs, view_tokens};
+use crate::model::optim::Trainer;
+use crate::model::{CausalLm, CheckpointError, Grid};
+
+/// The result of the stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Mean negative log-probability of a held-out response token, nats.
+    pub held_out_cross_entropy: f64,
+    /// Number of parameters.
+    pub parameters: usize,
+}
+
+/// Fine-tunes `--model`, or a fresh model on the embedded task, on responses; the loss counts response
+/// tokens alone.
+///
+/// # Errors
+///
+/// Every [`Error`].
+pub fn run(context: &Context) -> Result<Summary, Error> {
+    let settings = &context.settings;
+    if context.data.is_some() && context.model.is_none() {
+        return Err(Error::Usage("sft on --data needs --model DIR to start from".into()));
+    }
+    let mut inputs = Vec::new();
+    if let Some(model) = &context.model {
+        inputs.push(("model", model_fingerprint(model)?));
+    }
+    if let Some(data) = &context.data {
+        inputs.push(("data", file_fingerprint(data)?));
+    }
+    let sections = ["model", "task", "data", "sft"];
+    let mut folder = context.open(context.sft_dir(), "sft", &sections, &inputs)?;
+    if let Some(summary) = folder.summary()? {
+        return Ok(summary);
+    }
+    let task = Task::open(context, context.model.as_deref())?;
+    let data = task.conversations(context)?;
+    let device = context.device.clone().autodiff();
+    let (model, config) = match &context.model {
+        Some(dir) => CausalLm::load(dir, &device)?,
+        None => {
+            let longest = letters::prompts()[0].tokens().len() + letters::RESPONSE_LIMIT;
+            let config = settings.model_config(letters::vocabulary().len(), longest);
+            (CausalLm::fresh(&config, settings.seed, &device), config)
+        }
+    };
+    let sft = &settings.sft;
+    let epochs = Epochs { items: data.train.len(), epochs: sft.epochs, batch: sft.batch };
+    let trainer = Trainer::new("policy", model, &sft.optimizer, epochs.steps());
+    let trainer = train(context, &mut folder, "sft", &epochs, trainer, |trainer, batch| {
+        accumulate(trainer, batch, &data.train, sft.rows_at_once)
+    })?;
+    let model = trainer.model().valid();
+    let summary = Summary {
+        held_out_cross_entropy: cross_entropy(&model, &data.held_out, sft.rows_at_once),
+        parameters: model.num_params(),
+    };
+    write_model(folder.dir(), &task, |dir| model.save(&config, dir))?;
+    folder.finish(&summary)?;
+    Ok(summary)
+}
+
+/// Writes a model, by `save`, and its tokenizer to `dir/model`.
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`], [`Error::Data`] and [`Error::Folder`].
+pub(super) fn write_model(
+    dir: &Path,
+    task: &Task,
+    save: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), Error> {
+    let path = dir.join("model");
+    let io = |source| Error::Folder(FolderError::Io { path: path.clone(), source });
+    atomic::write_dir(&path, io, |dir| {
+        save(dir)?;
+        Ok(task.tokenizer.save(dir)?)
+    })
+}
+
+/// Adds the gradient of the mean negative log-probability over the batch's response tokens.
+fn accumulate(
+    trainer: &mut Trainer<CausalLm>,
+    batch: &[usize],
+    data: &[Conversation],
+    rows_at_once: usize,
+) -> Result<BatchResult, Error> {
+    let response_tokens: usize = batch.iter().map(|&i| data[i].1.len()).sum();
+    let mut result = BatchResult { loss: 0.0, tokens: 0 };
+    for chunk in batch.chunks(rows_at_once) {
+        let rows = chunk.iter().map(|&i| (data[i].0.as_slice(), data[i].1.as_slice()));
+        let (grid, first) = Grid::aligned(rows);
+        let (log_probs, _) = response_log_probs(trainer.model(), &grid, first);
+        let padding = grid.mask(first..grid.width(), &log_probs.device()).bool_not();
+        let loss = log_probs.mask_fill(padding, 0.0).sum().div_scalar(-(response_tokens as f64));
+        result.loss += trainer.accumulate(loss)?;
+        result.tokens += grid.tokens();
+    }
+    Ok(result)
+}
+
+fn cross_entropy(model: &CausalLm, data: &[Conversation], rows_at_once: usize) -> f64 {
+    let rows: Vec<(&[u32], &[u32])> = data.iter().map(|(p, r)| (&p[..], &r[..])).collect();
+    let views = view_tokens(model, &rows, rows_at_once);
+    let log_probs = views.iter().flat_map(|view| &view.log_probs);
+    let (sum, count) = log_probs.fold((0.0, 0), |(s, n), &l| (s + f64::from(l), n + 1));
+    -sum / f64::from(count.max(1))
+}

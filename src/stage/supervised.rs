@@ -1,0 +1,118 @@
+//! The loop that SFT and reward training share: epochs of shuffled batches, logged and checkpointed.
+
+use std::time::Instant;
+
+use burn::module::Module;
+use serde::Serialize;
+
+use super::context::Context;
+use super::task::permutation;
+use crate::error::Error;
+use crate::experiment::folder::{Checkpoint, StageFolder};
+use crate::model::optim::Trainer;
+
+/// How many items, how often, how many at a time.
+pub struct Epochs {
+    /// Number of items.
+    pub items: usize,
+    /// Passes over them.
+    pub epochs: usize,
+    /// Items an optimizer step.
+    pub batch: usize,
+}
+
+impl Epochs {
+    /// Optimizer steps of the whole.
+    pub fn steps(&self) -> usize {
+        self.epochs * self.steps_an_epoch()
+    }
+
+    fn steps_an_epoch(&self) -> usize {
+        self.items.div_ceil(self.batch)
+    }
+
+    /// The items of one step; their order depends on the seed and the epoch alone.
+    fn batch_of(&self, seed: u64, purpose: &str, step: usize) -> Vec<usize> {
+        let (epoch, within) = (step / self.steps_an_epoch(), step % self.steps_an_epoch());
+        let order = permutation(seed, purpose, epoch, self.items);
+        order.into_iter().skip(within * self.batch).take(self.batch).collect()
+    }
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Serialize)]
+struct Line {
+    step: usize,
+    epoch: f64,
+    loss: f64,
+    learning_rate: f64,
+    gradient_norm: f64,
+}
+
+/// One line of `timings.jsonl`.
+#[derive(Serialize)]
+struct Timing {
+    step: usize,
+    seconds: f64,
+    tokens_per_second: f64,
+}
+
+/// What one batch gave.
+pub struct BatchResult {
+    /// Its loss.
+    pub loss: f64,
+    /// Tokens that it held, prompts included.
+    pub tokens: usize,
+}
+
+/// Trains to the end, from the folder's last checkpoint if it has one. `accumulate` adds the gradient of
+/// the given items to the trainer's.
+///
+/// # Errors
+///
+/// [`Error::Interrupted`] after a checkpoint, when a stop was asked for; [`Error::NonFinite`]; what the
+/// folder says; and what `accumulate` says.
+pub fn train<M: Module>(
+    context: &Context,
+    folder: &mut StageFolder,
+    title: &str,
+    epochs: &Epochs,
+    mut trainer: Trainer<M>,
+    mut accumulate: impl FnMut(&mut Trainer<M>, &[usize]) -> Result<BatchResult, Error>,
+) -> Result<Trainer<M>, Error> {
+    if let Some(checkpoint) = folder.latest()? {
+        folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
+        let files =
+            [trainer.weights_file(), trainer.state_file()].map(|name| checkpoint.file(&name).to_vec());
+        trainer = trainer.resume(checkpoint.step, [&files[0], &files[1]])?;
+    }
+    let mut metrics = folder.log("metrics.jsonl", trainer.step())?;
+    let mut timings = folder.log("timings.jsonl", trainer.step())?;
+    let total = epochs.steps();
+    let stage = context.progress.stage(context.title(title), total, trainer.step());
+    let mut last = 0.0;
+    while trainer.step() < total {
+        let (start, step, rate) = (Instant::now(), trainer.step(), trainer.rate());
+        let batch = epochs.batch_of(context.settings.seed, title, step);
+        let BatchResult { loss, tokens } = accumulate(&mut trainer, &batch)?;
+        let gradient_norm = trainer.update()?;
+        let epoch = (step * epochs.epochs) as f64 / total as f64;
+        metrics.write(&Line { step, epoch, loss, learning_rate: rate, gradient_norm })?;
+        let seconds = start.elapsed().as_secs_f64();
+        timings.write(&Timing { step, seconds, tokens_per_second: tokens as f64 / seconds })?;
+        last = loss;
+        stage.step(format!("loss {loss:.3}"));
+        let unfinished = trainer.step() < total;
+        let stop = context.stop.after_step() && unfinished;
+        let due = trainer.step().is_multiple_of(context.settings.checkpoint.every) && unfinished;
+        if stop || due {
+            let files = trainer.files().into_iter().collect();
+            folder.save(&Checkpoint { step: trainer.step(), files })?;
+        }
+        if stop {
+            return Err(context.interrupted(folder.dir()));
+        }
+    }
+    stage.finish(format!("{total} steps, last loss {last:.3}"));
+    Ok(trainer)
+}
