@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use segment_rlhf::interpolation::{Interpolation, interpolate};
 use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::segment_reward::segment_rewards;
+use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
 use serde::Deserialize;
 
 use crate::goldens::{cases, ranges};
@@ -34,6 +35,18 @@ fn an_end_of_sequence_outside_every_segment_gets_nothing() {
     for strategy in ALL {
         assert_eq!(interpolate(strategy, &[3.0], &ranges(&[1]), 3)[2], 0.0);
     }
+}
+
+#[test]
+fn the_bandit_s_reward_stands_at_its_end_of_sequence() {
+    let response = ResponseView {
+        entropies: &[0.1, 3.0, 0.2, 2.0],
+        sentence_ends: &[false; 4],
+        ends_with_eos: true,
+    };
+    let bandit = segments(Actions::Bandit, EosPolicy::AsPublished, response).unwrap();
+    let tokens = interpolate(Interpolation::LastToken, &[5.0], &bandit, 4);
+    assert_eq!(tokens, [0.0, 0.0, 0.0, 5.0]);
 }
 
 #[test]

@@ -85,21 +85,21 @@ fn cases_of_losses() -> Vec<Case> {
 
 #[test]
 fn a_ratio_beyond_the_clip_counts_as_the_clip_where_that_is_worse() {
-    // Ratios 1.5, 0.5, 1.5, 0.5 with advantages 1, 1, -1, -1 and ε = 0.2: the lesser terms are
-    // 1.2 (clipped), 0.5, -1.5, -0.8 (clipped).
+    // Ratios 1.5, 0.5, 1.5, 0.5, 1.5 with advantages 1, 1, -1, -1, 1 and ε = 0.2: the lesser terms are
+    // 1.2 (clipped), 0.5, -1.5, -0.8 (clipped), 1.2 (clipped).
     for (device, tolerance) in devices() {
-        let log_ratio = vec![vec![1.5f64.ln(), 0.5f64.ln(), 1.5f64.ln(), 0.5f64.ln()]];
-        let tensor = |rows: &[Vec<f64>]| matrix(rows, &device, DType::F32);
+        let (more, less) = (1.5f64.ln(), 0.5f64.ln());
+        let tensor = |row: [f64; 5]| matrix(&[row.to_vec()], &device, DType::F32);
         let policy = policy_loss(
-            tensor(&log_ratio),
-            tensor(&[vec![0.0; 4]]),
-            tensor(&[vec![1.0, 1.0, -1.0, -1.0]]),
-            mask(&[4], 4, &device),
+            tensor([more, less, more, less, more]),
+            tensor([0.0; 5]),
+            tensor([1.0, 1.0, -1.0, -1.0, 1.0]),
+            mask(&[5], 5, &device),
             0.2,
         );
-        assert_close(&host(policy.loss), &[(-1.2 - 0.5 + 1.5 + 0.8) / 4.0], tolerance);
-        assert_close(&host(policy.clip_fraction), &[0.5], tolerance);
-        assert_close(&host(policy.ratio), &[1.0], tolerance);
+        assert_close(&host(policy.loss), &[-(1.2 + 0.5 - 1.5 - 0.8 + 1.2) / 5.0], tolerance);
+        assert_close(&host(policy.clip_fraction), &[0.6], tolerance);
+        assert_close(&host(policy.ratio), &[1.1], tolerance);
     }
 }
 
