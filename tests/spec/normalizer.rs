@@ -1,5 +1,7 @@
 //! E5: location-aware normalizers.
 
+use std::f64::consts::LN_2;
+
 use proptest::prelude::*;
 use segment_rlhf::normalizer::{
     HUBER_EPSILON, HUBER_RIDGE, LOCATION_EPSILON, Line, LocationStatistic, Normalizer,
@@ -27,10 +29,9 @@ fn llama_token() -> Normalizer {
 
 #[test]
 fn a_reward_is_shifted_by_the_mean_and_divided_by_the_spread_of_its_location() {
-    // At p = 1 both logarithms are 0; at p = 1/2 they are -ln 2 = -0.693147.
+    // At p = 1 both logarithms are 0; at p = 1/2 they are -ln 2.
     let normalized = phi_segment().normalize_all(&[1.0, 1.0]);
-    let half =
-        (1.0 - (0.4705 - 0.7668 * 0.693147180559945309)) / (2.8339 - 0.2569 * 0.693147180559945309);
+    let half = (1.0 - (0.4705 - 0.7668 * LN_2)) / (2.8339 - 0.2569 * LN_2);
     assert_close(&normalized, &[half, (1.0 - 0.4705) / 2.8339], tolerance::HOST_F64);
 }
 
