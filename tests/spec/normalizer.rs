@@ -3,10 +3,12 @@
 use std::f64::consts::LN_2;
 
 use proptest::prelude::*;
+use rand::Rng;
 use segment_rlhf::normalizer::{
     HUBER_EPSILON, HUBER_RIDGE, LOCATION_EPSILON, Line, LocationStatistic, Normalizer,
     NormalizerError, Regression, huber, least_squares, location, location_statistics,
 };
+use segment_rlhf::rng::stream;
 use serde::Deserialize;
 
 use crate::goldens::cases;
@@ -137,6 +139,20 @@ fn points_on_a_line_are_fitted_exactly_by_either_regression() {
     assert_close(&[line.slope, line.intercept], &[-0.5, 2.0], tolerance::HOST_F64);
     let (line, scale) = huber(&x, &y, HUBER_EPSILON).unwrap();
     assert_close(&[line.slope, line.intercept, scale], &[-0.5, 2.0, 0.0], tolerance::HOST_F64);
+}
+
+#[test]
+fn the_huber_regression_settles_on_a_thousand_locations_at_any_scale_of_reward() {
+    let mut draws = stream(7, "huber", 0);
+    let x: Vec<f64> = (1..=1000).map(|p| (f64::from(p) / 1e3).ln()).collect();
+    // Cubed uniform noise: many small residuals, a tenth far off.
+    let noise: Vec<f64> = x.iter().map(|_| draws.random_range(-2f64..2.0).powi(3)).collect();
+    for scale in [1e-3, 1.0, 1e4] {
+        let y: Vec<f64> =
+            x.iter().zip(&noise).map(|(x, noise)| scale * (0.8 * x + 0.5 + noise)).collect();
+        let (line, _) = huber(&x, &y, HUBER_EPSILON).unwrap();
+        assert!((line.slope / scale - 0.8).abs() < 0.1, "{line:?} at {scale}");
+    }
 }
 
 #[test]
