@@ -83,7 +83,7 @@ pub enum NormalizerError {
         iterations: usize,
     },
     /// The standard deviation is zero or negative wherever one looks.
-    #[error("the standard deviation is {std}, expected more than 0: the rewards do not vary")]
+    #[error("the standard deviation is {std}, expected more than 0: do the rewards vary?")]
     NonPositiveStd {
         /// The standard deviation.
         std: f64,

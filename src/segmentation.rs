@@ -126,7 +126,7 @@ pub enum SegmentationError {
     },
     /// An entropy is NaN or infinite.
     #[error(
-        "the entropy of response token {token} is not finite: the reference model's logits are"
+        "the entropy of response token {token} is not finite: look at the reference model's logits"
     )]
     NotFinite {
         /// Index of the first such token.

@@ -1,0 +1,162 @@
+//! E4: the segment Bradley-Terry loss, and the DPO baseline.
+
+use burn::tensor::{DType, Device, Tensor};
+use segment_rlhf::bt_loss::{dpo_loss, segment_bt_loss};
+use segment_rlhf::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
+use serde::Deserialize;
+
+use crate::goldens::{cases, ranges};
+use crate::support::{
+    assert_close, assert_gradient, devices, host, matrix, value_and_gradient, vector,
+};
+
+/// E4 of the rows of `[2, P]`: chosen, rejected.
+fn loss_of_pairs(scores: Tensor<2>) -> Tensor<1> {
+    let [_, pairs] = scores.dims();
+    let row = |i: usize| scores.clone().slice([i..i + 1, 0..pairs]).squeeze_dim(0);
+    segment_bt_loss(row(0), row(1), None)
+}
+
+#[test]
+fn a_pair_costs_minus_the_log_of_the_chance_that_the_chosen_wins() {
+    // Odds of 3 to 1 and of 1 to 1: ln (4/3) and ln 2.
+    let expected = ((4f64 / 3.0).ln() + 2f64.ln()) / 2.0;
+    for (device, tolerance) in devices() {
+        let chosen = vector(&[3f64.ln(), 0.5], &device, DType::F32);
+        let rejected = vector(&[0.0, 0.5], &device, DType::F32);
+        assert_close(&host(segment_bt_loss(chosen, rejected, None)), &[expected], tolerance);
+    }
+}
+
+#[derive(Deserialize)]
+struct Case {
+    values: Vec<Vec<f64>>,
+    segment_ends: Vec<Vec<usize>>,
+    pairs: usize,
+    margin: Option<f64>,
+    loss: f64,
+    grad_values: Vec<Vec<f64>>,
+}
+
+/// E2 to E4 of per-token scores, chosen rows first.
+fn loss_of_tokens(case: &Case, values: Tensor<2>, device: &Device, dtype: DType) -> Tensor<1> {
+    let width = case.values[0].len();
+    let weights: Vec<Vec<f64>> = (case.segment_ends.iter())
+        .map(|ends| aggregation_weights(&ranges(ends), width, Aggregation::Average))
+        .map(|row| row.into_iter().map(f64::from).collect())
+        .collect();
+    let scores = sequence_scores(values, matrix(&weights, device, dtype));
+    let margin = case.margin.map(|m| vector(&vec![m; case.pairs], device, dtype));
+    let half = |i: usize| scores.clone().slice([i * case.pairs..(i + 1) * case.pairs]);
+    segment_bt_loss(half(0), half(1), margin)
+}
+
+#[test]
+fn loss_and_gradient_of_token_scores_are_the_official_code_s() {
+    for (device, tolerance) in devices() {
+        for case in cases::<Case>("segment_bt_loss") {
+            let loss = |values| loss_of_tokens(&case, values, &device, DType::F32);
+            let (value, gradient) = value_and_gradient(loss, &case.values, &device, DType::F32);
+            assert_close(&[value], &[case.loss], tolerance);
+            assert_close(&gradient, &case.grad_values.concat(), tolerance);
+        }
+    }
+}
+
+#[test]
+fn the_gradient_is_that_of_central_differences() {
+    for case in cases::<Case>("segment_bt_loss") {
+        let loss = |values| loss_of_tokens(&case, values, &Device::flex(), DType::F64);
+        assert_gradient(loss, &case.values);
+    }
+}
+
+#[test]
+fn one_segment_a_response_is_the_bandit_loss_of_last_token_scores() {
+    for (device, _) in devices() {
+        let mut case = cases::<Case>("segment_bt_loss").remove(0);
+        case.margin = None;
+        let last = case.values[0].len() - 1;
+        case.segment_ends.iter_mut().for_each(|ends| *ends = vec![last]);
+        let values = matrix(&case.values, &device, DType::F32);
+        let segment = loss_of_tokens(&case, values, &device, DType::F32);
+        let scores: Vec<f64> = case.values.iter().map(|row| row[last]).collect();
+        let (chosen, rejected) = scores.split_at(case.pairs);
+        let bandit = segment_bt_loss(
+            vector(chosen, &device, DType::F32),
+            vector(rejected, &device, DType::F32),
+            None,
+        );
+        assert_eq!(host(segment), host(bandit));
+    }
+}
+
+#[test]
+fn scores_ten_thousand_apart_overflow_neither_loss_nor_gradient() {
+    for (device, tolerance) in devices() {
+        let loss = |chosen: f64| {
+            value_and_gradient(loss_of_pairs, &[vec![chosen], vec![0.0]], &device, DType::F32)
+        };
+        assert_eq!(loss(1e4), (0.0, vec![0.0, 0.0]));
+        let (value, gradient) = loss(-1e4);
+        assert_close(&[value], &[1e4], tolerance);
+        assert_close(&gradient, &[-1.0, 1.0], tolerance);
+    }
+}
+
+#[test]
+fn only_the_difference_of_scores_counts_and_a_margin_is_taken_off_it() {
+    for (device, tolerance) in devices() {
+        let loss = |chosen: f64, rejected: f64, margin: Option<f64>| {
+            let score = |x: f64| vector(&[x], &device, DType::F32);
+            host(segment_bt_loss(score(chosen), score(rejected), margin.map(score)))
+        };
+        assert_close(&loss(5.0, 4.0, None), &loss(1.0, 0.0, None), tolerance);
+        assert_close(&loss(1.0, 0.0, Some(0.25)), &loss(0.75, 0.0, None), tolerance);
+        assert_eq!(loss(1.0, 0.0, Some(0.0)), loss(1.0, 0.0, None));
+    }
+}
+
+#[derive(Deserialize)]
+struct DpoCase {
+    beta: f64,
+    label_smoothing: f64,
+    policy_chosen: Vec<f64>,
+    policy_rejected: Vec<f64>,
+    ref_chosen: Vec<f64>,
+    ref_rejected: Vec<f64>,
+    loss: f64,
+    chosen_rewards: Vec<f64>,
+    rejected_rewards: Vec<f64>,
+}
+
+#[test]
+fn the_dpo_baseline_is_the_official_code_s() {
+    for (device, tolerance) in devices() {
+        for case in cases::<DpoCase>("dpo_loss") {
+            let tensor = |values: &[f64]| vector(values, &device, DType::F32);
+            let dpo = dpo_loss(
+                tensor(&case.policy_chosen),
+                tensor(&case.policy_rejected),
+                tensor(&case.ref_chosen),
+                tensor(&case.ref_rejected),
+                case.beta,
+                case.label_smoothing,
+            );
+            assert_close(&host(dpo.loss), &[case.loss], tolerance);
+            assert_close(&host(dpo.chosen_rewards), &case.chosen_rewards, tolerance);
+            assert_close(&host(dpo.rejected_rewards), &case.rejected_rewards, tolerance);
+        }
+    }
+}
+
+#[test]
+fn dpo_before_any_training_costs_ln_2_whatever_the_smoothing() {
+    for (device, tolerance) in devices() {
+        for smoothing in [0.0, 0.1, 0.4] {
+            let log_probs = || vector(&[-3.0, -8.0], &device, DType::F32);
+            let dpo = dpo_loss(log_probs(), log_probs(), log_probs(), log_probs(), 0.1, smoothing);
+            assert_close(&host(dpo.loss), &[2f64.ln()], tolerance);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Tensors from rows, and comparisons of whole lists.
+
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+
+use crate::tolerance;
+
+/// The CPU, where f64 is always at hand.
+pub fn cpu() -> Device {
+    Device::flex()
+}
+
+/// Every device to test, with the tolerance of its f32. A build with a GPU feature adds that GPU where
+/// the environment says SEGMENT_RLHF_TEST_GPU.
+pub fn devices() -> Vec<(Device, f64)> {
+    #[allow(unused_mut)]
+    let mut devices = vec![(cpu(), tolerance::CPU_F32)];
+    if std::env::var_os("SEGMENT_RLHF_TEST_GPU").is_some() {
+        #[cfg(feature = "cuda")]
+        devices.push((Device::cuda(0), tolerance::GPU_F32));
+        #[cfg(feature = "wgpu")]
+        devices.push((Device::wgpu(burn::tensor::DeviceKind::DefaultDevice), tolerance::GPU_F32));
+    }
+    devices
+}
+
+pub fn matrix(rows: &[Vec<f64>], device: &Device, dtype: DType) -> Tensor<2> {
+    let shape = [rows.len(), rows[0].len()];
+    Tensor::from_data(TensorData::new(rows.concat(), shape), (device, dtype))
+}
+
+pub fn vector(values: &[f64], device: &Device, dtype: DType) -> Tensor<1> {
+    matrix(&[values.to_vec()], device, dtype).squeeze_dim(0)
+}
+
+/// True at the first `lengths[row]` tokens of each row.
+pub fn mask(lengths: &[usize], width: usize, device: &Device) -> Tensor<2, Bool> {
+    let rows = lengths.iter().flat_map(|&n| (0..width).map(move |i| i < n)).collect::<Vec<bool>>();
+    Tensor::from_data(TensorData::new(rows, [lengths.len(), width]), device)
+}
+
+pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.into_data().iter::<f64>().collect()
+}
+
+/// Rows with NaN after the first `lengths[row]` tokens.
+pub fn with_nan_padding(rows: &[Vec<f64>], lengths: &[usize]) -> Vec<Vec<f64>> {
+    let pad = |(row, &n): (&Vec<f64>, &usize)| {
+        row.iter().enumerate().map(|(i, &x)| if i < n { x } else { f64::NAN }).collect()
+    };
+    rows.iter().zip(lengths).map(pad).collect()
+}
+
+/// Equal within `tolerance`, relative or (below magnitude 1) absolute.
+#[track_caller]
+pub fn assert_close(actual: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(actual.len(), expected.len(), "lengths");
+    for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
+        assert!(
+            approx::relative_eq!(*a, *e, epsilon = tolerance, max_relative = tolerance),
+            "at {i}: {a}, expected {e} within {tolerance}"
+        );
+    }
+}
+
+/// The loss at x, and its gradient by `backward()`.
+pub fn value_and_gradient(
+    loss: impl Fn(Tensor<2>) -> Tensor<1>,
+    x: &[Vec<f64>],
+    device: &Device,
+    dtype: DType,
+) -> (f64, Vec<f64>) {
+    let x = matrix(x, device, dtype).autodiff().require_grad();
+    let loss = loss(x.clone());
+    let gradients = loss.backward();
+    (host(loss)[0], host(x.grad(&gradients).expect("x takes part in the loss")))
+}
+
+/// `backward()` agrees with central differences in f64.
+#[track_caller]
+pub fn assert_gradient(loss: impl Fn(Tensor<2>) -> Tensor<1>, x: &[Vec<f64>]) {
+    let (_, gradient) = value_and_gradient(&loss, x, &cpu(), DType::F64);
+    let at = |row: usize, i: usize, step: f64| {
+        let mut x = x.to_vec();
+        x[row][i] += step;
+        host(loss(matrix(&x, &cpu(), DType::F64)))[0]
+    };
+    let step = tolerance::STEP;
+    let differences: Vec<f64> = (0..x.len())
+        .flat_map(|row| (0..x[row].len()).map(move |i| (row, i)))
+        .map(|(row, i)| (at(row, i, step) - at(row, i, -step)) / (2.0 * step))
+        .collect();
+    assert!(differences.iter().any(|d| *d != 0.0), "the loss depends on x");
+    assert_close(&gradient, &differences, tolerance::FINITE_DIFFERENCE);
+}
