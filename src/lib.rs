@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod bt_loss;
+pub mod cli;
 pub mod control;
 pub mod data;
 pub mod device;

@@ -1,1 +1,177 @@
-//! t
+//! A text cut into segments, for the eye and for programs.
+
+use std::fmt::Write;
+use std::ops::Range;
+
+use serde::Serialize;
+
+/// A response with what segmentation and reward model say of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SegmentedText {
+    /// The prompt's text.
+    pub prompt: String,
+    /// The response's tokens.
+    pub tokens: Vec<Token>,
+    /// Its segments, in order; tokens behind the last one (EOS) are in none.
+    pub segments: Vec<Segment>,
+    /// e_φ, where there is a reward model.
+    pub sequence_score: Option<f64>,
+}
+
+/// One token of a response.
+#[derive(Clone, Debug, Serialize)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The text that it adds.
+    pub text: String,
+    /// Entropy of the reference model's distribution that it was drawn from, nats.
+    pub entropy: f32,
+}
+
+/// One segment of a response.
+#[derive(Clone, Debug, Serialize)]
+pub struct Segment {
+    /// First token.
+    pub start: usize,
+    /// Behind the last token.
+    pub end: usize,
+    /// Its text.
+    pub text: String,
+    /// The reward model's reward, where there is one.
+    pub reward: Option<f64>,
+    /// The normalized reward, where there is a normalizer.
+    pub normalized: Option<f64>,
+}
+
+impl SegmentedText {
+    /// Puts together what is known; `rewards` and `normalized` hold one number a segment, or none at all.
+    pub fn new(
+        prompt: String,
+        ids: &[u32],
+        pieces: Vec<String>,
+        entropies: &[f32],
+        segments: &[Range<usize>],
+        rewards: &[f64],
+        normalized: &[f64],
+    ) -> Self {
+        let text = |range: &Range<usize>| pieces[range.clone()].concat().trim().to_owned();
+        let segment = |(t, range): (usize, &Range<usize>)| Segment {
+            start: range.start,
+            end: range.end,
+            text: text(range),
+            reward: rewards.get(t).copied(),
+            normalized: normalized.get(t).copied(),
+        };
+        let segments = segments.iter().enumerate().map(segment).collect();
+        let tokens = ids
+            .iter()
+            .zip(&pieces)
+            .zip(entropies)
+            .map(|((&id, text), &entropy)| Token { id, text: text.clone(), entropy })
+            .collect();
+        Self { prompt, tokens, segments, sequence_score: None }
+    }
+
+    /// The response on one line, segments divided by bars, each shaded by its reward if `colour`.
+    pub fn line(&self, colour: bool) -> String {
+        let scale = self.scale();
+        let mut line = String::new();
+        for (t, segment) in self.segments.iter().enumerate() {
+            let divider = if t == 0 { "" } else { "|" };
+            let text = format!(" {} ", segment.text);
+            let _ = write!(line, "{divider}{}", shade(&text, segment.value(), scale, colour));
+        }
+        let rest = self.segments.last().map_or(0, |last| last.end);
+        for token in &self.tokens[rest..] {
+            let _ = write!(line, "| {}", token.text.trim());
+        }
+        line.trim().to_owned()
+    }
+
+    /// One line a segment: its reward, its normalized reward, and each token with its entropy.
+    pub fn table(&self, colour: bool) -> String {
+        let scale = self.scale();
+        let mut out = format!("prompt: {}\n\n", self.prompt.trim());
+        let number = |value: Option<f64>| value.map_or("     –".into(), |v| format!("{v:+6.2}"));
+        let tokens = |range: Range<usize>| {
+            let token = |token: &Token| {
+                let entropy = format!("({:.2})", token.entropy);
+                let dim = if colour { format!("\x1b[2m{entropy}\x1b[0m") } else { entropy };
+                format!("{}{dim}", token.text.trim())
+            };
+            self.tokens[range].iter().map(token).collect::<Vec<_>>().join(" ")
+        };
+        out += "segment  reward  normalized  text, with the entropy of each token in nats\n";
+        for (t, segment) in self.segments.iter().enumerate() {
+            let reward = shade(&number(segment.reward), segment.value(), scale, colour);
+            let normalized = number(segment.normalized);
+            let text = tokens(segment.start..segment.end);
+            let _ = writeln!(out, "{:7}  {reward}      {normalized}  {text}", t + 1);
+        }
+        let rest = self.segments.last().map_or(0, |last| last.end);
+        if rest < self.tokens.len() {
+            let _ = writeln!(out, "   none                      {}", tokens(rest..self.tokens.len()));
+        }
+        if let Some(score) = self.sequence_score {
+            let _ = writeln!(out, "\nsequence score: {score:+.3}");
+        }
+        out
+    }
+
+    /// The largest |reward|, which gets the full shade.
+    fn scale(&self) -> f64 {
+        self.segments.iter().filter_map(Segment::value).fold(0.0, |max, value| max.max(value.abs()))
+    }
+}
+
+impl Segment {
+    fn value(&self) -> Option<f64> {
+        self.normalized.or(self.reward)
+    }
+}
+
+/// Green for rewards above 0, red for those below, the stronger the larger.
+fn shade(text: &str, value: Option<f64>, scale: f64, colour: bool) -> String {
+    let Some(value) = value.filter(|_| colour && scale > 0.0) else { return text.to_owned() };
+    let strength = (value.abs() / scale).min(1.0);
+    let level = |full: f64| (40.0 + (full - 40.0) * strength) as u8;
+    let (r, g) = if value > 0.0 { (level(20.0), level(130.0)) } else { (level(160.0), level(20.0)) };
+    format!("\x1b[48;2;{r};{g};40m\x1b[97m{text}\x1b[0m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> SegmentedText {
+        let pieces = ["dear", " gina", " music", " <eos>"].map(str::to_owned).to_vec();
+        let entropies = [0.7, 0.0, 1.5, 0.1];
+        SegmentedText::new("p".into(), &[3, 4, 5, 1], pieces, &entropies, &[0..2, 2..3], &[0.5, -1.0], &[])
+    }
+
+    #[test]
+    fn a_line_divides_segments_by_bars_and_keeps_what_is_in_none() {
+        assert_eq!(example().line(false), "dear gina | music | <eos>");
+    }
+
+    #[test]
+    fn a_coloured_line_holds_the_same_text() {
+        let line = example().line(true);
+        let mut plain = String::new();
+        let mut rest = line.as_str();
+        while let Some(start) = rest.find('\x1b') {
+            plain += &rest[..start];
+            rest = &rest[start + rest[start..].find('m').unwrap() + 1..];
+        }
+        assert_eq!(plain + rest, "dear gina | music | <eos>");
+    }
+
+    #[test]
+    fn a_table_shows_rewards_and_entropies() {
+        let table = example().table(false);
+        assert!(table.contains("+0.50           –  dear(0.70) gina(0.00)"), "{table}");
+        assert!(table.contains("-1.00           –  music(1.50)"), "{table}");
+        assert!(table.contains("none                      <eos>(0.10)"), "{table}");
+    }
+}

@@ -1,1 +1,39 @@
-//! t
+//! Text tables that read well in a terminal and are Markdown.
+
+/// A Markdown table with aligned columns; the first is left-aligned, the rest right-aligned.
+///
+/// # Examples
+///
+/// ```
+/// let rows = [vec!["bandit".to_owned(), "2.59".to_owned()]];
+/// let table = segment_rlhf::report::table::markdown(&["method", "gold"], &rows);
+/// assert_eq!(table, "| method | gold |\n| ------ | ---: |\n| bandit | 2.59 |\n");
+/// ```
+pub fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([header[column].chars().count(), 3]).max().unwrap_or(3)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: &[String]| {
+        let padded = cells.iter().zip(&widths).enumerate().map(|(i, (cell, &w))| {
+            let space = " ".repeat(w - cell.chars().count());
+            if i == 0 { format!("{cell}{space}") } else { format!("{space}{cell}") }
+        });
+        format!("| {} |\n", padded.collect::<Vec<_>>().join(" | "))
+    };
+    let rule: Vec<String> = (widths.iter().enumerate())
+        .map(|(i, &w)| if i == 0 { "-".repeat(w) } else { "-".repeat(w - 1) + ":" })
+        .collect();
+    let header: Vec<String> = header.iter().map(|&cell| cell.to_owned()).collect();
+    [&header, &rule].into_iter().chain(rows).map(|row| line(row)).collect()
+}
+
+/// `mean ± error` with two decimals; the error is left out where there is none.
+pub fn with_error(mean: Option<f64>, error: Option<f64>) -> String {
+    match (mean, error) {
+        (None, _) => "–".into(),
+        (Some(mean), None) => format!("{mean:.2}"),
+        (Some(mean), Some(error)) => format!("{mean:.2} ± {error:.2}"),
+    }
+}

@@ -1,1 +1,193 @@
-//! x
+//! All methods on one run: SFT, then for each method its reward model, normalizer, PPO and evaluation.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::context::Context;
+use super::fit_normalizer::NormalizerFile;
+use super::{evaluate, fit_normalizer, policy, preferences, reward, sft};
+use crate::error::Error;
+use crate::experiment::folder::{FolderError, write_json};
+use crate::experiment::settings::Method;
+use crate::report::metrics::{mean, standard_error};
+use crate::report::table::{markdown, with_error};
+
+/// The figures of one method with one seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// The method.
+    pub method: Method,
+    /// The seed.
+    pub seed: u64,
+    /// Its reward model on held-out pairs.
+    pub reward: reward::Summary,
+    /// Its normalizer.
+    pub normalizer: NormalizerFile,
+    /// Its policy during training.
+    pub policy: policy::Summary,
+    /// Its policy against the SFT model.
+    pub evaluation: evaluate::Summary,
+}
+
+/// Everything that a run gave: `results.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// The program's version.
+    pub version: String,
+    /// The device.
+    pub device: String,
+    /// One cell a method and seed.
+    pub cells: Vec<Cell>,
+}
+
+/// Runs what `[reproduce]` in the settings names, `jobs` stages at a time, and writes `results.json` and
+/// `table.md` into the run's folder. What is finished is not run again.
+///
+/// # Errors
+///
+/// Every [`Error`]: the first, after the stages that run beside it have ended.
+pub fn run(context: &Context) -> Result<Results, Error> {
+    let plan = &context.settings.reproduce;
+    let jobs = plan.jobs;
+    let seeds: Vec<u64> = (0..plan.seeds as u64).map(|i| context.settings.seed + i).collect();
+    let at = |seed: u64, method: Method| {
+        let mut own = context.clone();
+        own.settings.seed = seed;
+        own.settings.method = method;
+        own.run = context.run.join(format!("seed-{seed}"));
+        own.label = method.name().to_owned();
+        if seeds.len() > 1 {
+            own.label = format!("{seed} {}", own.label);
+        }
+        own
+    };
+    in_parallel(jobs, &seeds, |&seed| {
+        let mut own = at(seed, Method::Segment);
+        own.label = if seeds.len() > 1 { seed.to_string() } else { String::new() };
+        sft::run(&own)?;
+        preferences::run(&own)
+    })?;
+    let cells: Vec<(u64, Method)> =
+        seeds.iter().flat_map(|&seed| plan.methods.iter().map(move |&m| (seed, m))).collect();
+    let mut reward_models: Vec<(u64, Method)> =
+        cells.iter().map(|&(seed, method)| (seed, method.reward_model())).collect();
+    reward_models.sort_by_key(|&(seed, method)| (seed, method.name()));
+    reward_models.dedup();
+    in_parallel(jobs, &reward_models, |&(seed, method)| reward::run(&at(seed, method)))?;
+    let cells = in_parallel(jobs, &cells, |&(seed, method)| {
+        let own = at(seed, method);
+        Ok(Cell {
+            method,
+            seed,
+            reward: reward::run(&own)?,
+            normalizer: fit_normalizer::run(&own)?,
+            policy: policy::run(&own)?,
+            evaluation: evaluate::run(&own)?,
+        })
+    })?;
+    let results = Results {
+        version: env!("CARGO_PKG_VERSION").into(),
+        device: context.device_name.name().into(),
+        cells,
+    };
+    write_json(&context.run.join("results.json"), &results)?;
+    let path = context.run.join("table.md");
+    crate::atomic::write_file(&path, table(&results).as_bytes())
+        .map_err(|source| FolderError::Io { path, source })?;
+    Ok(results)
+}
+
+/// Does `work` for each item on up to `jobs` threads, in order; gives the results in order, or the first
+/// error, after which no further item is begun.
+fn in_parallel<T: Sync, R: Send>(
+    jobs: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, Error> + Sync,
+) -> Result<Vec<R>, Error> {
+    let next = AtomicUsize::new(0);
+    let results: Mutex<Vec<(usize, R)>> = Mutex::default();
+    let failure: Mutex<Option<Error>> = Mutex::default();
+    let worker = || {
+        while failure.lock().expect("no worker panics with the lock").is_none() {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(index) else { return };
+            match work(item) {
+                Ok(result) => {
+                    results.lock().expect("no worker panics with the lock").push((index, result));
+                }
+                Err(error) => {
+                    failure.lock().expect("no worker panics with the lock").get_or_insert(error);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        (1..jobs.min(items.len())).for_each(|_| {
+            scope.spawn(worker);
+        });
+        worker();
+    });
+    if let Some(error) = failure.into_inner().expect("the workers have ended") {
+        return Err(error);
+    }
+    let mut results = results.into_inner().expect("the workers have ended");
+    results.sort_by_key(|&(index, _)| index);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// The table: one line for the SFT model, one a method. With one seed, errors are standard errors over
+/// held-out prompts; with several, over seeds.
+pub fn table(results: &Results) -> String {
+    let header = [
+        "method", "gold", "win rate", "KL", "tokens", "RM acc.", "RM acc. (gold)", "ρ segments",
+        "F1 bounds",
+    ];
+    let methods: Vec<Method> =
+        Method::ALL.into_iter().filter(|m| results.cells.iter().any(|c| c.method == *m)).collect();
+    let mut rows = Vec::new();
+    if let Some(&first) = methods.first() {
+        let of = |f: fn(&Cell) -> Option<f64>, e: fn(&Cell) -> Option<f64>| figure(results, first, f, e);
+        let mut row = vec!["SFT".to_owned()];
+        row.push(of(|c| c.evaluation.before.gold, |c| c.evaluation.before.gold_error));
+        row.push("0.50".into());
+        row.push("0.00".into());
+        row.push(of(|c| Some(c.evaluation.before.tokens), |_| None));
+        row.resize(header.len(), "–".into());
+        rows.push(row);
+    }
+    for method in methods {
+        let of = |f: fn(&Cell) -> Option<f64>, e: fn(&Cell) -> Option<f64>| figure(results, method, f, e);
+        rows.push(vec![
+            method.name().replace('_', " "),
+            of(|c| c.evaluation.after.gold, |c| c.evaluation.after.gold_error),
+            of(|c| c.evaluation.after.win_rate, |c| c.evaluation.after.win_rate_error),
+            of(|c| Some(c.evaluation.after.kl), |_| None),
+            of(|c| Some(c.evaluation.after.tokens), |_| None),
+            of(|c| Some(c.reward.accuracy), |_| None),
+            of(|c| c.reward.gold_accuracy, |_| None),
+            of(|c| c.reward.rank_correlation, |_| None),
+            of(|c| c.reward.boundary_f1, |_| None),
+        ]);
+    }
+    markdown(&header, &rows)
+}
+
+/// One figure of a method: with its own error for one seed, with the standard error over several.
+fn figure(
+    results: &Results,
+    method: Method,
+    value: fn(&Cell) -> Option<f64>,
+    error: fn(&Cell) -> Option<f64>,
+) -> String {
+    let cells: Vec<&Cell> = results.cells.iter().filter(|c| c.method == method).collect();
+    let values: Option<Vec<f64>> = cells.iter().map(|cell| value(cell)).collect();
+    match (values, cells.as_slice()) {
+        (None, _) => with_error(None, None),
+        (Some(values), [only]) => with_error(Some(values[0]), error(only)),
+        (Some(values), _) => {
+            with_error(Some(mean(values.iter().copied())), standard_error(&values))
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The command line: arguments in, checked settings out, then one stage. No logic of its own.
+
+mod show;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::control::{Progress, Stop};
+use crate::device::DeviceName;
+use crate::error::Error;
+use crate::experiment::settings::{DEFAULTS, FULL, Method, QUICK, Settings};
+use crate::stage::{Context, evaluate, fit_normalizer, policy, preferences, reproduce, reward, sft};
+
+/// Segment-level RLHF: entropy segments, segment reward models, location-aware normalizers and PPO.
+///
+/// Without a command, reproduces the comparison of the paper's methods on the embedded task.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs every stage for every method, and prints the table (the default)
+    Reproduce {
+        /// How much to run
+        #[arg(long, default_value = "quick")]
+        preset: Preset,
+    },
+    /// Fine-tunes the reference model on responses
+    Sft,
+    /// Samples preference pairs of the embedded task from the reference model
+    Preferences,
+    /// Trains the reward model of a method on preference pairs
+    TrainReward,
+    /// Fits mean and standard deviation of a method's rewards by location
+    FitNormalizer,
+    /// Trains the policy of a method
+    Ppo,
+    /// Compares the policy of a method with the reference model
+    Evaluate,
+    /// Writes responses to a prompt
+    Generate(show::GenerateArgs),
+    /// Shows a text cut into segments, with entropies and rewards
+    Segment(show::SegmentArgs),
+    /// Prints every setting with its default
+    Settings,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Preset {
+    /// Four methods, one seed, at most 5 minutes on 2 cores
+    Quick,
+    /// Six methods, three seeds, twice the iterations
+    Full,
+}
+
+#[derive(Args, Clone)]
+struct Common {
+    /// The run's folder [default: runs/quick or runs/full for reproduce, else runs/default]
+    #[arg(long, global = true, value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// A settings file over the defaults; may be repeated
+    #[arg(long, global = true, value_name = "FILE")]
+    settings: Vec<PathBuf>,
+    /// One setting, such as ppo.iterations=24; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The method, short for --set method=…
+    #[arg(long, global = true)]
+    method: Option<Method>,
+    /// The seed, short for --set seed=…
+    #[arg(long, global = true)]
+    seed: Option<u64>,
+    /// The device that tensors live on
+    #[arg(long, global = true, default_value = "flex")]
+    device: DeviceName,
+    /// A Hugging Face Llama checkpoint to start from: config.json, model.safetensors, tokenizer.json
+    #[arg(long, global = true, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The folder of a train-reward stage, in place of the run's own
+    #[arg(long, global = true, value_name = "DIR")]
+    reward_model: Option<PathBuf>,
+    /// Preference pairs in JSONL, in place of the embedded task
+    #[arg(long, global = true, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Prompts for ppo and evaluate in JSONL, in place of those of --data
+    #[arg(long, global = true, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// CPU threads of one tensor operation [default: 1 for reproduce, else all]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Stop with a checkpoint after N optimizer steps or PPO iterations, as Ctrl-C would
+    #[arg(long, global = true, value_name = "N")]
+    stop_after: Option<usize>,
+}
+
+impl Cli {
+    /// Does what the arguments ask for.
+    ///
+    /// # Errors
+    ///
+    /// Every [`Error`].
+    pub fn run(self) -> Result<(), Error> {
+        let command = self.command.unwrap_or(Command::Reproduce { preset: Preset::Quick });
+        if matches!(command, Command::Settings) {
+            print!("{DEFAULTS}");
+            return Ok(());
+        }
+        let context = context(&self.common, &command)?;
+        match command {
+            Command::Reproduce { .. } => {
+                let start = std::time::Instant::now();
+                let results = reproduce::run(&context)?;
+                show::results(&context, &results, start.elapsed())
+            }
+            Command::Sft => show::json(&sft::run(&context)?),
+            Command::Preferences => show::json(&preferences::run(&context)?.0),
+            Command::TrainReward => show::json(&reward::run(&context)?),
+            Command::FitNormalizer => show::json(&fit_normalizer::run(&context)?.normalizer),
+            Command::Ppo => show::json(&policy::run(&context)?),
+            Command::Evaluate => show::json(&evaluate::run(&context)?),
+            Command::Generate(args) => show::generate(&context, &args),
+            Command::Segment(args) => show::segment(&context, &args),
+            Command::Settings => unreachable!("printed above"),
+        }
+    }
+}
+
+fn context(common: &Common, command: &Command) -> Result<Context, Error> {
+    let (preset, folder) = match command {
+        Command::Reproduce { preset: Preset::Quick } => (Some(("quick.toml", QUICK)), "quick"),
+        Command::Reproduce { preset: Preset::Full } => (Some(("full.toml", FULL)), "full"),
+        _ => (None, "default"),
+    };
+    let mut overlays: Vec<(String, String)> =
+        preset.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
+    for path in &common.settings {
+        overlays.push(Settings::read(path)?);
+    }
+    let mut sets = common.set.clone();
+    sets.extend(common.method.map(|method| format!("method={:?}", method.name())));
+    sets.extend(common.seed.map(|seed| format!("seed={seed}")));
+    let settings = Settings::resolve(&overlays, &sets)?;
+    if preset.is_some() && (common.data.is_some() || common.model.is_some()) {
+        return Err(Error::Usage(
+            "reproduce runs the embedded task: --model and --data go with the single stages".into(),
+        ));
+    }
+    let threads = common.threads.or(preset.map(|_| 1));
+    if let Some(threads) = threads {
+        // Fails only where a pool exists already, which then serves.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    let run = common.run.clone().unwrap_or_else(|| PathBuf::from("runs").join(folder));
+    let mut context = Context::new(settings, common.device, run)?;
+    context.model = common.model.clone();
+    context.reward_model = common.reward_model.clone();
+    context.data = common.data.clone();
+    context.prompts = common.prompts.clone();
+    context.stop = common.stop_after.map_or_else(Stop::default, Stop::after).on_signals();
+    context.progress = Progress::new();
+    Ok(context)
+}

@@ -1,0 +1,213 @@
+//! What commands print.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use clap::Args;
+use rand::seq::IndexedRandom;
+use serde::Serialize;
+
+use crate::data::chat::{Message, Role};
+use crate::data::letters;
+use crate::data::tokenizer::Tokenizer;
+use crate::error::Error;
+use crate::experiment::settings::Method;
+use crate::model::CausalLm;
+use crate::model::generate::{Generation, view_tokens};
+use crate::report::segments::SegmentedText;
+use crate::rng::stream;
+use crate::stage::context::Context;
+use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::reproduce::{Results, table};
+use crate::stage::score::{Scorer, Segmenter};
+use crate::stage::task::Task;
+
+/// Arguments of `generate`.
+#[derive(Args)]
+pub(super) struct GenerateArgs {
+    /// What the user says [default: a held-out prompt of the embedded task]
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Number of responses
+    #[arg(long, default_value_t = 1)]
+    samples: usize,
+    /// Use the reference model even where the run has a policy
+    #[arg(long)]
+    reference: bool,
+}
+
+/// Arguments of `segment`.
+#[derive(Args)]
+pub(super) struct SegmentArgs {
+    /// What the user says [default: a held-out prompt of the embedded task]
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// The response to cut [default: one that the reference model writes]
+    #[arg(long, value_name = "TEXT")]
+    response: Option<String>,
+    /// JSON for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints `value` as JSON.
+pub(super) fn json<T: Serialize>(value: &T) -> Result<(), Error> {
+    out(&serde_json::to_string_pretty(value).expect("a plain struct serialises"));
+    Ok(())
+}
+
+/// Prints a line; a closed pipe is no error.
+fn out(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+}
+
+/// Whether standard output takes colours.
+fn colour() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// The table, and one response before and after.
+pub(super) fn results(context: &Context, results: &Results, took: Duration) -> Result<(), Error> {
+    out(&format!("\n{}", table(results)));
+    let several = context.settings.reproduce.seeds > 1;
+    let over = if several { "over seeds" } else { "over held-out prompts" };
+    out(&format!(
+        "gold: reward of the embedded task. win rate: against the SFT model's responses, judged by gold. \
+         KL: nats a response. RM acc.: held-out pairs by their noisy labels, and by gold. ρ: Spearman, learned \
+         with true segment rewards. F1: segment starts with true phrase starts. ±: standard error {over}.\n"
+    ));
+    let cell = results.cells.iter().find(|cell| cell.method == Method::Segment);
+    if let Some(cell) = cell.or(results.cells.first()) {
+        let mut own = context.clone();
+        own.settings.method = cell.method;
+        own.settings.seed = cell.seed;
+        own.run = context.run.join(format!("seed-{}", cell.seed));
+        let sample = &cell.evaluation.sample;
+        let task = Task::open(&own, Some(&own.reference_dir()?))?;
+        let prompt = task.tokenizer.decode(&sample.prompt);
+        out(&format!("prompt        {}", prompt.trim()));
+        for (name, response) in [("before", &sample.before), ("after", &sample.after)] {
+            let text = segmented(&own, &task, &sample.prompt, response)?;
+            let gold = task.gold(&sample.prompt, response).map(|gold| gold.reward());
+            let gold = gold.map_or(String::new(), |gold| format!("{gold:+.1}"));
+            out(&format!("{name:6} {gold:>6} {}", text.line(colour())));
+        }
+    }
+    out(&format!(
+        "\n{:.0} s; results.json and table.md in {}",
+        took.as_secs_f64(),
+        context.run.display()
+    ));
+    Ok(())
+}
+
+/// Writes responses to a prompt.
+pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Error> {
+    let policy = context.method_dir(context.settings.method, "ppo").join("model");
+    let use_policy = !args.reference && context.model.is_none() && policy.exists();
+    let dir = if use_policy { policy } else { context.reference_dir()? };
+    let tokenizer = Tokenizer::from_dir(&dir)?;
+    let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
+    let (model, config) = CausalLm::load(&dir, &context.device)?;
+    let rows = vec![prompt.as_slice(); args.samples];
+    let generation = generation(context, &tokenizer);
+    let mut rng = stream(context.settings.seed, "generate", 0);
+    out(tokenizer.decode(&prompt).trim());
+    for response in crate::model::generate::generate(&model, &config, &rows, generation, &mut rng) {
+        out(tokenizer.decode(&response).trim());
+    }
+    Ok(())
+}
+
+/// Shows a response cut into segments.
+pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error> {
+    let dir = context.reference_dir()?;
+    let tokenizer = Tokenizer::from_dir(&dir)?;
+    let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
+    let response = match &args.response {
+        Some(text) => {
+            let mut tokens = tokenizer.encode(text)?;
+            if tokens.is_empty() {
+                return Err(Error::Usage("--response is empty; give at least one token".into()));
+            }
+            if tokens.last() != Some(&tokenizer.eos()) {
+                tokens.push(tokenizer.eos());
+            }
+            tokens
+        }
+        None => {
+            let (model, config) = CausalLm::load(&dir, &context.device)?;
+            let mut rng = stream(context.settings.seed, "generate", 0);
+            let generation = generation(context, &tokenizer);
+            let rows = [prompt.as_slice()];
+            crate::model::generate::generate(&model, &config, &rows, generation, &mut rng).remove(0)
+        }
+    };
+    let mut own = context.clone();
+    own.data.get_or_insert_with(Default::default); // any text, not only the embedded task's
+    let task = Task::open(&own, Some(&dir))?;
+    let text = segmented(context, &task, &prompt, &response)?;
+    if args.json { json(&text) } else { Ok(out(&text.table(colour()))) }
+}
+
+fn generation(context: &Context, tokenizer: &Tokenizer) -> Generation {
+    Generation {
+        sampling: context.settings.sampling(),
+        max_new_tokens: context.settings.sampling.max_new_tokens,
+        eos: tokenizer.eos(),
+    }
+}
+
+/// The tokens of a user's message, or of a held-out prompt of the embedded task.
+fn prompt(context: &Context, tokenizer: &Tokenizer, text: Option<&str>) -> Result<Vec<u32>, Error> {
+    match text {
+        Some(text) => {
+            let message = Message { role: Role::User, content: text.to_owned() };
+            Ok(tokenizer.encode(&tokenizer.role_format().prompt(&[message]))?)
+        }
+        None if tokenizer.vocab_size() == letters::vocabulary().len() => {
+            let held_out = letters::split().1;
+            let mut rng = stream(context.settings.seed, "shown prompt", 0);
+            Ok(held_out.choose(&mut rng).expect("there are held-out prompts").tokens())
+        }
+        None => Err(Error::Usage("give --prompt TEXT: this model is not the embedded task's".into())),
+    }
+}
+
+/// A response with entropies, segments, and rewards as far as the run has a reward model and a normalizer.
+fn segmented(
+    context: &Context,
+    task: &Task,
+    prompt: &[u32],
+    response: &[u32],
+) -> Result<SegmentedText, Error> {
+    let settings = &context.settings;
+    let tokenizer = &task.tokenizer;
+    let (ends, eos) = (tokenizer.sentence_ends(), tokenizer.eos());
+    let rows = [(prompt, response)];
+    let pieces = tokenizer.pieces(response);
+    let prompt = tokenizer.decode(prompt);
+    let has_reward_model = context.reward_model.is_some() || context.reward_dir().is_ok();
+    if !has_reward_model {
+        let (model, _) = CausalLm::load(&context.reference_dir()?, &context.device)?;
+        let view = view_tokens(&model, &rows, 1).remove(0);
+        let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
+        let segments = Segmenter::new(settings, actions, ends, eos).cut(response, &view.entropies)?;
+        let entropies = &view.entropies;
+        return Ok(SegmentedText::new(prompt, response, pieces, entropies, &segments, &[], &[]));
+    }
+    let scorer = Scorer::load(context, ends, eos, 1)?;
+    let scored = scorer.score(&rows, 0)?.remove(0);
+    let file = context.method_dir(settings.method, "normalizer").join("normalizer.json");
+    let normalized = if file.exists() {
+        NormalizerFile::read(context, &scorer)?.normalizer.normalize_all(&scored.rewards)
+    } else {
+        Vec::new()
+    };
+    let (entropies, segments) = (&scored.reference.entropies, &scored.segments);
+    let rewards = &scored.rewards;
+    let mut text =
+        SegmentedText::new(prompt, response, pieces, entropies, segments, rewards, &normalized);
+    text.sequence_score = Some(scored.sequence_score);
+    Ok(text)
+}
