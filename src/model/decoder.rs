@@ -10,7 +10,7 @@ use super::cache::KvCache;
 use super::checkpoint::{self, CheckpointError, FileSource, WEIGHTS};
 use super::config::ModelConfig;
 use super::grid::Grid;
-use super::layers::{Embedding, Layer, Linear, RmsNorm, apply};
+use super::layers::{Embedding, Layer, Linear, RmsNorm, apply, fan_in};
 use super::rope::Rope;
 use super::source::{Fresh, Init, Source};
 
@@ -29,7 +29,7 @@ impl Decoder {
         let shape = [config.vocab_size, config.hidden_size];
         let layer = |i| format!("model.layers.{i}");
         Self {
-            embed_tokens: Embedding::new(source, "model.embed_tokens", shape, Init::Normal(0.02)),
+            embed_tokens: Embedding::new(source, "model.embed_tokens", shape, Init::Normal(1.0)),
             layers: (0..config.layers).map(|i| Layer::new(source, &layer(i), config)).collect(),
             norm: RmsNorm::new(source, "model.norm", config.hidden_size, config.rms_norm_eps),
             rope: Rope::new(config.head_dim, config.rope_theta),
@@ -70,7 +70,7 @@ impl CausalLm {
     fn new<S: Source>(source: &mut S, config: &ModelConfig) -> Self {
         let shape = [config.vocab_size, config.hidden_size];
         let model = Decoder::new(source, config);
-        let head = |source: &mut S| Linear::new(source, "lm_head", shape, Init::Normal(0.02));
+        let head = |source: &mut S| Linear::new(source, "lm_head", shape, fan_in(config.hidden_size));
         let lm_head = (!config.tie_word_embeddings).then(|| head(source));
         Self { model, lm_head }
     }

@@ -88,11 +88,10 @@ pub struct Mlp {
 impl Mlp {
     fn new<S: Source>(source: &mut S, name: &str, config: &ModelConfig) -> Self {
         let (d, f) = (config.hidden_size, config.intermediate_size);
-        let init = Init::Normal(0.02);
         Self {
-            gate_proj: Linear::new(source, &format!("{name}.gate_proj"), [f, d], init),
-            up_proj: Linear::new(source, &format!("{name}.up_proj"), [f, d], init),
-            down_proj: Linear::new(source, &format!("{name}.down_proj"), [d, f], residual(config)),
+            gate_proj: Linear::new(source, &format!("{name}.gate_proj"), [f, d], fan_in(d)),
+            up_proj: Linear::new(source, &format!("{name}.up_proj"), [f, d], fan_in(d)),
+            down_proj: Linear::new(source, &format!("{name}.down_proj"), [d, f], fan_in(f)),
         }
     }
 
@@ -102,9 +101,9 @@ impl Mlp {
     }
 }
 
-/// Projections back into the residual stream start smaller, by 1/√(2 · layers), as in GPT-2.
-fn residual(config: &ModelConfig) -> Init {
-    Init::Normal(0.02 / (2.0 * config.layers as f64).sqrt())
+/// A map keeps the scale of its inputs: N(0, 1/inputs).
+pub(super) fn fan_in(inputs: usize) -> Init {
+    Init::Normal(1.0 / (inputs as f64).sqrt())
 }
 
 /// Causal self-attention with rotary positions and grouped key-value heads.
@@ -123,12 +122,11 @@ impl Attention {
     fn new<S: Source>(source: &mut S, name: &str, config: &ModelConfig) -> Self {
         let (d, head) = (config.hidden_size, config.head_dim);
         let (q, kv) = (config.heads * head, config.kv_heads * head);
-        let init = Init::Normal(0.02);
         Self {
-            q_proj: Linear::new(source, &format!("{name}.q_proj"), [q, d], init),
-            k_proj: Linear::new(source, &format!("{name}.k_proj"), [kv, d], init),
-            v_proj: Linear::new(source, &format!("{name}.v_proj"), [kv, d], init),
-            o_proj: Linear::new(source, &format!("{name}.o_proj"), [d, q], residual(config)),
+            q_proj: Linear::new(source, &format!("{name}.q_proj"), [q, d], fan_in(d)),
+            k_proj: Linear::new(source, &format!("{name}.k_proj"), [kv, d], fan_in(d)),
+            v_proj: Linear::new(source, &format!("{name}.v_proj"), [kv, d], fan_in(d)),
+            o_proj: Linear::new(source, &format!("{name}.o_proj"), [d, q], fan_in(q)),
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: head,
