@@ -1,4 +1,72 @@
-//! Segment-level RLHF on Burn.
+//! Segment-level RLHF (Yin et al., "Segmenting Text and Learning Their Rewards for Improved RLHF in Language
+//! Model", arXiv 2501.02790) on [Burn](https://burn.dev): the equations, the models, and the whole pipeline.
+//!
+//! ```text
+//!  preference pairs                                                              prompts
+//!        │                                                                          │
+//!        ▼                                                                          ▼
+//!   segments (E1) ──► segment reward model (E2–E4) ──► normalizer (E5)          rollouts ◄─────────┐
+//!        ▲                          │                        │                      │              │
+//!        │ entropies                └────────────┬───────────┘                      ▼              │
+//!   reference model ── segments and ln π_SFT ────┴──────────────────────► token rewards (E6, E7)   │
+//!                                                                                   │              │
+//!                                                                                   ▼              │
+//!                                                                           advantages (E8)        │
+//!                                                                                   │              │
+//!                                                                                   ▼              │
+//!                          report ◄── evaluation ◄── policy ◄────────── policy update (E9, E10) ───┘
+//! ```
+//!
+//! # What lives where
+//!
+//! | modules | hold |
+//! | --- | --- |
+//! | [`segmentation`] | E1: entropies, and what one action is |
+//! | [`segment_reward`], [`bt_loss`] | E2 to E4: segment rewards, sequence scores, the Bradley-Terry loss |
+//! | [`normalizer`] | E5: mean and standard deviation by location, and their fit |
+//! | [`interpolation`], [`kl`] | E6 and E7: the reward of each token |
+//! | [`gae`] | E8: advantages and returns |
+//! | [`ppo`] | E9 and E10: the losses of policy and critic |
+//! | [`data`] | pairs, prompts, tokenizers, role formats, and the embedded task in [`data::letters`] |
+//! | [`model`] | the decoder, its heads and cache, sampling, optimizer, Hugging Face checkpoints |
+//! | [`stage`] | one file a stage of the pipeline; each reads and writes a folder of the run |
+//! | [`experiment`] | settings, run folders, checkpoints |
+//! | [`report`] | metrics, tables, texts cut into segments |
+//! | [`cli`] | arguments in, checked settings out, one stage called |
+//! | [`device`], [`rng`], [`control`], [`atomic`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, every error |
+//!
+//! An equation module does no I/O, reads no settings and draws no random number. Training, rollouts and report
+//! use the same functions. The labels E1 to E10, the tests of each and the numbered departures from paper and
+//! official code stand in the repository's folder `paper`.
+//!
+//! [`report::metrics::IterationMetrics`] is the glossary of what PPO logs; every setting is documented where its
+//! default stands, in [`experiment::settings::DEFAULTS`].
+//!
+//! # Examples
+//!
+//! What is one action, and what is each of its tokens worth?
+//!
+//! ```
+//! use segment_rlhf::interpolation::{Interpolation, interpolate};
+//! use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
+//!
+//! let response =
+//!     ResponseView { entropies: &[0.3, 2.1, 0.4], sentence_ends: &[false; 3], ends_with_eos: false };
+//! let cut = Actions::Segment { entropy_cutoff: 1.75 }; // nats
+//! let actions = segments(cut, EosPolicy::AsPublished, response).unwrap();
+//! assert_eq!(actions, [0..1, 1..3]);
+//! assert_eq!(interpolate(Interpolation::EvenSplit, &[1.0, 3.0], &actions, 3), [1.0, 1.5, 1.5]);
+//! ```
+//!
+//! A stage, as the command line runs it: settings, a [`stage::Context`], and the stage's `run`.
+//!
+//! ```
+//! use segment_rlhf::experiment::settings::{Method, Settings};
+//!
+//! let sets = ["method=token".to_owned(), "ppo.iterations=24".to_owned()];
+//! let settings = Settings::resolve(&[], &sets).unwrap();
+//! assert_eq!((settings.method, settings.ppo.iterations), (Method::Token, 24));
+//! ```
 
 pub mod atomic;
 pub mod bt_loss;
@@ -19,3 +87,8 @@ pub mod rng;
 pub mod segment_reward;
 pub mod segmentation;
 pub mod stage;
+
+/// The examples of the README, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
