@@ -70,7 +70,8 @@ impl CausalLm {
     fn new<S: Source>(source: &mut S, config: &ModelConfig) -> Self {
         let shape = [config.vocab_size, config.hidden_size];
         let model = Decoder::new(source, config);
-        let head = |source: &mut S| Linear::new(source, "lm_head", shape, fan_in(config.hidden_size));
+        let head =
+            |source: &mut S| Linear::new(source, "lm_head", shape, fan_in(config.hidden_size));
         let lm_head = (!config.tie_word_embeddings).then(|| head(source));
         Self { model, lm_head }
     }

@@ -203,8 +203,12 @@ impl Layer {
         hidden: &Tensor<4, Bool>,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        let attended =
-            self.self_attn.forward(self.input_layernorm.forward(x.clone()), rotation, hidden, cache);
+        let attended = self.self_attn.forward(
+            self.input_layernorm.forward(x.clone()),
+            rotation,
+            hidden,
+            cache,
+        );
         let x = x.add(attended);
         x.clone().add(self.mlp.forward(self.post_attention_layernorm.forward(x)))
     }

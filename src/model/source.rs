@@ -19,8 +19,12 @@ pub enum Init {
 /// Gives a parameter for a name and a shape.
 pub trait Source {
     /// The parameter called `name`; `init` says how to start it where the source has no value.
-    fn param<const D: usize>(&mut self, name: &str, shape: [usize; D], init: Init)
-    -> Param<Tensor<D>>;
+    fn param<const D: usize>(
+        &mut self,
+        name: &str,
+        shape: [usize; D],
+        init: Init,
+    ) -> Param<Tensor<D>>;
 }
 
 /// Fresh parameters. Each draws from a stream named after it, so that a model's parameters depend neither

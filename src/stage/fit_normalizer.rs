@@ -101,7 +101,11 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
         .iter()
         .flat_map(|pair| [(&pair.prompt[..], &pair.chosen[..]), (&pair.prompt, &pair.rejected)])
         .collect();
-    let stage = context.progress.stage(context.title("fit-normalizer"), rows.len().div_ceil(rows_at_once), 0);
+    let stage = context.progress.stage(
+        context.title("fit-normalizer"),
+        rows.len().div_ceil(rows_at_once),
+        0,
+    );
     let mut rewards: Vec<Vec<f64>> = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(rows_at_once) {
         rewards.extend(scorer.score(chunk, 0)?.into_iter().map(|scored| scored.rewards));
