@@ -69,11 +69,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// The program's exit status: 2 for input that was refused, 130 for a stop, 1 for the rest.
+    /// The program's exit status: 2 for input that was refused, 130 for a stop, 1 for a run
+    /// that failed: numbers that are not finite, a disk that is full.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Interrupted { .. } => 130,
-            Self::NonFinite(_) => 1,
+            Self::NonFinite(_)
+            | Self::Folder(FolderError::Io { .. })
+            | Self::Checkpoint(CheckpointError::Write { .. })
+            | Self::Data(DataError::Write { .. }) => 1,
             _ => 2,
         }
     }

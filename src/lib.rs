@@ -87,6 +87,7 @@ pub mod rng;
 pub mod segment_reward;
 pub mod segmentation;
 pub mod stage;
+pub mod statistics;
 
 /// The examples of the README, as tests.
 #[cfg(doctest)]

@@ -30,6 +30,11 @@ pub fn stream(seed: u64, purpose: &str, index: u64) -> Stream {
     ChaCha8Rng::from_seed(key)
 }
 
+/// The streams of `purpose` with the given indices: one for each row of a batch.
+pub fn streams(seed: u64, purpose: &str, indices: std::ops::Range<usize>) -> Vec<Stream> {
+    indices.map(|index| stream(seed, purpose, index as u64)).collect()
+}
+
 /// The 64-bit FNV-1a hash of `bytes`: short, and the same on every platform and in every version.
 ///
 /// # Examples

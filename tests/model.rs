@@ -11,7 +11,7 @@ use segment_rlhf::model::generate::{
 };
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::{CausalLm, CheckpointError, Grid, KvCache, ModelConfig, ScalarModel};
-use segment_rlhf::rng::stream;
+use segment_rlhf::rng::{stream, streams};
 use segment_rlhf::segmentation::entropy;
 use serde::Deserialize;
 
@@ -92,7 +92,7 @@ fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
         let (log_probs, _) = response_log_probs(&model, &grid, 1);
         close(&to_vec(log_probs), &case.next_token_log_prob, AGAINST_TRANSFORMERS);
         let limit = Generation { sampling: Sampling::GREEDY, max_new_tokens: 12, eos: u32::MAX };
-        let greedy = generate(&model, &config, &[&case.ids], limit, &mut stream(0, "t", 0));
+        let greedy = generate(&model, &config, &[&case.ids], limit, vec![stream(0, "t", 0)]);
         assert_eq!(greedy[0], case.greedy_12);
     }
 }
@@ -150,8 +150,8 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
     let prompts = [tokens(1, 4), tokens(2, 6), tokens(3, 2)];
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let limit = Generation { sampling: Sampling::PLAIN, max_new_tokens: 20, eos: 0 };
-    let together = generate(&model, &config, &prompts, limit, &mut stream(0, "t", 0));
-    let first = generate(&model, &config, &prompts[..1], limit, &mut stream(0, "t", 0));
+    let together = generate(&model, &config, &prompts, limit, streams(0, "t", 0..3));
+    let first = generate(&model, &config, &prompts[..1], limit, vec![stream(0, "t", 0)]);
     assert_eq!(together[0], first[0]);
     for response in &together {
         let eos = response.iter().position(|&token| token == 0);

@@ -149,10 +149,18 @@ fn context(common: &Common, command: &Command) -> Result<Context, Error> {
     sets.extend(common.method.map(|method| format!("method={:?}", method.name())));
     sets.extend(common.seed.map(|seed| format!("seed={seed}")));
     let settings = Settings::resolve(&overlays, &sets)?;
-    if preset.is_some() && (common.data.is_some() || common.model.is_some()) {
-        return Err(Error::Usage(
-            "reproduce runs the embedded task: --model and --data go with the single stages".into(),
-        ));
+    let single_stages = [
+        ("--method", common.method.is_some()),
+        ("--model", common.model.is_some()),
+        ("--reward-model", common.reward_model.is_some()),
+        ("--data", common.data.is_some()),
+        ("--prompts", common.prompts.is_some()),
+    ];
+    if let Some((name, _)) = single_stages.iter().find(|(_, given)| preset.is_some() && *given) {
+        return Err(Error::Usage(format!(
+            "reproduce runs the methods of reproduce.methods on the embedded task: {name} goes with the \
+             single stages"
+        )));
     }
     let threads = common.threads.or(preset.map(|_| 1));
     if let Some(threads) = threads {

@@ -14,8 +14,9 @@ use crate::error::Error;
 use crate::experiment::settings::Method;
 use crate::model::CausalLm;
 use crate::model::generate::{Generation, view_tokens};
+use crate::normalizer::location;
 use crate::report::segments::SegmentedText;
-use crate::rng::stream;
+use crate::rng::{stream, streams};
 use crate::stage::context::Context;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::reproduce::{Results, table};
@@ -29,8 +30,8 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Number of responses
-    #[arg(long, default_value_t = 1)]
-    samples: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    samples: u16,
     /// Use the reference model even where the run has a policy
     #[arg(long)]
     reference: bool,
@@ -109,11 +110,11 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
     let tokenizer = Tokenizer::from_dir(&dir)?;
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
     let (model, config) = CausalLm::load(&dir, &context.device)?;
-    let rows = vec![prompt.as_slice(); args.samples];
+    let rows = vec![prompt.as_slice(); usize::from(args.samples)];
     let generation = generation(context, &tokenizer);
-    let mut rng = stream(context.settings.seed, "generate", 0);
+    let draws = streams(context.settings.seed, "generate", 0..rows.len());
     out(tokenizer.decode(&prompt).trim());
-    for response in crate::model::generate::generate(&model, &config, &rows, generation, &mut rng) {
+    for response in crate::model::generate::generate(&model, &config, &rows, generation, draws) {
         out(tokenizer.decode(&response).trim());
     }
     Ok(())
@@ -137,10 +138,10 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
         }
         None => {
             let (model, config) = CausalLm::load(&dir, &context.device)?;
-            let mut rng = stream(context.settings.seed, "generate", 0);
+            let draws = streams(context.settings.seed, "generate", 0..1);
             let generation = generation(context, &tokenizer);
             let rows = [prompt.as_slice()];
-            crate::model::generate::generate(&model, &config, &rows, generation, &mut rng).remove(0)
+            crate::model::generate::generate(&model, &config, &rows, generation, draws).remove(0)
         }
     };
     let mut own = context.clone();
@@ -203,7 +204,9 @@ fn segmented(
     let scored = scorer.score(&rows, 0)?.remove(0);
     let file = context.method_dir(settings.method, "normalizer").join("normalizer.json");
     let normalized = if file.exists() {
-        NormalizerFile::read(context, &scorer)?.normalizer.normalize_all(&scored.rewards)
+        let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
+        normalizer.check(location(0, scored.rewards.len()))?; // a text may be longer than any rollout
+        normalizer.normalize_all(&scored.rewards)
     } else {
         Vec::new()
     };

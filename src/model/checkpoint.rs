@@ -75,15 +75,24 @@ pub struct FileSource<'a> {
     path: &'a Path,
     tensors: SafeTensors<'a>,
     device: &'a Device,
-    /// Parameters that may be absent and then start fresh, with the seed to draw them from.
-    fresh: Option<(&'a str, u64)>,
+    fresh: Option<FreshParam<'a>>,
     used: BTreeSet<String>,
     problems: Vec<String>,
 }
 
+/// A parameter that is drawn anew instead of read.
+#[derive(Clone, Copy)]
+pub struct FreshParam<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it is drawn for: two heads of one run start differently.
+    pub purpose: &'a str,
+    /// The run's seed.
+    pub seed: u64,
+}
+
 impl<'a> FileSource<'a> {
-    /// A source over `bytes`, the content of the safetensors file `path`; the parameter named by `fresh`
-    /// is drawn anew from the seed beside it.
+    /// A source over `bytes`, the content of the safetensors file `path`, but for the parameter `fresh`.
     ///
     /// # Errors
     ///
@@ -92,7 +101,7 @@ impl<'a> FileSource<'a> {
         path: &'a Path,
         bytes: &'a [u8],
         device: &'a Device,
-        fresh: Option<(&'a str, u64)>,
+        fresh: Option<FreshParam<'a>>,
     ) -> Result<Self, CheckpointError> {
         let tensors = SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::Format {
             path: path.to_owned(),
@@ -124,10 +133,8 @@ impl<'a> FileSource<'a> {
 
     fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
         let len = shape.iter().product();
-        if let Some((fresh, seed)) = self.fresh
-            && fresh == name
-        {
-            return fresh_values(seed, name, len, init);
+        if let Some(fresh) = self.fresh.filter(|fresh| fresh.name == name) {
+            return fresh_values(fresh.seed, &format!("{} {name}", fresh.purpose), len, init);
         }
         self.used.insert(name.to_owned());
         let read = match self.tensors.tensor(name) {

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::cache::KvCache;
-use super::checkpoint::{self, CheckpointError, FileSource, WEIGHTS};
+use super::checkpoint::{self, CheckpointError, FileSource, FreshParam, WEIGHTS};
 use super::config::ModelConfig;
 use super::grid::Grid;
 use super::layers::{Embedding, Layer, Linear, RmsNorm, apply, fan_in};
@@ -157,17 +157,20 @@ impl ScalarModel {
         }
     }
 
-    /// The decoder of the language model in `dir` under a fresh head, drawn from N(0, 1/(d+1)).
+    /// The decoder of the language model in `dir` under a fresh head, drawn for `purpose` from
+    /// N(0, 1/(d+1)).
     ///
     /// # Errors
     ///
     /// Every [`CheckpointError`] but `Write`.
     pub fn from_language_model(
         dir: &Path,
+        purpose: &str,
         seed: u64,
         device: &Device,
     ) -> Result<(Self, ModelConfig), CheckpointError> {
-        Self::read(dir, device, Some((HEAD, seed)), &["lm_head.weight"])
+        let fresh = FreshParam { name: HEAD, purpose, seed };
+        Self::read(dir, device, Some(fresh), &["lm_head.weight"])
     }
 
     /// Reads the scalar model in the folder `dir`.
@@ -182,7 +185,7 @@ impl ScalarModel {
     fn read(
         dir: &Path,
         device: &Device,
-        fresh: Option<(&str, u64)>,
+        fresh: Option<FreshParam<'_>>,
         ignored: &[&str],
     ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;

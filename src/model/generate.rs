@@ -1,7 +1,6 @@
 //! Generating responses, and reading a model's view of given ones.
 
 use burn::tensor::{Tensor, TensorData, activation::log_softmax};
-use rand::SeedableRng;
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
@@ -24,16 +23,20 @@ pub struct Generation {
 
 /// A response to each prompt; it ends with EOS unless it reached the limit.
 ///
-/// Each row draws from its own stream, split off `rng` in row order, so that a response depends on
-/// neither the other rows nor their number. The model must be on a device without autodiff.
+/// Each row draws from its own stream, so that a response depends on neither the other rows nor their
+/// number. The model must be on a device without autodiff.
+///
+/// # Panics
+///
+/// If there is no prompt, or not one stream a prompt.
 pub fn generate(
     model: &CausalLm,
     config: &ModelConfig,
     prompts: &[&[u32]],
     generation: Generation,
-    rng: &mut Stream,
+    mut streams: Vec<Stream>,
 ) -> Vec<Vec<u32>> {
-    let mut streams: Vec<Stream> = prompts.iter().map(|_| Stream::from_rng(rng)).collect();
+    assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
     let mut responses = vec![Vec::new(); prompts.len()];
     let mut ended = vec![false; prompts.len()];
     let mut active: Vec<usize> = (0..prompts.len()).collect();

@@ -48,12 +48,12 @@ impl Source for Fresh<'_> {
     }
 }
 
-/// The starting values of the parameter `name`.
-pub(super) fn fresh_values(seed: u64, name: &str, len: usize, init: Init) -> Vec<f32> {
+/// The starting values of a parameter, drawn for `purpose`.
+pub(super) fn fresh_values(seed: u64, purpose: &str, len: usize, init: Init) -> Vec<f32> {
     match init {
         Init::Ones => vec![1.0; len],
         Init::Normal(std) => {
-            let mut rng = stream(seed, name, 0);
+            let mut rng = stream(seed, purpose, 0);
             (0..len).map(|_| (std * standard_normal(&mut rng)) as f32).collect()
         }
     }

@@ -2,9 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::kl::{k1, k3};
-use crate::stage::rollout::{Rollout, wide};
-
 /// One line of `metrics.jsonl`. Means are over responses unless a field says otherwise; sums over a
 /// response's tokens are in nats or units of reward a response.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,8 +40,9 @@ pub struct IterationMetrics {
     pub policy_loss: f64,
     /// Value loss (E10), mean over optimizer steps.
     pub value_loss: f64,
-    /// 1 - Var(return - value) / Var(return) over tokens, for the critic before its update.
-    pub explained_variance: f64,
+    /// 1 - Var(return - value) / Var(return) over tokens, for the critic before its update; nothing where
+    /// the returns do not vary.
+    pub explained_variance: Option<f64>,
     /// Entropy of the policy at a response token, nats, mean over tokens.
     pub entropy: f64,
     /// Tokens of a response, EOS included.
@@ -78,76 +76,4 @@ pub struct IterationTimings {
     pub rollout_tokens_per_second: f64,
     /// Tokens (prompts included) trained on a second, policy and critic together.
     pub update_tokens_per_second: f64,
-}
-
-impl IterationMetrics {
-    /// The fields that rollouts alone decide; the rest are 0.
-    pub fn of_rollouts(
-        iteration: usize,
-        rollouts: &[Rollout],
-        eos: u32,
-        kl_coefficient: f64,
-    ) -> Self {
-        let per_response = |f: &dyn Fn(&Rollout) -> f64| mean(rollouts.iter().map(f));
-        let tokens = |f: fn(&Rollout) -> Vec<f64>| rollouts.iter().flat_map(f).collect::<Vec<_>>();
-        let kl = |of: fn(f64, f64) -> f64| {
-            per_response(&|r| {
-                let pairs = r.log_probs.iter().zip(&r.ref_log_probs);
-                pairs.map(|(&l, &reference)| of(f64::from(l), f64::from(reference))).sum()
-            })
-        };
-        let (returns, advantages) =
-            (tokens(|r| r.returns.clone()), tokens(|r| r.advantages.clone()));
-        let residuals =
-            tokens(|r| r.returns.iter().zip(&r.values).map(|(a, &v)| a - f64::from(v)).collect());
-        let segment =
-            |r: &Rollout| r.segments.iter().map(ExactSizeIterator::len).collect::<Vec<_>>();
-        Self {
-            iteration,
-            sequence_score: per_response(&|r| r.sequence_score),
-            reward: per_response(&|r| r.normalized.iter().sum()),
-            token_reward: per_response(&|r| r.token_rewards.iter().sum()),
-            kl_k1: kl(k1),
-            kl_k3: kl(k3),
-            kl_coefficient,
-            return_mean: mean(returns.iter().copied()),
-            return_std: variance(&returns).sqrt(),
-            advantage_mean: mean(advantages.iter().copied()),
-            advantage_std: variance(&advantages).sqrt(),
-            advantage_max: advantages.iter().fold(0.0, |max, a| a.abs().max(max)),
-            explained_variance: 1.0 - variance(&residuals) / variance(&returns),
-            entropy: mean(tokens(|r| wide(&r.entropies)).into_iter()),
-            response_tokens: per_response(&|r| r.response.len() as f64),
-            segments: per_response(&|r| r.segments.len() as f64),
-            segment_tokens: mean(rollouts.iter().flat_map(segment).map(|len| len as f64)),
-            eos_rate: per_response(&|r| f64::from(r.response.last() == Some(&eos))),
-            ..Self::default()
-        }
-    }
-}
-
-/// The mean; 0 of nothing.
-pub fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
-    sum / count.max(1) as f64
-}
-
-/// The biased variance; 0 of nothing.
-pub fn variance(values: &[f64]) -> f64 {
-    let center = mean(values.iter().copied());
-    mean(values.iter().map(|value| (value - center).powi(2)))
-}
-
-/// The standard error of the mean: √(unbiased variance / n); nothing for fewer than two values.
-///
-/// # Examples
-///
-/// ```
-/// use segment_rlhf::report::metrics::standard_error;
-/// assert_eq!(standard_error(&[1.0, 3.0]), Some(1.0)); // √(2 / 2)
-/// assert_eq!(standard_error(&[1.0]), None);
-/// ```
-pub fn standard_error(values: &[f64]) -> Option<f64> {
-    let n = values.len() as f64;
-    (values.len() > 1).then(|| (variance(values) / (n - 1.0)).sqrt())
 }

@@ -95,6 +95,17 @@ impl Context {
         require(dir, &format!("train-reward --method {}", method.name()))
     }
 
+    /// The fingerprints of the user's files.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] when one cannot be read.
+    pub fn file_inputs(&self) -> Result<Vec<(&'static str, String)>, Error> {
+        let files = [("data", &self.data), ("prompts", &self.prompts)];
+        let given = files.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
+        given.map(|(name, path)| Ok((name, file_fingerprint(path)?))).collect()
+    }
+
     /// Opens the folder `dir` for a stage that depends on the named sections of the settings and on
     /// `inputs`, each a name and a fingerprint.
     ///

@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::kl::k1;
 use crate::model::generate::{Generation, generate, view_tokens};
 use crate::model::{CausalLm, ModelConfig};
-use crate::report::metrics::{mean, standard_error};
-use crate::rng::stream;
+use crate::rng::streams;
+use crate::statistics::{mean, standard_error};
 
 /// Figures of one model's responses to the held-out prompts. Means are over responses; standard errors
 /// over prompts, whose samples are averaged first.
@@ -94,10 +94,11 @@ impl<'a> Evaluator<'a> {
         let prompts: Vec<Vec<u32>> =
             self.prompts.iter().flat_map(|p| std::iter::repeat_n(p.clone(), samples)).collect();
         let mut responses = Vec::with_capacity(prompts.len());
-        for (number, chunk) in prompts.chunks(settings.ppo.rollouts).enumerate() {
+        for chunk in prompts.chunks(settings.ppo.rollouts) {
             let rows: Vec<&[u32]> = chunk.iter().map(Vec::as_slice).collect();
-            let mut rng = stream(settings.seed, "evaluation", number as u64);
-            responses.extend(generate(model, config, &rows, generation, &mut rng));
+            let done = responses.len();
+            let draws = streams(settings.seed, "evaluation", done..done + chunk.len());
+            responses.extend(generate(model, config, &rows, generation, draws));
         }
         let rows: Vec<(&[u32], &[u32])> =
             prompts.iter().zip(&responses).map(|(p, r)| (&p[..], &r[..])).collect();
@@ -186,10 +187,12 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         let dir = policy_dir;
         return Err(crate::experiment::folder::FolderError::Missing { dir, command }.into());
     }
-    let inputs = [
+    let mut inputs = vec![
         ("model", model_fingerprint(&reference_dir)?),
+        ("reward_model", model_fingerprint(&context.reward_dir()?.join("model"))?),
         ("policy", model_fingerprint(&policy_dir)?),
     ];
+    inputs.extend(context.file_inputs()?);
     let sections = ["method", "data", "segmentation", "sampling", "evaluation"];
     let dir = context.method_dir(settings.method, "evaluation");
     let folder = context.open(dir, "evaluate", &sections, &inputs)?;

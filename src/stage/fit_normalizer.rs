@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, file_fingerprint, model_fingerprint};
+use super::context::{Context, model_fingerprint};
 use super::preferences;
 use super::score::Scorer;
 use super::task::Task;
@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::experiment::folder::{read_json, write_json};
 use crate::experiment::settings::{Method, NormalizerKind};
 use crate::normalizer::{LocationStatistic, Normalizer, location, location_statistics};
+use crate::segmentation::Actions;
 
 /// A normalizer with what it was fitted on: `normalizer.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ use crate::normalizer::{LocationStatistic, Normalizer, location, location_statis
 pub struct NormalizerFile {
     /// The method whose rewards it normalizes.
     pub method: Method,
+    /// What one action is to the policy.
+    pub actions: Actions,
     /// The fingerprint of the reward model.
     pub reward_model: String,
     /// The fit.
@@ -53,6 +56,11 @@ impl NormalizerFile {
             let expected = file.reward_model;
             return Err(Error::Mismatch { path, what: "reward model", expected, found, remedy });
         }
+        if file.actions != scorer.policy_segmenter.actions {
+            let expected = format!("{:?}", file.actions);
+            let found = format!("{:?}", scorer.policy_segmenter.actions);
+            return Err(Error::Mismatch { path, what: "actions", expected, found, remedy });
+        }
         if file.method != method {
             let (expected, found) = (file.method.name().into(), method.name().into());
             return Err(Error::Mismatch { path, what: "method", expected, found, remedy });
@@ -81,21 +89,20 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let settings = &context.settings;
     let reward_dir = context.reward_dir()?;
     let reference_dir = context.reference_dir()?;
-    let mut inputs = vec![("reward_model", model_fingerprint(&reward_dir.join("model"))?)];
-    if let Some(data) = &context.data {
-        inputs.push(("data", file_fingerprint(data)?));
-    }
+    let task = Task::open(context, Some(&reference_dir))?;
+    let (pairs, fingerprint) = preferences::load(context, &task)?;
+    let reward_model = model_fingerprint(&reward_dir.join("model"))?;
+    let inputs = [("reward_model", reward_model), ("pairs", fingerprint)];
     let sections = ["method", "data", "segmentation", "normalizer", "sampling"];
     let dir = context.method_dir(settings.method, "normalizer");
     let folder = context.open(dir, "fit-normalizer", &sections, &inputs)?;
     if folder.summary::<serde_json::Value>()?.is_some() {
         return Ok(read_json(&path(context), "fit-normalizer")?);
     }
-    let task = Task::open(context, Some(&reference_dir))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = 2 * settings.reward.rows_at_once;
     let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
-    let pairs = preferences::load(context, &task)?.train;
+    let pairs = &pairs.train;
     let calibration = &pairs[..pairs.len().min(settings.normalizer.pairs)];
     let rows: Vec<(&[u32], &[u32])> = calibration
         .iter()
@@ -119,6 +126,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     };
     let file = NormalizerFile {
         method: settings.method,
+        actions: scorer.policy_segmenter.actions,
         reward_model: scorer.reward_fingerprint.clone(),
         normalizer,
         min_location,

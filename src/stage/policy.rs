@@ -7,10 +7,10 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, file_fingerprint, model_fingerprint};
+use super::context::{Context, model_fingerprint};
 use super::evaluate::{Evaluation, Evaluator};
 use super::fit_normalizer::NormalizerFile;
-use super::rollout::{Rollout, Sampler};
+use super::rollout::{Rollout, Sampler, metrics_of};
 use super::score::Scorer;
 use super::sft::write_model;
 use super::task::{Task, permutation};
@@ -22,8 +22,9 @@ use crate::model::generate::{Generation, ReadAt, pad_rows, response_log_probs};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, Grid, ScalarModel};
 use crate::ppo::{policy_loss, value_loss};
-use crate::report::metrics::{IterationMetrics, IterationTimings, mean};
-use crate::rng::stream;
+use crate::report::metrics::{IterationMetrics, IterationTimings};
+use crate::rng::streams;
+use crate::statistics::mean;
 
 /// The result of the stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,11 +80,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         ("reward_model", scorer.reward_fingerprint.clone()),
         ("normalizer", fit),
     ];
-    for (name, path) in [("data", &context.data), ("prompts", &context.prompts)] {
-        if let Some(path) = path {
-            inputs.push((name, file_fingerprint(path)?));
-        }
-    }
+    inputs.extend(context.file_inputs()?);
     let sections = ["method", "data", "segmentation", "sampling", "ppo", "evaluation"];
     let dir = context.method_dir(settings.method, "ppo");
     let mut folder = context.open(dir, "ppo", &sections, &inputs)?;
@@ -93,7 +90,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
 
     let device = context.device.clone().autodiff();
     let (policy, config) = CausalLm::load(&reference_dir, &device)?;
-    let (critic, _) = ScalarModel::from_language_model(&reference_dir, settings.seed, &device)?;
+    let (critic, _) =
+        ScalarModel::from_language_model(&reference_dir, "critic", settings.seed, &device)?;
     let steps = ppo.iterations * ppo.epochs * ppo.rollouts.div_ceil(ppo.minibatch);
     let mut policy = Trainer::new("policy", policy, &ppo.actor, steps);
     let mut critic = Trainer::new("critic", critic, &ppo.critic, steps);
@@ -141,13 +139,16 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         }
         .roll_out(
             &choose(&prompts, ppo.rollouts, settings.seed, iteration),
-            &mut stream(settings.seed, "rollouts", iteration as u64),
+            streams(
+                settings.seed,
+                "rollouts",
+                iteration * ppo.rollouts..(iteration + 1) * ppo.rollouts,
+            ),
             iteration,
         )?;
         let rollout_seconds = start.elapsed().as_secs_f64();
 
-        let mut line =
-            IterationMetrics::of_rollouts(iteration, &rollouts, eos, state.kl_coefficient);
+        let mut line = metrics_of(iteration, &rollouts, eos, state.kl_coefficient);
         let gold: Option<Vec<f64>> = rollouts
             .iter()
             .map(|r| task.gold(&r.prompt, &r.response).map(|gold| gold.reward()))

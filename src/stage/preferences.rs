@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::experiment::folder::FolderError;
 use crate::model::CausalLm;
 use crate::model::generate::{Generation, generate};
-use crate::rng::stream;
+use crate::rng::{fnv1a, streams};
 
 /// A prompt, two responses, and the truth about them where it is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,12 +40,19 @@ pub struct Summary {
     pub label_agreement: f64,
 }
 
-/// The run's pairs: read from `--data`, or sampled once into `RUN/preferences`.
+/// The run's pairs, and their fingerprint: read from `--data`, or sampled once into `RUN/preferences`.
 ///
 /// # Errors
 ///
 /// Every [`Error`].
-pub fn load(context: &Context, task: &Task) -> Result<Split<Pair>, Error> {
+pub fn load(context: &Context, task: &Task) -> Result<(Split<Pair>, String), Error> {
+    let pairs = read(context, task)?;
+    let all =
+        serde_json::to_vec(&(&pairs.train, &pairs.held_out)).expect("plain structs serialise");
+    Ok((pairs, format!("{:016x}", fnv1a(&all))))
+}
+
+fn read(context: &Context, task: &Task) -> Result<Split<Pair>, Error> {
     if let Some(pairs) = task.file_pairs(context)? {
         let plain = |pairs: Vec<crate::data::pairs::PreferencePair>| {
             let pair = |p: crate::data::pairs::PreferencePair| Pair {
@@ -70,6 +77,7 @@ pub fn load(context: &Context, task: &Task) -> Result<Split<Pair>, Error> {
 /// Every [`Error`].
 pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     let reference = context.reference_dir()?;
+    Task::open(context, Some(&reference))?;
     let inputs = [("model", model_fingerprint(&reference)?)];
     let dir = context.run.join("preferences");
     let folder = context.open(dir, "preferences", &["task", "sampling"], &inputs)?;
@@ -91,19 +99,20 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     let stage = context.progress.stage(context.title("preferences"), total, 0);
     let sample = |prompts: &[Prompt], count: usize, purpose: &str| {
         let mut pairs = Vec::with_capacity(count);
-        let order = permutation(settings.seed, purpose, 0, prompts.len());
-        for (number, start) in (0..count).step_by(batch).enumerate() {
-            let mut rng = stream(settings.seed, purpose, 1 + number as u64);
-            let chosen: Vec<&Prompt> = (start..count.min(start + batch))
-                .map(|i| &prompts[order[i % order.len()]])
-                .collect();
+        let purpose = |what: &str| format!("{purpose}: {what}");
+        let order = permutation(settings.seed, &purpose("order"), 0, prompts.len());
+        for start in (0..count).step_by(batch) {
+            let end = count.min(start + batch);
+            let chosen: Vec<&Prompt> =
+                (start..end).map(|i| &prompts[order[i % order.len()]]).collect();
             let tokens: Vec<Vec<u32>> =
                 chosen.iter().flat_map(|p| [p.tokens(), p.tokens()]).collect();
             let rows: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
-            let mut responses = generate(&model, &config, &rows, generation, &mut rng).into_iter();
-            for prompt in chosen {
-                let (first, second) = (responses.next().unwrap(), responses.next().unwrap());
-                pairs.push(label(prompt, first, second, &mut rng));
+            let draws = streams(settings.seed, &purpose("responses"), 2 * start..2 * end);
+            let responses = generate(&model, &config, &rows, generation, draws);
+            let labels = streams(settings.seed, &purpose("labels"), start..end);
+            for ((prompt, two), mut rng) in chosen.iter().zip(responses.chunks(2)).zip(labels) {
+                pairs.push(label(prompt, two[0].clone(), two[1].clone(), &mut rng));
             }
             stage.step("");
         }

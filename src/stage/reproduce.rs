@@ -11,8 +11,8 @@ use super::{evaluate, fit_normalizer, policy, preferences, reward, sft};
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, write_json};
 use crate::experiment::settings::Method;
-use crate::report::metrics::{mean, standard_error};
 use crate::report::table::{markdown, with_error};
+use crate::statistics::{mean, standard_error};
 
 /// The figures of one method with one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,13 +59,13 @@ pub fn run(context: &Context) -> Result<Results, Error> {
         own.run = context.run.join(format!("seed-{seed}"));
         own.label = method.name().to_owned();
         if seeds.len() > 1 {
-            own.label = format!("{seed} {}", own.label);
+            own.label = format!("seed {seed} {}", own.label);
         }
         own
     };
     in_parallel(jobs, &seeds, |&seed| {
         let mut own = at(seed, Method::Segment);
-        own.label = if seeds.len() > 1 { seed.to_string() } else { String::new() };
+        own.label = if seeds.len() > 1 { format!("seed {seed}") } else { String::new() };
         sft::run(&own)?;
         preferences::run(&own)
     })?;

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, file_fingerprint, model_fingerprint};
+use super::context::{Context, model_fingerprint};
 use super::preferences::{self, Pair};
 use super::score::{RewardCard, Segmenter, entropies};
 use super::sft::write_model;
@@ -64,11 +64,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let reference_dir = context.reference_dir()?;
     let reference = model_fingerprint(&reference_dir)?;
     let task = Task::open(context, Some(&reference_dir))?;
-    let data = match &context.data {
-        Some(path) => file_fingerprint(path)?,
-        None => "embedded task".to_owned(),
-    };
-    let inputs = [("method", method.name().into()), ("model", reference.clone()), ("data", data)];
+    let (pairs, fingerprint) = preferences::load(context, &task)?;
+    let inputs =
+        [("method", method.name().into()), ("model", reference.clone()), ("pairs", fingerprint)];
     let sections = ["data", "segmentation", "reward"];
     let dir = context.method_dir(method, "reward");
     let mut folder = context.open(dir, "train-reward", &sections, &inputs)?;
@@ -78,12 +76,12 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let actions = method.reward_actions(settings.segmentation.entropy_cutoff);
     let tokenizer = &task.tokenizer;
     let segmenter = Segmenter::new(settings, actions, tokenizer.sentence_ends(), tokenizer.eos());
-    let pairs = preferences::load(context, &task)?;
     let prepare = |pairs: &[Pair]| examples(context, &reference_dir, &segmenter, pairs);
     let (examples, held_out) = (prepare(&pairs.train)?, prepare(&pairs.held_out)?);
 
     let device = context.device.clone().autodiff();
-    let (model, config) = ScalarModel::from_language_model(&reference_dir, settings.seed, &device)?;
+    let (model, config) =
+        ScalarModel::from_language_model(&reference_dir, "reward", settings.seed, &device)?;
     let reward = &settings.reward;
     let epochs = Epochs { items: examples.len(), epochs: reward.epochs, batch: reward.batch };
     let trainer = Trainer::new("reward", model, &reward.optimizer, epochs.steps());

@@ -7,11 +7,13 @@ use crate::error::Error;
 use crate::experiment::settings::PpoSettings;
 use crate::gae::{gae, whiten};
 use crate::interpolation::{Interpolation, interpolate};
-use crate::kl::token_rewards;
+use crate::kl::{k1, k3, token_rewards};
 use crate::model::generate::{Generation, ReadAt, generate, read_scalars, view_tokens};
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
 use crate::normalizer::Normalizer;
+use crate::report::metrics::IterationMetrics;
 use crate::rng::Stream;
+use crate::statistics::{mean, variance};
 
 /// One response, as PPO learns from it. Every list but `segments`, `rewards` and `normalized` has one entry
 /// a response token.
@@ -77,11 +79,11 @@ impl Sampler<'_> {
     pub fn roll_out(
         &self,
         prompts: &[&[u32]],
-        rng: &mut Stream,
+        streams: Vec<Stream>,
         step: usize,
     ) -> Result<Vec<Rollout>, Error> {
         let rows_at_once = self.settings.rows_at_once;
-        let responses = generate(self.policy, self.config, prompts, self.generation, rng);
+        let responses = generate(self.policy, self.config, prompts, self.generation, streams);
         let rows: Vec<(&[u32], &[u32])> = prompts
             .iter()
             .zip(&responses)
@@ -131,4 +133,47 @@ impl Sampler<'_> {
 /// f32 of the device as f64 of the host.
 pub fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&value| f64::from(value)).collect()
+}
+
+/// The fields of an iteration's metrics that rollouts alone decide; the rest are 0.
+pub fn metrics_of(
+    iteration: usize,
+    rollouts: &[Rollout],
+    eos: u32,
+    kl_coefficient: f64,
+) -> IterationMetrics {
+    let per_response = |f: &dyn Fn(&Rollout) -> f64| mean(rollouts.iter().map(f));
+    let tokens = |f: fn(&Rollout) -> Vec<f64>| rollouts.iter().flat_map(f).collect::<Vec<_>>();
+    let kl = |of: fn(f64, f64) -> f64| {
+        per_response(&|r| {
+            let pairs = r.log_probs.iter().zip(&r.ref_log_probs);
+            pairs.map(|(&l, &reference)| of(f64::from(l), f64::from(reference))).sum()
+        })
+    };
+    let (returns, advantages) = (tokens(|r| r.returns.clone()), tokens(|r| r.advantages.clone()));
+    let residuals =
+        tokens(|r| r.returns.iter().zip(&r.values).map(|(a, &v)| a - f64::from(v)).collect());
+    let segment = |r: &Rollout| r.segments.iter().map(ExactSizeIterator::len).collect::<Vec<_>>();
+    IterationMetrics {
+        iteration,
+        sequence_score: per_response(&|r| r.sequence_score),
+        reward: per_response(&|r| r.normalized.iter().sum()),
+        token_reward: per_response(&|r| r.token_rewards.iter().sum()),
+        kl_k1: kl(k1),
+        kl_k3: kl(k3),
+        kl_coefficient,
+        return_mean: mean(returns.iter().copied()),
+        return_std: variance(&returns).sqrt(),
+        advantage_mean: mean(advantages.iter().copied()),
+        advantage_std: variance(&advantages).sqrt(),
+        advantage_max: advantages.iter().fold(0.0, |max, a| a.abs().max(max)),
+        explained_variance: (variance(&returns) > 0.0)
+            .then(|| 1.0 - variance(&residuals) / variance(&returns)),
+        entropy: mean(tokens(|r| wide(&r.entropies)).into_iter()),
+        response_tokens: per_response(&|r| r.response.len() as f64),
+        segments: per_response(&|r| r.segments.len() as f64),
+        segment_tokens: mean(rollouts.iter().flat_map(segment).map(|len| len as f64)),
+        eos_rate: per_response(&|r| f64::from(r.response.last() == Some(&eos))),
+        ..IterationMetrics::default()
+    }
 }

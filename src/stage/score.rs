@@ -108,7 +108,8 @@ pub struct Scorer {
     pub reference: CausalLm,
     reward: ScalarModel,
     reward_segmenter: Segmenter,
-    policy_segmenter: Segmenter,
+    /// How the policy's responses are cut into actions.
+    pub policy_segmenter: Segmenter,
     aggregation: Aggregation,
     rows_at_once: usize,
     /// The fingerprint of the reward model.
@@ -155,6 +156,12 @@ impl Scorer {
             format!("{:?}", card.actions),
             format!("{actions:?}"),
             "set the same method and segmentation, or train a reward model for these",
+        )?;
+        mismatch(
+            "place of EOS",
+            format!("{:?}", card.eos),
+            format!("{:?}", settings.segmentation.eos),
+            "set segmentation.eos to what the reward model was trained with",
         )?;
         let segmenter = |actions| Segmenter::new(settings, actions, sentence_ends, eos);
         Ok(Self {

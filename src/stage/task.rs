@@ -10,7 +10,8 @@ use crate::data::letters::{self, Gold, Prompt};
 use crate::data::pairs::{self, Conversation, Cuts, Limits, PreferencePair};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
-use crate::rng::stream;
+use crate::model::ModelConfig;
+use crate::rng::{fnv1a, stream};
 
 /// A tokenizer, and where data come from.
 pub struct Task {
@@ -19,6 +20,9 @@ pub struct Task {
     source: Source,
     limits: Limits,
     held_out_share: f64,
+    /// The longest sequence that the model was made for, and the longest response to a prompt.
+    positions: usize,
+    new_tokens: usize,
 }
 
 enum Source {
@@ -48,9 +52,20 @@ impl Task {
             prompt_tokens: settings.prompt_tokens,
             response_tokens: settings.response_tokens,
         };
-        let tokenizer = match model_dir {
-            Some(dir) => Tokenizer::from_dir(dir)?,
-            None => letters_tokenizer()?,
+        let (tokenizer, positions) = match model_dir {
+            None => (letters_tokenizer()?, usize::MAX),
+            Some(dir) => {
+                let (tokenizer, config) = (Tokenizer::from_dir(dir)?, ModelConfig::from_dir(dir)?);
+                let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
+                if ids > rows {
+                    return Err(Error::Usage(format!(
+                        "{}: tokenizer.json has {ids} ids, but the model embeds {rows}; give the \
+                         tokenizer that belongs to the model",
+                        dir.display()
+                    )));
+                }
+                (tokenizer, config.max_position_embeddings)
+            }
         };
         let source = match &context.data {
             Some(data) => Source::File { data: data.clone(), prompts: context.prompts.clone() },
@@ -65,7 +80,22 @@ impl Task {
                     .into(),
             ));
         }
-        Ok(Self { tokenizer, source, limits, held_out_share: settings.held_out_share })
+        let held_out_share = settings.held_out_share;
+        let new_tokens = context.settings.sampling.max_new_tokens;
+        Ok(Self { tokenizer, source, limits, held_out_share, positions, new_tokens })
+    }
+
+    /// Refuses sequences longer than the model was made for.
+    fn check_lengths(&self, lengths: impl Iterator<Item = usize>) -> Result<(), Error> {
+        let (longest, positions) = (lengths.max().unwrap_or(0), self.positions);
+        if longest <= positions {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "a prompt with its response takes {longest} tokens, but the model was made for {positions} \
+             (max_position_embeddings): lower data.prompt_tokens, data.response_tokens or \
+             sampling.max_new_tokens"
+        )))
     }
 
     /// Whether this is the embedded task.
@@ -83,7 +113,8 @@ impl Task {
             Source::File { data, .. } => {
                 let (all, cuts) = pairs::read_conversations(data, &self.tokenizer, self.limits)?;
                 report(context, cuts);
-                Ok(self.split(all))
+                self.check_lengths(all.iter().map(|(p, r)| p.len() + r.len()))?;
+                Ok(self.split(all, |(prompt, _)| prompt))
             }
             Source::Letters => {
                 let (train, held_out) = letters::split();
@@ -117,7 +148,9 @@ impl Task {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
         let (all, cuts) = pairs::read_pairs(data, &self.tokenizer, self.limits)?;
         report(context, cuts);
-        Ok(Some(self.split(all)))
+        let longest = |pair: &PreferencePair| pair.chosen.len().max(pair.rejected.len());
+        self.check_lengths(all.iter().map(|pair| pair.prompt.len() + longest(pair)))?;
+        Ok(Some(self.split(all, |pair| &pair.prompt)))
     }
 
     /// Prompts to roll out, and prompts to evaluate on.
@@ -136,7 +169,8 @@ impl Task {
                 let path = prompts.as_ref().unwrap_or(data);
                 let (all, cuts) = pairs::read_prompts(path, &self.tokenizer, self.limits)?;
                 report(context, cuts);
-                Ok(self.split(all))
+                self.check_lengths(all.iter().map(|prompt| prompt.len() + self.new_tokens))?;
+                Ok(self.split(all, |prompt| prompt))
             }
         }
     }
@@ -149,14 +183,23 @@ impl Task {
         }
     }
 
-    /// The end of the file is held out: at least one item, unless there is only one, which then serves both.
-    fn split<T: Clone>(&self, mut all: Vec<T>) -> Split<T> {
-        let held = (self.held_out_share * all.len() as f64).round() as usize;
-        if all.len() < 2 {
+    /// Prompts are held out by a hash of their tokens, so that no prompt serves both sides, in whichever
+    /// file it stands. Each side gets at least one prompt, unless there is only one, which then serves both.
+    fn split<T: Clone>(&self, all: Vec<T>, prompt: impl Fn(&T) -> &[u32]) -> Split<T> {
+        let hash = |item: &T| {
+            let bytes: Vec<u8> =
+                prompt(item).iter().flat_map(|token| token.to_le_bytes()).collect();
+            fnv1a(&bytes)
+        };
+        let lowest = all.iter().map(hash).min().unwrap_or(0);
+        let highest = all.iter().map(hash).max().unwrap_or(0);
+        if lowest == highest {
             return Split { train: all.clone(), held_out: all };
         }
-        let held_out = all.split_off(all.len() - held.clamp(1, all.len() - 1));
-        Split { train: all, held_out }
+        let limit = (self.held_out_share * u64::MAX as f64) as u64;
+        let limit = limit.clamp(lowest, highest - 1);
+        let (held_out, train) = all.into_iter().partition(|item| hash(item) <= limit);
+        Split { train, held_out }
     }
 }
 
