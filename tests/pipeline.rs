@@ -1,0 +1,123 @@
+//! The stages on a tiny embedded task: crossings, normalizers, and the first PPO step.
+
+use std::path::Path;
+
+use segment_rlhf::device::DeviceName;
+use segment_rlhf::experiment::settings::{Method, Settings};
+use segment_rlhf::normalizer::Normalizer;
+use segment_rlhf::report::metrics::IterationMetrics;
+use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
+use segment_rlhf::stage::score::{Scorer, Segmenter};
+use segment_rlhf::stage::task::Task;
+use segment_rlhf::stage::{Context, fit_normalizer, policy, preferences, reproduce, reward, sft};
+
+/// Settings of a run that takes a second.
+const TINY: &[&str] = &[
+    "model.hidden_size=16",
+    "model.intermediate_size=24",
+    "model.layers=1",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.head_dim=8",
+    "task.letters=96",
+    "task.pairs=32",
+    "task.held_out_pairs=8",
+    "sft.epochs=1",
+    "reward.epochs=1",
+    "normalizer.pairs=32",
+    "normalizer.std_floor=0.1",
+    "sampling.max_new_tokens=20",
+    "ppo.iterations=2",
+    "ppo.rollouts=8",
+    "ppo.minibatch=8",
+    "ppo.rows_at_once=3",
+    "ppo.evaluate_every=2",
+    "evaluation.prompts=4",
+    "evaluation.samples=1",
+];
+
+fn context(dir: &Path, more: &[&str]) -> Context {
+    let sets: Vec<String> = TINY.iter().chain(more).map(|&set| set.to_owned()).collect();
+    let settings = Settings::resolve(&[], &sets).unwrap();
+    Context::new(settings, DeviceName::Flex, dir.to_owned()).unwrap()
+}
+
+fn metrics(context: &Context) -> Vec<IterationMetrics> {
+    let path = context.method_dir(context.settings.method, "ppo").join("metrics.jsonl");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_first_optimizer_step_of_an_iteration_has_ratio_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = context(dir.path(), &["method=segment"]); // one minibatch an iteration
+    sft::run(&context).unwrap();
+    reward::run(&context).unwrap();
+    fit_normalizer::run(&context).unwrap();
+    policy::run(&context).unwrap();
+    let lines = metrics(&context);
+    assert_eq!(lines.len(), 2);
+    for line in lines {
+        assert!((line.ratio - 1.0).abs() < 1e-5, "{}", line.ratio);
+        assert_eq!(line.clip_fraction, 0.0);
+        assert!(line.advantage_mean.abs() < 1e-6 && (line.advantage_std - 1.0).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn all_six_methods_run_and_share_two_reward_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let methods: Vec<String> = Method::ALL.iter().map(|m| format!("{:?}", m.name())).collect();
+    let methods = format!("reproduce.methods=[{}]", methods.join(","));
+    let context = context(dir.path(), &[&methods]);
+    let results = reproduce::run(&context).unwrap();
+    assert_eq!(results.cells.len(), 6);
+    let of = |method| results.cells.iter().find(|cell| cell.method == method).unwrap();
+    let reward_model = |method| &of(method).normalizer.reward_model;
+    assert_eq!(reward_model(Method::Bandit), reward_model(Method::BanditAsSegment));
+    assert_eq!(reward_model(Method::Segment), reward_model(Method::SegmentAsBandit));
+    assert_ne!(reward_model(Method::Segment), reward_model(Method::Bandit));
+    for method in [Method::Bandit, Method::SegmentAsBandit] {
+        assert!(matches!(of(method).normalizer.normalizer, Normalizer::Scalar { .. }));
+    }
+    for method in [Method::Sentence, Method::Token, Method::Segment, Method::BanditAsSegment] {
+        assert!(matches!(of(method).normalizer.normalizer, Normalizer::LocationAware { .. }));
+    }
+    let before: Vec<_> = results.cells.iter().map(|cell| cell.evaluation.before.gold).collect();
+    assert!(before.windows(2).all(|pair| pair[0] == pair[1]), "one SFT model, one set of draws");
+}
+
+#[test]
+fn segment_as_bandit_is_rewarded_once_with_the_sequence_score() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = context(dir.path(), &["method=segment_as_bandit"]);
+    sft::run(&context).unwrap();
+    reward::run(&context).unwrap();
+    let reference = context.reference_dir().unwrap();
+    let task = Task::open(&context, Some(&reference)).unwrap();
+    let tokenizer = &task.tokenizer;
+    let ends = tokenizer.sentence_ends();
+    let scorer = Scorer::load(&context, ends, tokenizer.eos(), 4).unwrap();
+    let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let rows: Vec<(&[u32], &[u32])> =
+        pairs.train.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..])).collect();
+    for (row, scored) in rows.iter().zip(scorer.score(&rows, 0).unwrap()) {
+        assert_eq!(scored.rewards, [scored.sequence_score]);
+        assert_eq!(scored.segments.len(), 1);
+        assert_eq!(scored.segments[0], 0..row.1.len());
+    }
+}
+
+#[test]
+fn a_response_of_eos_alone_is_one_segment_to_the_stages_and_an_error_to_the_equation() {
+    let segmenter = Segmenter {
+        actions: Actions::Token,
+        eos_policy: EosPolicy::AsPublished,
+        eos: 1,
+        sentence_ends: vec![false; 4],
+    };
+    assert_eq!(segmenter.cut(&[1], &[0.5]).unwrap().len(), 1);
+    assert_eq!(segmenter.cut(&[], &[]), Err(SegmentationError::Empty { tokens: 0 }));
+    assert_eq!(segmenter.cut(&[2, 1], &[0.5, 0.5]).unwrap().len(), 1);
+}
