@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, file_fingerprint, model_fingerprint};
+use super::context::{Context, model_fingerprint};
 use super::evaluate::{Evaluation, Evaluator};
 use super::fit_normalizer::NormalizerFile;
 use super::rollout::{Rollout, Sampler};
@@ -79,11 +79,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         ("reward_model", scorer.reward_fingerprint.clone()),
         ("normalizer", fit),
     ];
-    for (name, path) in [("data", &context.data), ("prompts", &context.prompts)] {
-        if let Some(path) = path {
-            inputs.push((name, file_fingerprint(path)?));
-        }
-    }
+    inputs.extend(context.data_fingerprints()?);
     let sections = ["method", "data", "segmentation", "sampling", "ppo", "evaluation"];
     let dir = context.method_dir(settings.method, "ppo");
     let mut folder = context.open(dir, "ppo", &sections, &inputs)?;

@@ -156,6 +156,12 @@ impl Scorer {
             format!("{actions:?}"),
             "set the same method and segmentation, or train a reward model for these",
         )?;
+        mismatch(
+            "EOS policy",
+            format!("{:?}", card.eos),
+            format!("{:?}", settings.segmentation.eos),
+            "set the same segmentation.eos, or train a reward model for this one",
+        )?;
         let segmenter = |actions| Segmenter::new(settings, actions, sentence_ends, eos);
         Ok(Self {
             reference: CausalLm::load(&reference_dir, &context.device)?.0,

@@ -10,6 +10,7 @@ use crate::data::letters::{self, Gold, Prompt};
 use crate::data::pairs::{self, Conversation, Cuts, Limits, PreferencePair};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
+use crate::model::ModelConfig;
 use crate::rng::stream;
 
 /// A tokenizer, and where data come from.
@@ -49,7 +50,7 @@ impl Task {
             response_tokens: settings.response_tokens,
         };
         let tokenizer = match model_dir {
-            Some(dir) => Tokenizer::from_dir(dir)?,
+            Some(dir) => model_tokenizer(dir)?,
             None => letters_tokenizer()?,
         };
         let source = match &context.data {
@@ -156,6 +157,26 @@ impl Task {
         let held_out = all.split_off(all.len() - held.clamp(1, all.len() - 1));
         Split { train: all, held_out }
     }
+}
+
+/// The tokenizer of the model in the folder `dir`.
+///
+/// # Errors
+///
+/// [`Error::Data`] and [`Error::Checkpoint`] for files that cannot be used; [`Error::Usage`] when the model
+/// has no embedding for some of the tokenizer's tokens.
+pub fn model_tokenizer(dir: &Path) -> Result<Tokenizer, Error> {
+    let embeddings = ModelConfig::from_dir(dir)?.vocab_size;
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let tokens = tokenizer.vocab_size();
+    if tokens > embeddings {
+        return Err(Error::Usage(format!(
+            "{}: tokenizer.json has {tokens} token ids, but config.json says vocab_size {embeddings}: \
+             give the tokenizer that the model was trained with",
+            dir.display()
+        )));
+    }
+    Ok(tokenizer)
 }
 
 /// The tokenizer of the embedded task.
