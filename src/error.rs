@@ -29,9 +29,17 @@ pub enum Error {
     /// A response could not be cut into segments.
     #[error(transparent)]
     Segmentation(#[from] SegmentationError),
-    /// A normalizer could not be fitted, or must not be used.
+    /// A normalizer could not be fitted.
     #[error("normalizer: {0}")]
     Normalizer(#[from] NormalizerError),
+    /// A fitted normalizer must not be used with the run's settings.
+    #[error("{path}: {source}")]
+    UnusableNormalizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: NormalizerError,
+    },
     /// Training left the numbers.
     #[error(transparent)]
     NonFinite(#[from] NonFinite),

@@ -21,7 +21,7 @@ use crate::stage::context::Context;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::reproduce::{Results, table};
 use crate::stage::score::{Scorer, Segmenter};
-use crate::stage::task::Task;
+use crate::stage::task::{Task, model_tokenizer};
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -107,7 +107,7 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
     let policy = context.method_dir(context.settings.method, "ppo").join("model");
     let use_policy = !args.reference && context.model.is_none() && policy.exists();
     let dir = if use_policy { policy } else { context.reference_dir()? };
-    let tokenizer = Tokenizer::from_dir(&dir)?;
+    let tokenizer = model_tokenizer(&dir)?;
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
     let (model, config) = CausalLm::load(&dir, &context.device)?;
     let rows = vec![prompt.as_slice(); usize::from(args.samples)];
@@ -123,7 +123,7 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
 /// Shows a response cut into segments.
 pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error> {
     let dir = context.reference_dir()?;
-    let tokenizer = Tokenizer::from_dir(&dir)?;
+    let tokenizer = model_tokenizer(&dir)?;
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
     let response = match &args.response {
         Some(text) => {

@@ -114,7 +114,8 @@ impl Checkpoint {
 
 impl StageFolder {
     /// Opens `dir` for a stage with the given `record` (settings, inputs, device, seed), creating it if it is
-    /// not there.
+    /// not there. A folder that holds nothing but another record, since its stage was refused before it
+    /// began, gets the new one.
     ///
     /// # Errors
     ///
@@ -122,7 +123,9 @@ impl StageFolder {
     /// [`FolderError::Io`] and [`FolderError::Corrupt`].
     pub fn open(dir: PathBuf, record: &toml::Table) -> Result<Self, FolderError> {
         let path = dir.join("settings.toml");
-        if let Some(text) = read_if_there(&path)? {
+        if let Some(text) = read_if_there(&path)?
+            && has_begun(&dir)?
+        {
             let old: toml::Table =
                 String::from_utf8_lossy(&text).parse().map_err(|error: toml::de::Error| {
                     FolderError::Corrupt { path: path.clone(), detail: error.to_string() }
@@ -251,6 +254,16 @@ impl StageFolder {
         dirs.sort();
         Ok(dirs)
     }
+}
+
+/// Whether the folder of a stage holds more than its settings.
+fn has_begun(dir: &Path) -> Result<bool, FolderError> {
+    for entry in fs::read_dir(dir).map_err(io_at(dir))? {
+        if entry.map_err(io_at(dir))?.file_name() != "settings.toml" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A file of JSON lines that grows.

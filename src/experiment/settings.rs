@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use toml::de::{DeTable, DeValue};
 
 use crate::interpolation::Interpolation;
 use crate::model::ModelConfig;
@@ -283,13 +284,17 @@ impl Settings {
             let toml = |message: String| SettingsError::Toml { origin: origin.clone(), message };
             let overlay: toml::Table =
                 text.parse().map_err(|error: toml::de::Error| toml(error.to_string()))?;
-            // Unknown keys are found where the line is still known.
             let mut merged = table.clone();
-            merge(&mut merged, overlay.clone());
-            if let Err(error) = Self::deserialize(merged) {
-                return Err(toml(error.to_string().trim().to_owned()));
+            merge(&mut merged, overlay);
+            if let Err(error) = Self::deserialize(merged.clone()) {
+                let origin = match refused_line(&table, text) {
+                    Some(line) => format!("{origin}:{line}"),
+                    None => origin.clone(),
+                };
+                let message = error.to_string().trim().to_owned();
+                return Err(SettingsError::Toml { origin, message });
             }
-            merge(&mut table, overlay);
+            table = merged;
         }
         for set in sets {
             let toml =
@@ -479,6 +484,39 @@ fn parse_set(set: &str) -> Result<toml::Table, String> {
     parsed
         .or_else(|_| format!("{key} = {}", toml::Value::from(value)).parse())
         .map_err(|error: toml::de::Error| error.message().to_owned())
+}
+
+/// The line of the TOML `text`, from 1, whose key cannot be laid over `table`: an unknown one, or a value
+/// of the wrong type.
+fn refused_line(table: &toml::Table, text: &str) -> Option<usize> {
+    /// Where the first refused key below the sections `path` stands; `entries` and `values` hold the keys
+    /// there, with their places and with their values.
+    fn refused(
+        table: &toml::Table,
+        path: &[&str],
+        entries: &DeTable<'_>,
+        values: &toml::Table,
+    ) -> Option<usize> {
+        entries.iter().find_map(|(key, entry)| {
+            let name: &str = key.get_ref();
+            match (entry.get_ref(), &values[name]) {
+                (DeValue::Table(entries), toml::Value::Table(values)) if !values.is_empty() => {
+                    refused(table, &[path, &[name]].concat(), entries, values)
+                }
+                (_, value) => {
+                    let mut over = toml::Table::from_iter([(name.to_owned(), value.clone())]);
+                    for &section in path.iter().rev() {
+                        over = toml::Table::from_iter([(section.to_owned(), over.into())]);
+                    }
+                    let mut merged = table.clone();
+                    merge(&mut merged, over);
+                    Settings::deserialize(merged).is_err().then(|| key.span().start)
+                }
+            }
+        })
+    }
+    let at = refused(table, &[], DeTable::parse(text).ok()?.get_ref(), &text.parse().ok()?)?;
+    Some(1 + text[..at].matches('\n').count())
 }
 
 /// Lays `over` over `table`, section by section.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 
 use crate::control::{Progress, Stop};
+use crate::data::error::DataError;
 use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, StageFolder};
@@ -95,15 +96,27 @@ impl Context {
         require(dir, &format!("train-reward --method {}", method.name()))
     }
 
-    /// The fingerprints of the user's files.
+    /// The fingerprints of the files that `--data` and `--prompts` name, each with its argument's name.
     ///
     /// # Errors
     ///
-    /// [`Error::Checkpoint`] when one cannot be read.
-    pub fn file_inputs(&self) -> Result<Vec<(&'static str, String)>, Error> {
-        let files = [("data", &self.data), ("prompts", &self.prompts)];
-        let given = files.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
-        given.map(|(name, path)| Ok((name, file_fingerprint(path)?))).collect()
+    /// [`Error::Data`] when one cannot be read.
+    pub fn data_fingerprints(&self) -> Result<Vec<(&'static str, String)>, Error> {
+        [("data", &self.data), ("prompts", &self.prompts)]
+            .into_iter()
+            .filter_map(|(name, path)| path.as_ref().map(|path| (name, path)))
+            .map(|(name, path)| Ok((name, file_fingerprint(path)?)))
+            .collect()
+    }
+
+    /// The folder of the finished PPO stage of the run's method.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Missing`] when the run has none yet.
+    pub fn policy_dir(&self) -> Result<PathBuf, FolderError> {
+        let method = self.settings.method;
+        require(self.method_dir(method, "ppo"), &format!("ppo --method {}", method.name()))
     }
 
     /// Opens the folder `dir` for a stage that depends on the named sections of the settings and on
@@ -161,13 +174,15 @@ fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
     }
 }
 
-/// A fingerprint of the file at `path`.
+/// A fingerprint of the data file at `path`.
 ///
 /// # Errors
 ///
-/// [`Error::Checkpoint`] when it cannot be read.
+/// [`Error::Data`] when it cannot be read.
 pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
-    Ok(format!("{:016x}", fnv1a(&checkpoint::read(path)?)))
+    let bytes =
+        std::fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+    Ok(format!("{:016x}", fnv1a(&bytes)))
 }
 
 /// A fingerprint of the model in the folder `dir`.
@@ -176,5 +191,5 @@ pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
 ///
 /// [`Error::Checkpoint`] when it cannot be read.
 pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
-    file_fingerprint(&dir.join(WEIGHTS))
+    Ok(format!("{:016x}", fnv1a(&checkpoint::read(&dir.join(WEIGHTS))?)))
 }

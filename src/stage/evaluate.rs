@@ -181,18 +181,13 @@ pub struct Sample {
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let settings = &context.settings;
     let reference_dir = context.reference_dir()?;
-    let policy_dir = context.method_dir(settings.method, "ppo").join("model");
-    if !policy_dir.exists() {
-        let command = format!("ppo --method {}", settings.method.name());
-        let dir = policy_dir;
-        return Err(crate::experiment::folder::FolderError::Missing { dir, command }.into());
-    }
+    let policy_dir = context.policy_dir()?.join("model");
     let mut inputs = vec![
         ("model", model_fingerprint(&reference_dir)?),
-        ("reward_model", model_fingerprint(&context.reward_dir()?.join("model"))?),
         ("policy", model_fingerprint(&policy_dir)?),
+        ("reward_model", model_fingerprint(&context.reward_dir()?.join("model"))?),
     ];
-    inputs.extend(context.file_inputs()?);
+    inputs.extend(context.data_fingerprints()?);
     let sections = ["method", "data", "segmentation", "sampling", "evaluation"];
     let dir = context.method_dir(settings.method, "evaluation");
     let folder = context.open(dir, "evaluate", &sections, &inputs)?;

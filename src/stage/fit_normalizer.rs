@@ -43,8 +43,9 @@ impl NormalizerFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] when it was fitted for another method or reward model; [`Error::Normalizer`] when
-    /// its Std(p) is not positive at a location that the run will meet; [`Error::Folder`].
+    /// [`Error::Mismatch`] when it was fitted for another method or reward model;
+    /// [`Error::UnusableNormalizer`] when its Std(p) is not positive at a location that the run will meet;
+    /// [`Error::Folder`].
     pub fn read(context: &Context, scorer: &Scorer) -> Result<Self, Error> {
         let method = context.settings.method;
         let path = path(context);
@@ -65,7 +66,9 @@ impl NormalizerFile {
             let (expected, found) = (file.method.name().into(), method.name().into());
             return Err(Error::Mismatch { path, what: "method", expected, found, remedy });
         }
-        file.normalizer.check(min_location(context))?;
+        file.normalizer
+            .check(min_location(context))
+            .map_err(|source| Error::UnusableNormalizer { path, source })?;
         Ok(file)
     }
 }

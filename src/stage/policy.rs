@@ -80,7 +80,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         ("reward_model", scorer.reward_fingerprint.clone()),
         ("normalizer", fit),
     ];
-    inputs.extend(context.file_inputs()?);
+    inputs.extend(context.data_fingerprints()?);
     let sections = ["method", "data", "segmentation", "sampling", "ppo", "evaluation"];
     let dir = context.method_dir(settings.method, "ppo");
     let mut folder = context.open(dir, "ppo", &sections, &inputs)?;

@@ -158,10 +158,10 @@ impl Scorer {
             "set the same method and segmentation, or train a reward model for these",
         )?;
         mismatch(
-            "place of EOS",
+            "EOS policy",
             format!("{:?}", card.eos),
             format!("{:?}", settings.segmentation.eos),
-            "set segmentation.eos to what the reward model was trained with",
+            "set the same segmentation.eos, or train a reward model for this one",
         )?;
         let segmenter = |actions| Segmenter::new(settings, actions, sentence_ends, eos);
         Ok(Self {

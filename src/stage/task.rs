@@ -55,16 +55,7 @@ impl Task {
         let (tokenizer, positions) = match model_dir {
             None => (letters_tokenizer()?, usize::MAX),
             Some(dir) => {
-                let (tokenizer, config) = (Tokenizer::from_dir(dir)?, ModelConfig::from_dir(dir)?);
-                let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
-                if ids > rows {
-                    return Err(Error::Usage(format!(
-                        "{}: tokenizer.json has {ids} ids, but the model embeds {rows}; give the \
-                         tokenizer that belongs to the model",
-                        dir.display()
-                    )));
-                }
-                (tokenizer, config.max_position_embeddings)
+                (model_tokenizer(dir)?, ModelConfig::from_dir(dir)?.max_position_embeddings)
             }
         };
         let source = match &context.data {
@@ -201,6 +192,26 @@ impl Task {
         let (held_out, train) = all.into_iter().partition(|item| hash(item) <= limit);
         Split { train, held_out }
     }
+}
+
+/// The tokenizer of the model in the folder `dir`.
+///
+/// # Errors
+///
+/// [`Error::Data`] and [`Error::Checkpoint`] for files that cannot be used; [`Error::Usage`] when the model
+/// has no embedding for some of the tokenizer's tokens.
+pub fn model_tokenizer(dir: &Path) -> Result<Tokenizer, Error> {
+    let embeddings = ModelConfig::from_dir(dir)?.vocab_size;
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let tokens = tokenizer.vocab_size();
+    if tokens > embeddings {
+        return Err(Error::Usage(format!(
+            "{}: tokenizer.json has {tokens} token ids, but config.json says vocab_size {embeddings}: \
+             give the tokenizer that the model was trained with",
+            dir.display()
+        )));
+    }
+    Ok(tokenizer)
 }
 
 /// The tokenizer of the embedded task.
