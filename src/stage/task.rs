@@ -89,10 +89,6 @@ impl Task {
         )))
     }
 
-    /// Whether this is the embedded task.
-    pub fn is_letters(&self) -> bool {
-        matches!(self.source, Source::Letters)
-    }
 
     /// Prompts and responses to fine-tune on.
     ///
