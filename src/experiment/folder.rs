@@ -60,7 +60,7 @@ pub enum FolderError {
     },
     /// Every checkpoint is damaged.
     #[error(
-        "{dir}: every checkpoint is damaged ({detail}); remove the folder to start the stage again"
+        "{dir}: no checkpoint can be used: {detail}; remove the folder to start the stage again"
     )]
     NoGoodCheckpoint {
         /// The folder of the checkpoints.
@@ -207,13 +207,14 @@ impl StageFolder {
         for dir in dirs.iter().rev() {
             match read_checkpoint(dir) {
                 Ok(checkpoint) => {
-                    self.warnings.extend(damaged);
+                    let other = format!("using step {}", checkpoint.step);
+                    self.warnings.extend(damaged.iter().map(|what| format!("{what}; {other}")));
                     return Ok(Some(checkpoint));
                 }
-                Err(detail) => damaged.push(format!(
-                    "{}: damaged ({detail}); using the one before it",
-                    dir.display()
-                )),
+                Err(detail) => {
+                    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+                    damaged.push(format!("checkpoint {name} is damaged ({detail})"));
+                }
             }
         }
         if damaged.is_empty() {

@@ -16,13 +16,13 @@ pub struct OptimizerSettings {
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Decay of the first moment.
-    pub beta_1: f32,
+    pub beta_1: f64,
     /// Decay of the second moment.
-    pub beta_2: f32,
+    pub beta_2: f64,
     /// Added to the root of the second moment.
-    pub epsilon: f32,
+    pub epsilon: f64,
     /// Decoupled weight decay.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Share of all steps over which the rate rises linearly from 0.
     pub warmup_fraction: f64,
     /// Rate at the end of the cosine decay, as a share of the peak.
@@ -106,10 +106,10 @@ impl<M: Module> Trainer<M> {
     /// errors and checkpoint files call it.
     pub fn new(name: &'static str, model: M, settings: &OptimizerSettings, total: usize) -> Self {
         let adamw = AdamWConfig::new()
-            .with_beta_1(settings.beta_1)
-            .with_beta_2(settings.beta_2)
-            .with_epsilon(settings.epsilon)
-            .with_weight_decay(settings.weight_decay)
+            .with_beta_1(settings.beta_1 as f32)
+            .with_beta_2(settings.beta_2 as f32)
+            .with_epsilon(settings.epsilon as f32)
+            .with_weight_decay(settings.weight_decay as f32)
             .init();
         let gradients = GradientsAccumulator::new();
         Self { model, adamw, gradients, settings: settings.clone(), name, total, step: 0 }

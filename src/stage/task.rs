@@ -89,7 +89,6 @@ impl Task {
         )))
     }
 
-
     /// Prompts and responses to fine-tune on.
     ///
     /// # Errors

@@ -1,0 +1,95 @@
+//! Every stage on a Hugging Face checkpoint and a user's preference pairs.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use segment_rlhf::data::tokenizer::Tokenizer;
+use segment_rlhf::model::{CausalLm, ScalarModel};
+use segment_rlhf::report::metrics::IterationMetrics;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{SENTENCES, finish, json_lines, llama, program};
+
+const PIPELINE: [&str; 4] = ["train-reward", "fit-normalizer", "ppo", "evaluate"];
+
+/// The results of a method's stages are there, load, and hold numbers.
+fn check(run: &Path, method: &str) {
+    let dir = |stage: &str| run.join(method).join(stage);
+    let device = Device::flex();
+    for model in ["ppo/model", "ppo/best/model"] {
+        let (_, config) = CausalLm::load(&dir(model), &device).unwrap();
+        assert_eq!(config.vocab_size, 96);
+        assert_eq!(Tokenizer::from_dir(&dir(model)).unwrap().eos(), 2);
+    }
+    ScalarModel::load(&dir("reward/model"), &device).unwrap();
+    assert_eq!(json_lines(&dir("reward/metrics.jsonl")).len(), 4, "two epochs of nine pairs");
+
+    let lines = json_lines(&dir("ppo/metrics.jsonl"));
+    assert_eq!(lines.len(), 3);
+    let glossary = serde_json::to_value(IterationMetrics::default()).unwrap();
+    let glossary: Vec<&String> = glossary.as_object().unwrap().keys().collect();
+    for (iteration, line) in lines.iter().enumerate() {
+        let line = line.as_object().unwrap();
+        assert_eq!(line.keys().collect::<Vec<_>>(), glossary);
+        assert_eq!(line["iteration"], iteration);
+        for (key, value) in line {
+            // JSON has no NaN: what is not finite would be null.
+            let absent = key == "gold";
+            assert_eq!(value.is_number(), !absent, "{key}: {value} in iteration {iteration}");
+        }
+        let figure = |key: &str| line[key].as_f64().unwrap();
+        assert!(figure("advantage_mean").abs() < 1e-6 && figure("kl_k3") >= 0.0);
+        assert!((1.0..=16.0).contains(&figure("response_tokens")));
+    }
+    let first = |key: &str| lines[0][key].as_f64().unwrap();
+    assert!(first("kl_k1").abs() < 1e-3, "the first policy is the reference: {}", first("kl_k1"));
+    assert_eq!(json_lines(&dir("ppo/timings.jsonl")).len(), 3);
+
+    let text = std::fs::read_to_string(dir("evaluation/summary.json")).unwrap();
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    assert!(summary["after"]["win_rate"].is_number() && summary["after"]["gold"].is_null());
+}
+
+#[test]
+fn a_checkpoint_and_a_file_of_pairs_pass_through_every_stage() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let run = run.path();
+    let model = model.path().to_str().unwrap();
+    let input = ["--model", model, "--data", SENTENCES, "--set", "ppo.iterations=3"];
+    for method in ["segment", "bandit"] {
+        finish(run, &PIPELINE, &[&input[..], &["--method", method]].concat());
+        check(run, method);
+        let segments = |line: &Value| line["segments"].as_f64().unwrap();
+        let lines = json_lines(&run.join(method).join("ppo/metrics.jsonl"));
+        assert!(lines.iter().all(|line| (segments(line) == 1.0) == (method == "bandit")));
+    }
+    let prompt = ["--model", model, "--prompt", "How do I boil an egg?"];
+    let generated = program(run, &[&["generate"], &prompt[..]].concat()).ended_with(0).stdout;
+    assert!(generated.starts_with("User: How do I boil an egg?"), "{generated}");
+    let shown = program(run, &[&["segment", "--json"], &prompt[..]].concat()).ended_with(0).stdout;
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert!(shown["segments"][0]["normalized"].is_number(), "{shown}");
+}
+
+#[test]
+fn sft_on_a_file_makes_the_reference_of_the_stages_after_it() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let start = ["--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+    finish(run.path(), &["sft"], &start);
+    finish(run.path(), &PIPELINE, &["--data", SENTENCES, "--set", "ppo.iterations=3"]);
+    check(run.path(), "segment");
+}
+
+#[test]
+fn other_prompts_are_another_evaluation() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let input = ["--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+    finish(run.path(), &PIPELINE, &input);
+    let prompts = run.path().join("prompts.jsonl");
+    std::fs::write(&prompts, "{\"prompt\": \"Who wrote Faust?\"}\n").unwrap();
+    let other = [&["evaluate"], &input[..], &["--prompts", prompts.to_str().unwrap()]].concat();
+    program(run.path(), &other)
+        .ended_with(2)
+        .says(&["started with other settings", "inputs.prompts: absent there"]);
+}

@@ -1,0 +1,214 @@
+//! A stopped run that goes on gives bit for bit what an unbroken run gives.
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::support::{assert_same, copy, files, finish, json_lines, program, program_with_threads};
+
+/// A stage's command, what must run before it, and its folder.
+type Stage = (&'static str, &'static [&'static str], &'static str);
+
+const SFT: Stage = ("sft", &[], "sft");
+const REWARD: Stage = ("train-reward", &["sft"], "segment/reward");
+const PPO: Stage = ("ppo", &["sft", "train-reward", "fit-normalizer"], "segment/ppo");
+
+/// A run that is ready for `stage`, and one in which the stage has run unbroken with `arguments`.
+fn ready_and_unbroken((command, before, _): Stage, arguments: &[&str]) -> (TempDir, TempDir) {
+    let ready = TempDir::new().unwrap();
+    finish(ready.path(), before, &[]);
+    let unbroken = copy(ready.path());
+    finish(unbroken.path(), &[command], arguments);
+    (ready, unbroken)
+}
+
+#[track_caller]
+fn stopped_twice_is_unbroken(stage: Stage, after: &str) {
+    let (command, _, dir) = stage;
+    let (run, unbroken) = ready_and_unbroken(stage, &[]);
+    for _ in 0..2 {
+        program(run.path(), &[command, "--stop-after", after])
+            .ended_with(130)
+            .says(&["stopped; run the same command again to go on from the checkpoint in", dir]);
+        assert!(!run.path().join(dir).join("summary.json").exists());
+    }
+    finish(run.path(), &[command], &[]);
+    assert_same(&unbroken.path().join(dir), &run.path().join(dir));
+    // Running a finished stage again changes nothing.
+    finish(run.path(), &[command], &[]);
+    assert_same(&unbroken.path().join(dir), &run.path().join(dir));
+}
+
+#[test]
+fn sft_stopped_twice_is_bit_identical() {
+    stopped_twice_is_unbroken(SFT, "3");
+}
+
+#[test]
+fn train_reward_stopped_twice_is_bit_identical() {
+    stopped_twice_is_unbroken(REWARD, "2");
+}
+
+#[test]
+fn ppo_stopped_twice_is_bit_identical() {
+    stopped_twice_is_unbroken(PPO, "1");
+    let (_, unbroken) = ready_and_unbroken(PPO, &[]);
+    let evaluations = json_lines(&unbroken.path().join("segment/ppo/evaluations.jsonl"));
+    let iterations: Vec<u64> =
+        evaluations.iter().map(|line| line["iteration"].as_u64().unwrap()).collect();
+    assert_eq!(iterations, [2, 4]);
+}
+
+#[test]
+fn an_adaptive_kl_coefficient_survives_a_stop() {
+    let adaptive = ["--set", "ppo.kl_target=0.001", "--set", "ppo.kl_horizon=20"];
+    let (run, unbroken) = ready_and_unbroken(PPO, &adaptive);
+    program(run.path(), &[&["ppo", "--stop-after", "3"], &adaptive[..]].concat()).ended_with(130);
+    finish(run.path(), &["ppo"], &adaptive);
+    let dir = "segment/ppo";
+    assert_same(&unbroken.path().join(dir), &run.path().join(dir));
+    let coefficients: Vec<f64> = json_lines(&run.path().join(dir).join("metrics.jsonl"))
+        .iter()
+        .map(|line| line["kl_coefficient"].as_f64().unwrap())
+        .collect();
+    assert!(coefficients.windows(2).any(|pair| pair[0] != pair[1]), "{coefficients:?}");
+}
+
+/// Starts `stage`, sends it `signal` as soon as `lines` lines of metrics are there, and gives its status.
+#[cfg(unix)]
+fn interrupt(
+    run: &Path,
+    (command, _, dir): Stage,
+    arguments: &[&str],
+    lines: usize,
+    signal: &str,
+) -> std::process::ExitStatus {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("segment-rlhf"))
+        .arg(command)
+        .args(["--settings", crate::support::TINY, "--threads", "1", "--run"])
+        .arg(run)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = run.join(dir).join("metrics.jsonl");
+    let start = Instant::now();
+    while fs::read_to_string(&metrics).unwrap_or_default().lines().count() < lines {
+        assert!(start.elapsed() < Duration::from_secs(60), "no metrics after a minute");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    child.wait().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_in_a_checkpoint_from_which_the_run_is_bit_identical() {
+    let long = ["--set", "sft.epochs=30"];
+    let (run, unbroken) = ready_and_unbroken(SFT, &long);
+    let status = interrupt(run.path(), SFT, &long, 1, "-INT");
+    assert_eq!(status.code(), Some(130));
+    assert!(run.path().join("sft/checkpoints").exists());
+    finish(run.path(), &["sft"], &long);
+    assert_same(&unbroken.path().join("sft"), &run.path().join("sft"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_kill_loses_at_most_what_follows_the_checkpoint() {
+    let long = ["--set", "ppo.iterations=20"];
+    let (run, unbroken) = ready_and_unbroken(PPO, &long);
+    let dir = run.path().join(PPO.2);
+    for lines in [2, 6] {
+        let status = interrupt(run.path(), PPO, &long, lines, "-KILL");
+        assert_eq!(status.code(), None, "the signal ended the program");
+        assert!(!dir.join("summary.json").exists());
+    }
+    finish(run.path(), &["ppo"], &long);
+    assert_same(&unbroken.path().join(PPO.2), &dir);
+}
+
+#[test]
+fn jobs_and_threads_change_no_result() {
+    let one = TempDir::new().unwrap();
+    let two = TempDir::new().unwrap();
+    let methods = ["reproduce", "--set", r#"reproduce.methods=["bandit", "segment"]"#, "--set"];
+    let printed = [
+        program(one.path(), &[&methods[..], &["reproduce.jobs=1"]].concat()).ended_with(0),
+        program_with_threads(two.path(), &[&methods[..], &["reproduce.jobs=2"]].concat(), "2")
+            .ended_with(0),
+    ];
+    // The same table, and the same samples, up to the line that says how long it took.
+    let table = |text: &str| {
+        text.split("results.json").next().unwrap().rsplit_once('\n').unwrap().0.to_owned()
+    };
+    assert_eq!(table(&printed[0].stdout), table(&printed[1].stdout));
+    assert!(printed[0].stdout.contains("| bandit"), "{}", printed[0].stdout);
+    assert_same(one.path(), two.path());
+    // All is finished: nothing runs again, and the results are written the same.
+    let again = program(one.path(), &[&methods[..], &["reproduce.jobs=2"]].concat()).ended_with(0);
+    assert_eq!(table(&again.stdout), table(&printed[0].stdout));
+    assert_same(one.path(), two.path());
+}
+
+#[test]
+fn a_reproduction_stopped_in_each_stage_gives_the_same_results() {
+    let unbroken = TempDir::new().unwrap();
+    let stopped = TempDir::new().unwrap();
+    let arguments = ["reproduce", "--set", r#"reproduce.methods=["segment_as_bandit", "token"]"#];
+    program(unbroken.path(), &arguments).ended_with(0);
+    let mut stops = 0;
+    loop {
+        let output = program(stopped.path(), &[&arguments[..], &["--stop-after", "5"]].concat());
+        if output.code == 0 {
+            break;
+        }
+        output.ended_with(130);
+        stops += 1;
+        assert!(stops < 30, "each start goes on from the last");
+    }
+    assert!(stops > 3, "stopped {stops} times");
+    assert_same(unbroken.path(), stopped.path());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
+    let (run, unbroken) = ready_and_unbroken(PPO, &[]);
+    program(run.path(), &["ppo", "--stop-after", "3"]).ended_with(130);
+    let checkpoints = run.path().join("segment/ppo/checkpoints");
+    let cut = |step: &str, name: &str| {
+        let path = checkpoints.join(step).join(name);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    };
+    cut("step-00000003", "policy.safetensors");
+    program(run.path(), &["ppo"])
+        .ended_with(0)
+        .says(&["checkpoint step-00000003 is damaged (policy.safetensors:", "using step 2"]);
+    assert_same(&unbroken.path().join("segment/ppo"), &run.path().join("segment/ppo"));
+}
+
+#[test]
+fn when_every_checkpoint_is_damaged_the_stage_is_not_silently_begun_anew() {
+    let run = TempDir::new().unwrap();
+    program(run.path(), &["sft", "--stop-after", "5"]).ended_with(130);
+    let dir = run.path().join("sft/checkpoints");
+    let all = files(&dir);
+    assert!(all.iter().any(|path| path.starts_with("step-00000004")), "{all:?}");
+    for path in all.iter().filter(|path| path.ends_with("policy.adamw")) {
+        fs::write(dir.join(path), "cut").unwrap();
+    }
+    program(run.path(), &["sft"]).ended_with(2).says(&[
+        "no checkpoint can be used",
+        "step-00000005 is damaged (policy.adamw: 3 bytes",
+        "step-00000004 is damaged (policy.adamw: 3 bytes",
+        "remove the folder to start the stage again",
+    ]);
+    fs::remove_dir_all(dir).unwrap();
+    finish(run.path(), &["sft"], &[]);
+}
