@@ -80,7 +80,8 @@ impl Progress {
     pub fn stage(&self, name: impl Into<String>, total: usize, done: usize) -> Stage {
         let name = name.into();
         let bar = self.bars.add(ProgressBar::new(total as u64).with_position(done as u64));
-        let template = "{prefix:28} {bar:24.cyan/blue} {pos:>4}/{len:<4} {elapsed:>4} (left {eta:>4}) {msg}";
+        let template =
+            "{prefix:28} {bar:24.cyan/blue} {pos:>4}/{len:<4} {elapsed:>4} (left {eta:>4}) {msg}";
         let style = ProgressStyle::with_template(template).expect("the template parses");
         bar.set_style(style.progress_chars("━╸─"));
         bar.set_prefix(name.clone());

@@ -6,7 +6,9 @@ use approx::assert_abs_diff_eq;
 use burn::module::Module;
 use burn::tensor::Device;
 use rand::Rng;
-use segment_rlhf::model::generate::{Generation, generate, response_log_probs, to_vec, view_tokens};
+use segment_rlhf::model::generate::{
+    Generation, generate, response_log_probs, to_vec, view_tokens,
+};
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::{CausalLm, CheckpointError, Grid, KvCache, ModelConfig, ScalarModel};
 use segment_rlhf::rng::stream;
@@ -89,8 +91,7 @@ fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
         close(&to_vec(entropy(logits)), &case.entropy_nats, AGAINST_TRANSFORMERS);
         let (log_probs, _) = response_log_probs(&model, &grid, 1);
         close(&to_vec(log_probs), &case.next_token_log_prob, AGAINST_TRANSFORMERS);
-        let limit =
-            Generation { sampling: Sampling::GREEDY, max_new_tokens: 12, eos: u32::MAX };
+        let limit = Generation { sampling: Sampling::GREEDY, max_new_tokens: 12, eos: u32::MAX };
         let greedy = generate(&model, &config, &[&case.ids], limit, &mut stream(0, "t", 0));
         assert_eq!(greedy[0], case.greedy_12);
     }
@@ -161,7 +162,8 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
 #[test]
 fn the_view_of_tokens_does_not_depend_on_the_batch_size() {
     let model = CausalLm::fresh(&grouped(), 2, &Device::flex());
-    let data: Vec<_> = (0..5).map(|i| (tokens(i, 3 + i as usize), tokens(9 + i, 9 - i as usize))).collect();
+    let data: Vec<_> =
+        (0..5).map(|i| (tokens(i, 3 + i as usize), tokens(9 + i, 9 - i as usize))).collect();
     let rows: Vec<(&[u32], &[u32])> = data.iter().map(|(p, r)| (&p[..], &r[..])).collect();
     let (one, all) = (view_tokens(&model, &rows, 1), view_tokens(&model, &rows, 5));
     for (a, b) in one.iter().zip(&all) {

@@ -10,7 +10,9 @@ use crate::control::{Progress, Stop};
 use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::settings::{DEFAULTS, FULL, Method, QUICK, Settings};
-use crate::stage::{Context, evaluate, fit_normalizer, policy, preferences, reproduce, reward, sft};
+use crate::stage::{
+    Context, evaluate, fit_normalizer, policy, preferences, reproduce, reward, sft,
+};
 
 /// Segment-level RLHF: entropy segments, segment reward models, location-aware normalizers and PPO.
 ///

@@ -174,7 +174,9 @@ fn prompt(context: &Context, tokenizer: &Tokenizer, text: Option<&str>) -> Resul
             let mut rng = stream(context.settings.seed, "shown prompt", 0);
             Ok(held_out.choose(&mut rng).expect("there are held-out prompts").tokens())
         }
-        None => Err(Error::Usage("give --prompt TEXT: this model is not the embedded task's".into())),
+        None => {
+            Err(Error::Usage("give --prompt TEXT: this model is not the embedded task's".into()))
+        }
     }
 }
 
@@ -196,7 +198,8 @@ fn segmented(
         let (model, _) = CausalLm::load(&context.reference_dir()?, &context.device)?;
         let view = view_tokens(&model, &rows, 1).remove(0);
         let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
-        let segments = Segmenter::new(settings, actions, ends, eos).cut(response, &view.entropies)?;
+        let segments =
+            Segmenter::new(settings, actions, ends, eos).cut(response, &view.entropies)?;
         let entropies = &view.entropies;
         return Ok(SegmentedText::new(prompt, response, pieces, entropies, &segments, &[], &[]));
     }

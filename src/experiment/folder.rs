@@ -33,7 +33,9 @@ pub enum FolderError {
         source: io::Error,
     },
     /// A file in the folder is not what it should be.
-    #[error("{path}: not the expected content: {detail}; move the folder away, or name another with --run")]
+    #[error(
+        "{path}: not the expected content: {detail}; move the folder away, or name another with --run"
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -57,7 +59,9 @@ pub enum FolderError {
         command: String,
     },
     /// Every checkpoint is damaged.
-    #[error("{dir}: no checkpoint can be used: {detail}; remove the folder to start the stage again")]
+    #[error(
+        "{dir}: no checkpoint can be used: {detail}; remove the folder to start the stage again"
+    )]
     NoGoodCheckpoint {
         /// The folder of the checkpoints.
         dir: PathBuf,
@@ -122,12 +126,10 @@ impl StageFolder {
         if let Some(text) = read_if_there(&path)?
             && has_begun(&dir)?
         {
-            let old: toml::Table = String::from_utf8_lossy(&text).parse().map_err(
-                |error: toml::de::Error| FolderError::Corrupt {
-                    path: path.clone(),
-                    detail: error.to_string(),
-                },
-            )?;
+            let old: toml::Table =
+                String::from_utf8_lossy(&text).parse().map_err(|error: toml::de::Error| {
+                    FolderError::Corrupt { path: path.clone(), detail: error.to_string() }
+                })?;
             let differences = differences(&old, record);
             if !differences.is_empty() {
                 return Err(FolderError::OtherSettings { dir, differences });
@@ -341,7 +343,11 @@ fn read_checkpoint(dir: &Path) -> Result<Checkpoint, String> {
     for (name, entry) in manifest.files {
         let bytes = read(&name)?;
         if Entry::of(&bytes) != entry {
-            return Err(format!("{name}: {} bytes that are not the {} written", bytes.len(), entry.bytes));
+            return Err(format!(
+                "{name}: {} bytes that are not the {} written",
+                bytes.len(),
+                entry.bytes
+            ));
         }
         checkpoint.files.insert(name, bytes);
     }
@@ -354,7 +360,8 @@ fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
         match value {
             toml::Value::Table(table) => {
                 for (key, value) in table {
-                    let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                    let path =
+                        if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
                     flatten(&path, value, into);
                 }
             }

@@ -278,10 +278,7 @@ impl Settings {
     /// # Errors
     ///
     /// [`SettingsError`]; the whole is checked before anything runs.
-    pub fn resolve(
-        overlays: &[(String, String)],
-        sets: &[String],
-    ) -> Result<Self, SettingsError> {
+    pub fn resolve(overlays: &[(String, String)], sets: &[String]) -> Result<Self, SettingsError> {
         let mut table: toml::Table = DEFAULTS.parse().expect("the defaults parse");
         for (origin, text) in overlays {
             let toml = |message: String| SettingsError::Toml { origin: origin.clone(), message };
@@ -300,7 +297,8 @@ impl Settings {
             table = merged;
         }
         for set in sets {
-            let toml = |message: String| SettingsError::Toml { origin: format!("--set {set}"), message };
+            let toml =
+                |message: String| SettingsError::Toml { origin: format!("--set {set}"), message };
             let overlay = parse_set(set).map_err(toml)?;
             let mut merged = table.clone();
             merge(&mut merged, overlay);
@@ -378,9 +376,8 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), SettingsError> {
-        let range = |key: &str, problem: String| {
-            Err(SettingsError::Range { key: key.to_owned(), problem })
-        };
+        let range =
+            |key: &str, problem: String| Err(SettingsError::Range { key: key.to_owned(), problem });
         let counts = [
             ("task.letters", self.task.letters),
             ("task.pairs", self.task.pairs),
@@ -417,16 +414,41 @@ impl Settings {
         let checks = [
             (cutoff >= 0.0, "segmentation.entropy_cutoff", cutoff, "nats, 0 or above"),
             (self.reward.margin.is_finite(), "reward.margin", self.reward.margin, "a number"),
-            (ppo.kl_coefficient >= 0.0 && ppo.kl_coefficient.is_finite(), "ppo.kl_coefficient", ppo.kl_coefficient, "0 or above"),
-            (ppo.kl_target.is_none_or(open), "ppo.kl_target", ppo.kl_target.unwrap_or(0.0), "above 0"),
+            (
+                ppo.kl_coefficient >= 0.0 && ppo.kl_coefficient.is_finite(),
+                "ppo.kl_coefficient",
+                ppo.kl_coefficient,
+                "0 or above",
+            ),
+            (
+                ppo.kl_target.is_none_or(open),
+                "ppo.kl_target",
+                ppo.kl_target.unwrap_or(0.0),
+                "above 0",
+            ),
             (open(ppo.kl_horizon), "ppo.kl_horizon", ppo.kl_horizon, "above 0"),
             ((0.0..=1.0).contains(&ppo.gamma), "ppo.gamma", ppo.gamma, "in [0, 1]"),
             ((0.0..=1.0).contains(&ppo.lambda), "ppo.lambda", ppo.lambda, "in [0, 1]"),
             (open(ppo.clip), "ppo.clip", ppo.clip, "above 0"),
             (open(ppo.value_clip_dense), "ppo.value_clip_dense", ppo.value_clip_dense, "above 0"),
-            (open(ppo.value_clip_bandit), "ppo.value_clip_bandit", ppo.value_clip_bandit, "above 0"),
-            ((0.0..1.0).contains(&self.data.held_out_share), "data.held_out_share", self.data.held_out_share, "in [0, 1)"),
-            (self.normalizer.std_floor.is_none_or(open), "normalizer.std_floor", self.normalizer.std_floor.unwrap_or(0.0), "above 0"),
+            (
+                open(ppo.value_clip_bandit),
+                "ppo.value_clip_bandit",
+                ppo.value_clip_bandit,
+                "above 0",
+            ),
+            (
+                (0.0..1.0).contains(&self.data.held_out_share),
+                "data.held_out_share",
+                self.data.held_out_share,
+                "in [0, 1)",
+            ),
+            (
+                self.normalizer.std_floor.is_none_or(open),
+                "normalizer.std_floor",
+                self.normalizer.std_floor.unwrap_or(0.0),
+                "above 0",
+            ),
         ];
         if let Some((_, key, value, allowed)) = checks.iter().find(|(holds, ..)| !holds) {
             return range(key, format!("{value}; expected {allowed}"));

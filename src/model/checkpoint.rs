@@ -19,7 +19,9 @@ pub const WEIGHTS: &str = "model.safetensors";
 #[non_exhaustive]
 pub enum CheckpointError {
     /// A file could not be read.
-    #[error("{path}: cannot read: {source}; --model expects a folder with config.json and model.safetensors")]
+    #[error(
+        "{path}: cannot read: {source}; --model expects a folder with config.json and model.safetensors"
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -133,7 +135,9 @@ impl<'a> FileSource<'a> {
             Ok(view) if view.shape() != shape => {
                 Err(format!("{name}: shape {:?}, expected {shape:?}", view.shape()))
             }
-            Ok(view) => to_f32(&view).map_err(|dtype| format!("{name}: unsupported type {dtype:?}")),
+            Ok(view) => {
+                to_f32(&view).map_err(|dtype| format!("{name}: unsupported type {dtype:?}"))
+            }
         };
         read.unwrap_or_else(|problem| {
             self.problems.push(problem);

@@ -82,9 +82,8 @@ impl ModelConfig {
             .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
         let hf: HfConfig = serde_json::from_str(&text)
             .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
-        let unsupported = |what: String| {
-            Err(CheckpointError::Unsupported { path: path.clone(), what })
-        };
+        let unsupported =
+            |what: String| Err(CheckpointError::Unsupported { path: path.clone(), what });
         match hf.model_type.as_deref() {
             Some("llama") => {}
             other => return unsupported(format!("model_type {other:?}; supported: \"llama\"")),

@@ -154,7 +154,8 @@ pub fn read_scalars(
         let columns = at.columns(&grid, first);
         let width = columns.len();
         let all = to_vec(model.scores(&grid, columns));
-        let of = |(i, row): (usize, &(&[u32], &[u32]))| all[i * width..i * width + row.1.len()].to_vec();
+        let of =
+            |(i, row): (usize, &(&[u32], &[u32]))| all[i * width..i * width + row.1.len()].to_vec();
         scalars.extend(chunk.iter().enumerate().map(of));
     }
     scalars

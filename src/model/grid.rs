@@ -45,9 +45,8 @@ impl Grid {
         let longest = |lengths: &mut dyn Iterator<Item = usize>| lengths.max().unwrap_or(0);
         let prompt = longest(&mut rows.clone().into_iter().map(|(prompt, _)| prompt.len()));
         let response = longest(&mut rows.clone().into_iter().map(|(_, response)| response.len()));
-        let placed = rows
-            .into_iter()
-            .map(|(head, tail)| (prompt - head.len(), [head, tail].concat()));
+        let placed =
+            rows.into_iter().map(|(head, tail)| (prompt - head.len(), [head, tail].concat()));
         (Self::new(placed, prompt + response), prompt)
     }
 
@@ -79,12 +78,7 @@ impl Grid {
     }
 
     /// The rotary positions of `columns`, counted from each row's first token.
-    pub(super) fn rotation(
-        &self,
-        rope: &Rope,
-        columns: Range<usize>,
-        device: &Device,
-    ) -> Rotation {
+    pub(super) fn rotation(&self, rope: &Rope, columns: Range<usize>, device: &Device) -> Rotation {
         let positions: Vec<usize> =
             self.cells(&columns).map(|(row, c)| c.saturating_sub(row.start)).collect();
         rope.rotation(&positions, [self.rows(), columns.len()], device)

@@ -1,7 +1,9 @@
 //! AdamW over a whole model: gradient accumulation, a global-norm clip, a schedule, and saved state.
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord};
+use burn::optim::{
+    AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord,
+};
 use burn::tensor::{Bytes, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +35,11 @@ impl OptimizerSettings {
     /// What is out of range, if anything is.
     pub fn problem(&self) -> Option<String> {
         let checks = [
-            (self.learning_rate > 0.0 && self.learning_rate.is_finite(), "learning_rate", "above 0"),
+            (
+                self.learning_rate > 0.0 && self.learning_rate.is_finite(),
+                "learning_rate",
+                "above 0",
+            ),
             ((0.0..1.0).contains(&self.beta_1), "beta_1", "in [0, 1)"),
             ((0.0..1.0).contains(&self.beta_2), "beta_2", "in [0, 1)"),
             (self.epsilon > 0.0, "epsilon", "above 0"),
@@ -74,7 +80,9 @@ impl OptimizerSettings {
 
 /// A loss, gradient or reward that is NaN or infinite.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{tensor} is not finite at step {step}; the last good checkpoint is kept: lower the learning rate, or look at the inputs of that step")]
+#[error(
+    "{tensor} is not finite at step {step}; the last good checkpoint is kept: lower the learning rate, or look at the inputs of that step"
+)]
 pub struct NonFinite {
     /// The loss, or the parameter whose gradient it is.
     pub tensor: String,

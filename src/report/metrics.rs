@@ -82,7 +82,12 @@ pub struct IterationTimings {
 
 impl IterationMetrics {
     /// The fields that rollouts alone decide; the rest are 0.
-    pub fn of_rollouts(iteration: usize, rollouts: &[Rollout], eos: u32, kl_coefficient: f64) -> Self {
+    pub fn of_rollouts(
+        iteration: usize,
+        rollouts: &[Rollout],
+        eos: u32,
+        kl_coefficient: f64,
+    ) -> Self {
         let per_response = |f: &dyn Fn(&Rollout) -> f64| mean(rollouts.iter().map(f));
         let tokens = |f: fn(&Rollout) -> Vec<f64>| rollouts.iter().flat_map(f).collect::<Vec<_>>();
         let kl = |of: fn(f64, f64) -> f64| {
@@ -95,7 +100,8 @@ impl IterationMetrics {
             (tokens(|r| r.returns.clone()), tokens(|r| r.advantages.clone()));
         let residuals =
             tokens(|r| r.returns.iter().zip(&r.values).map(|(a, &v)| a - f64::from(v)).collect());
-        let segment = |r: &Rollout| r.segments.iter().map(ExactSizeIterator::len).collect::<Vec<_>>();
+        let segment =
+            |r: &Rollout| r.segments.iter().map(ExactSizeIterator::len).collect::<Vec<_>>();
         Self {
             iteration,
             sequence_score: per_response(&|r| r.sequence_score),

@@ -111,7 +111,8 @@ impl SegmentedText {
         }
         let rest = self.segments.last().map_or(0, |last| last.end);
         if rest < self.tokens.len() {
-            let _ = writeln!(out, "   none                      {}", tokens(rest..self.tokens.len()));
+            let _ =
+                writeln!(out, "   none                      {}", tokens(rest..self.tokens.len()));
         }
         if let Some(score) = self.sequence_score {
             let _ = writeln!(out, "\nsequence score: {score:+.3}");
@@ -136,7 +137,8 @@ fn shade(text: &str, value: Option<f64>, scale: f64, colour: bool) -> String {
     let Some(value) = value.filter(|_| colour && scale > 0.0) else { return text.to_owned() };
     let strength = (value.abs() / scale).min(1.0);
     let level = |full: f64| (40.0 + (full - 40.0) * strength) as u8;
-    let (r, g) = if value > 0.0 { (level(20.0), level(130.0)) } else { (level(160.0), level(20.0)) };
+    let (r, g) =
+        if value > 0.0 { (level(20.0), level(130.0)) } else { (level(160.0), level(20.0)) };
     format!("\x1b[48;2;{r};{g};40m\x1b[97m{text}\x1b[0m")
 }
 
@@ -147,7 +149,15 @@ mod tests {
     fn example() -> SegmentedText {
         let pieces = ["dear", " gina", " music", " <eos>"].map(str::to_owned).to_vec();
         let entropies = [0.7, 0.0, 1.5, 0.1];
-        SegmentedText::new("p".into(), &[3, 4, 5, 1], pieces, &entropies, &[0..2, 2..3], &[0.5, -1.0], &[])
+        SegmentedText::new(
+            "p".into(),
+            &[3, 4, 5, 1],
+            pieces,
+            &entropies,
+            &[0..2, 2..3],
+            &[0.5, -1.0],
+            &[],
+        )
     }
 
     #[test]

@@ -180,8 +180,8 @@ fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
 ///
 /// [`Error::Data`] when it cannot be read.
 pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
-    let bytes = std::fs::read(path)
-        .map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
     Ok(format!("{:016x}", fnv1a(&bytes)))
 }
 

@@ -40,7 +40,7 @@ impl NormalizerFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] when it was fitted for another method or reward model; 
+    /// [`Error::Mismatch`] when it was fitted for another method or reward model;
     /// [`Error::UnusableNormalizer`] when its Std(p) is not positive at a location that the run will meet;
     /// [`Error::Folder`].
     pub fn read(context: &Context, scorer: &Scorer) -> Result<Self, Error> {
@@ -104,7 +104,11 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
         .iter()
         .flat_map(|pair| [(&pair.prompt[..], &pair.chosen[..]), (&pair.prompt, &pair.rejected)])
         .collect();
-    let stage = context.progress.stage(context.title("fit-normalizer"), rows.len().div_ceil(rows_at_once), 0);
+    let stage = context.progress.stage(
+        context.title("fit-normalizer"),
+        rows.len().div_ceil(rows_at_once),
+        0,
+    );
     let mut rewards: Vec<Vec<f64>> = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(rows_at_once) {
         rewards.extend(scorer.score(chunk, 0)?.into_iter().map(|scored| scored.rewards));

@@ -93,12 +93,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let steps = ppo.iterations * ppo.epochs * ppo.rollouts.div_ceil(ppo.minibatch);
     let mut policy = Trainer::new("policy", policy, &ppo.actor, steps);
     let mut critic = Trainer::new("critic", critic, &ppo.critic, steps);
-    let mut state = State {
-        kl_coefficient: ppo.kl_coefficient,
-        evaluations: 0,
-        best: None,
-        last: None,
-    };
+    let mut state =
+        State { kl_coefficient: ppo.kl_coefficient, evaluations: 0, best: None, last: None };
     let mut best_weights = Vec::new();
     let mut done = 0;
     if let Some(checkpoint) = folder.latest()? {
@@ -186,7 +182,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
             }
             state.last = Some(evaluation);
         }
-        let reward = line.gold.map_or(format!("reward {:.2}", line.reward), |g| format!("gold {g:.2}"));
+        let reward =
+            line.gold.map_or(format!("reward {:.2}", line.reward), |g| format!("gold {g:.2}"));
         stage.step(format!("{reward}, KL {:.2}", line.kl_k1));
         if finished == ppo.iterations {
             break;

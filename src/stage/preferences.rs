@@ -149,10 +149,11 @@ fn read_pairs(path: &Path) -> Result<Vec<Pair>, FolderError> {
     let file = std::io::BufReader::new(std::fs::File::open(path).map_err(io)?);
     let mut pairs = Vec::new();
     for (number, line) in file.lines().enumerate() {
-        let pair = serde_json::from_str(&line.map_err(io)?).map_err(|error| FolderError::Corrupt {
-            path: path.to_owned(),
-            detail: format!("line {}: {error}", number + 1),
-        })?;
+        let pair =
+            serde_json::from_str(&line.map_err(io)?).map_err(|error| FolderError::Corrupt {
+                path: path.to_owned(),
+                detail: format!("line {}: {error}", number + 1),
+            })?;
         pairs.push(pair);
     }
     Ok(pairs)

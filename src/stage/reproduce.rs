@@ -141,14 +141,22 @@ fn in_parallel<T: Sync, R: Send>(
 /// held-out prompts; with several, over seeds.
 pub fn table(results: &Results) -> String {
     let header = [
-        "method", "gold", "win rate", "KL", "tokens", "RM acc.", "RM acc. (gold)", "ρ segments",
+        "method",
+        "gold",
+        "win rate",
+        "KL",
+        "tokens",
+        "RM acc.",
+        "RM acc. (gold)",
+        "ρ segments",
         "F1 bounds",
     ];
     let methods: Vec<Method> =
         Method::ALL.into_iter().filter(|m| results.cells.iter().any(|c| c.method == *m)).collect();
     let mut rows = Vec::new();
     if let Some(&first) = methods.first() {
-        let of = |f: fn(&Cell) -> Option<f64>, e: fn(&Cell) -> Option<f64>| figure(results, first, f, e);
+        let of =
+            |f: fn(&Cell) -> Option<f64>, e: fn(&Cell) -> Option<f64>| figure(results, first, f, e);
         let mut row = vec!["SFT".to_owned()];
         row.push(of(|c| c.evaluation.before.gold, |c| c.evaluation.before.gold_error));
         row.push("0.50".into());
@@ -158,7 +166,9 @@ pub fn table(results: &Results) -> String {
         rows.push(row);
     }
     for method in methods {
-        let of = |f: fn(&Cell) -> Option<f64>, e: fn(&Cell) -> Option<f64>| figure(results, method, f, e);
+        let of = |f: fn(&Cell) -> Option<f64>, e: fn(&Cell) -> Option<f64>| {
+            figure(results, method, f, e)
+        };
         rows.push(vec![
             method.name().replace('_', " "),
             of(|c| c.evaluation.after.gold, |c| c.evaluation.after.gold_error),

@@ -83,14 +83,14 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let (examples, held_out) = (prepare(&pairs.train)?, prepare(&pairs.held_out)?);
 
     let device = context.device.clone().autodiff();
-    let (model, config) =
-        ScalarModel::from_language_model(&reference_dir, settings.seed, &device)?;
+    let (model, config) = ScalarModel::from_language_model(&reference_dir, settings.seed, &device)?;
     let reward = &settings.reward;
     let epochs = Epochs { items: examples.len(), epochs: reward.epochs, batch: reward.batch };
     let trainer = Trainer::new("reward", model, &reward.optimizer, epochs.steps());
-    let trainer = train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
-        accumulate(trainer, batch, &examples, reward.rows_at_once, reward.margin)
-    })?;
+    let trainer =
+        train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
+            accumulate(trainer, batch, &examples, reward.rows_at_once, reward.margin)
+        })?;
     let model = trainer.model().valid();
     let summary = evaluate(context, &task, &model, &held_out, &pairs.held_out);
     let card = RewardCard {

@@ -82,8 +82,11 @@ impl Sampler<'_> {
     ) -> Result<Vec<Rollout>, Error> {
         let rows_at_once = self.settings.rows_at_once;
         let responses = generate(self.policy, self.config, prompts, self.generation, rng);
-        let rows: Vec<(&[u32], &[u32])> =
-            prompts.iter().zip(&responses).map(|(&prompt, response)| (prompt, &response[..])).collect();
+        let rows: Vec<(&[u32], &[u32])> = prompts
+            .iter()
+            .zip(&responses)
+            .map(|(&prompt, response)| (prompt, &response[..]))
+            .collect();
         let views = view_tokens(self.policy, &rows, rows_at_once);
         let values = read_scalars(self.critic, &rows, ReadAt::State, rows_at_once);
         let scored = self.scorer.score(&rows, step)?;

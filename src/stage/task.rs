@@ -57,7 +57,9 @@ impl Task {
             Some(data) => Source::File { data: data.clone(), prompts: context.prompts.clone() },
             None => Source::Letters,
         };
-        if matches!(source, Source::Letters) && tokenizer.vocab_size() != letters::vocabulary().len() {
+        if matches!(source, Source::Letters)
+            && tokenizer.vocab_size() != letters::vocabulary().len()
+        {
             return Err(Error::Usage(
                 "the embedded task needs a model of its own vocabulary, and --model names another: \
                  give --data FILE.jsonl with preference pairs"
