@@ -148,7 +148,11 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     own.data.get_or_insert_with(Default::default); // any text, not only the embedded task's
     let task = Task::open(&own, Some(&dir))?;
     let text = segmented(context, &task, &prompt, &response)?;
-    if args.json { json(&text) } else { Ok(out(&text.table(colour()))) }
+    if args.json {
+        return json(&text);
+    }
+    out(&text.table(colour()));
+    Ok(())
 }
 
 fn generation(context: &Context, tokenizer: &Tokenizer) -> Generation {

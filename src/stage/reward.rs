@@ -154,7 +154,7 @@ fn accumulate(
         let weights = rows.iter().map(|(_, side)| &side.weights[..]);
         let weights = pad_rows(weights, grid.width() - first, 0.0, &scores.device());
         let scores = sequence_scores(scores, weights); // [2n]
-        let (chosen, rejected) = (scores.clone().slice([0..n]), scores.slice([n..2 * n]));
+        let (chosen, rejected) = (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n));
         let margin = (margin != 0.0).then(|| {
             let data = TensorData::new(vec![margin as f32; n], [n]);
             Tensor::<1>::from_data(data, &chosen.device())

@@ -73,7 +73,7 @@ fn a_response_over_the_limit_is_cut_and_counted() {
         " prompts (at the left), 20 responses (at the right)",
     ]);
     let run = TempDir::new().unwrap();
-    let output = program(run.path(), &arguments[0]).ended_with(0);
+    let output = program(run.path(), arguments[0]).ended_with(0);
     assert!(!output.stderr.contains("cut"), "{}", output.stderr);
 }
 

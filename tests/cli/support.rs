@@ -152,6 +152,13 @@ pub fn llama() -> TempDir {
     for name in ["config.json", "generation_config.json", "model.safetensors"] {
         fs::copy(hf.join(name), dir.path().join(name)).unwrap();
     }
+    // One character a token: the sentences are longer than the fixture's 128 positions.
+    let config = dir.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let longer =
+        text.replace("\"max_position_embeddings\": 128", "\"max_position_embeddings\": 512");
+    assert_ne!(text, longer);
+    fs::write(config, longer).unwrap();
     fs::write(dir.path().join("tokenizer.json"), characters(96).to_string()).unwrap();
     dir
 }
