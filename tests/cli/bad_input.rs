@@ -321,7 +321,7 @@ fn training_that_leaves_the_numbers_stops_and_keeps_its_checkpoints() {
 fn arguments_that_do_not_go_together_are_refused() {
     let run = TempDir::new().unwrap();
     let output = program(run.path(), &["reproduce", "--model", "m"]).ended_with(2);
-    output.says(&["reproduce runs the embedded task"]);
+    output.says(&["goes with the single stages"]);
     program(run.path(), &["sft", "--sed", "1"]).ended_with(2).says(&["'--sed'"]);
     program(run.path(), &["sft", "--method", "all"]).ended_with(2).says(&["possible values"]);
     assert_no_result(run.path());
