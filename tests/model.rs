@@ -91,7 +91,12 @@ fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
         close(&to_vec(entropy(logits)), &case.entropy_nats, AGAINST_TRANSFORMERS);
         let (log_probs, _) = response_log_probs(&model, &grid, 1);
         close(&to_vec(log_probs), &case.next_token_log_prob, AGAINST_TRANSFORMERS);
-        let limit = Generation { sampling: Sampling::GREEDY, max_new_tokens: 12, eos: u32::MAX };
+        let limit = Generation {
+            sampling: Sampling::GREEDY,
+            max_new_tokens: 12,
+            rows_at_once: 8,
+            eos: u32::MAX,
+        };
         let greedy = generate(&model, &config, &[&case.ids], limit, vec![stream(0, "t", 0)]);
         assert_eq!(greedy[0], case.greedy_12);
     }
@@ -149,7 +154,8 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
     let model = CausalLm::fresh(&config, 9, &Device::flex());
     let prompts = [tokens(1, 4), tokens(2, 6), tokens(3, 2)];
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let limit = Generation { sampling: Sampling::PLAIN, max_new_tokens: 20, eos: 0 };
+    let limit =
+        Generation { sampling: Sampling::PLAIN, max_new_tokens: 20, rows_at_once: 2, eos: 0 };
     let together = generate(&model, &config, &prompts, limit, streams(0, "t", 0..3));
     let first = generate(&model, &config, &prompts[..1], limit, vec![stream(0, "t", 0)]);
     assert_eq!(together[0], first[0]);

@@ -13,7 +13,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::settings::Method;
 use crate::model::CausalLm;
-use crate::model::generate::{Generation, view_tokens};
+use crate::model::generate::view_tokens;
 use crate::normalizer::location;
 use crate::report::segments::SegmentedText;
 use crate::rng::{stream, streams};
@@ -111,7 +111,7 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
     let (model, config) = CausalLm::load(&dir, &context.device)?;
     let rows = vec![prompt.as_slice(); usize::from(args.samples)];
-    let generation = generation(context, &tokenizer);
+    let generation = context.settings.generation(tokenizer.eos());
     let draws = streams(context.settings.seed, "generate", 0..rows.len());
     out(tokenizer.decode(&prompt).trim());
     for response in crate::model::generate::generate(&model, &config, &rows, generation, draws) {
@@ -139,7 +139,7 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
         None => {
             let (model, config) = CausalLm::load(&dir, &context.device)?;
             let draws = streams(context.settings.seed, "generate", 0..1);
-            let generation = generation(context, &tokenizer);
+            let generation = context.settings.generation(tokenizer.eos());
             let rows = [prompt.as_slice()];
             crate::model::generate::generate(&model, &config, &rows, generation, draws).remove(0)
         }
@@ -153,14 +153,6 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     }
     out(&text.table(colour()));
     Ok(())
-}
-
-fn generation(context: &Context, tokenizer: &Tokenizer) -> Generation {
-    Generation {
-        sampling: context.settings.sampling(),
-        max_new_tokens: context.settings.sampling.max_new_tokens,
-        eos: tokenizer.eos(),
-    }
 }
 
 /// The tokens of a user's message, or of a held-out prompt of the embedded task.

@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::interpolation::Interpolation;
 use crate::model::ModelConfig;
+use crate::model::generate::Generation;
 use crate::model::optim::OptimizerSettings;
 use crate::model::sampling::Sampling;
 use crate::normalizer::Regression;
@@ -129,7 +130,9 @@ section! {
 }
 section! {
     /// The section `[sampling]`.
-    SamplingSettings { temperature: f64, top_k: usize, top_p: f64, max_new_tokens: usize }
+    SamplingSettings {
+        temperature: f64, top_k: usize, top_p: f64, max_new_tokens: usize, rows_at_once: usize,
+    }
 }
 section! {
     /// The section `[evaluation]`.
@@ -361,6 +364,12 @@ impl Settings {
         if self.method.is_dense() { self.ppo.interpolation } else { Interpolation::LastToken }
     }
 
+    /// How responses that end with the token `eos` are generated.
+    pub fn generation(&self, eos: u32) -> Generation {
+        let SamplingSettings { max_new_tokens, rows_at_once, .. } = self.sampling;
+        Generation { sampling: self.sampling(), max_new_tokens, rows_at_once, eos }
+    }
+
     /// Refuses sampling that draws from anything but the policy itself.
     ///
     /// # Errors
@@ -392,6 +401,7 @@ impl Settings {
             ("reward.rows_at_once", self.reward.rows_at_once),
             ("normalizer.pairs", self.normalizer.pairs),
             ("sampling.max_new_tokens", self.sampling.max_new_tokens),
+            ("sampling.rows_at_once", self.sampling.rows_at_once),
             ("ppo.iterations", self.ppo.iterations),
             ("ppo.rollouts", self.ppo.rollouts),
             ("ppo.minibatch", self.ppo.minibatch),

@@ -130,7 +130,9 @@ impl<'a> FileSource<'a> {
             Err(CheckpointError::Tensors { path: self.path.to_owned(), problems })
         }
     }
+}
 
+impl Source for FileSource<'_> {
     fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
         let len = shape.iter().product();
         if let Some(fresh) = self.fresh.filter(|fresh| fresh.name == name) {
@@ -151,17 +153,9 @@ impl<'a> FileSource<'a> {
             vec![0.0; len]
         })
     }
-}
 
-impl Source for FileSource<'_> {
-    fn param<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-        init: Init,
-    ) -> Param<Tensor<D>> {
-        let values = self.values(name, &shape, init);
-        named_param(name, Tensor::from_data(TensorData::new(values, shape), self.device))
+    fn device(&self) -> &Device {
+        self.device
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Generation {
     pub sampling: Sampling,
     /// Longest response in tokens, EOS included.
     pub max_new_tokens: usize,
+    /// Prompts in one batch.
+    pub rows_at_once: usize,
     /// The token that ends a response.
     pub eos: u32,
 }
@@ -37,6 +39,20 @@ pub fn generate(
     mut streams: Vec<Stream>,
 ) -> Vec<Vec<u32>> {
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
+    let rows = generation.rows_at_once.max(1);
+    let batches = prompts.chunks(rows).zip(streams.chunks_mut(rows));
+    batches
+        .flat_map(|(prompts, streams)| generate_batch(model, config, prompts, generation, streams))
+        .collect()
+}
+
+fn generate_batch(
+    model: &CausalLm,
+    config: &ModelConfig,
+    prompts: &[&[u32]],
+    generation: Generation,
+    streams: &mut [Stream],
+) -> Vec<Vec<u32>> {
     let mut responses = vec![Vec::new(); prompts.len()];
     let mut ended = vec![false; prompts.len()];
     let mut active: Vec<usize> = (0..prompts.len()).collect();

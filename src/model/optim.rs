@@ -1,5 +1,7 @@
 //! AdamW over a whole model: gradient accumulation, a global-norm clip, a schedule, and saved state.
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{
     AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord,
@@ -176,25 +178,28 @@ impl<M: Module> Trainer<M> {
         [(self.weights_file(), to_safetensors(&self.model)), (self.state_file(), state)]
     }
 
-    /// The name of the file with the parameters.
-    pub fn weights_file(&self) -> String {
+    fn weights_file(&self) -> String {
         format!("{}.safetensors", self.name)
     }
 
-    /// The name of the file with the optimizer's state.
-    pub fn state_file(&self) -> String {
+    fn state_file(&self) -> String {
         format!("{}.adamw", self.name)
     }
 
-    /// Goes on from `step` with what [`Trainer::files`] gave.
+    /// Goes on from `step` with what [`Trainer::files`] gave, found in `files` by name.
     ///
     /// # Errors
     ///
     /// [`CheckpointError`] when the files are not those of this model.
-    pub fn resume(mut self, step: usize, files: [&[u8]; 2]) -> Result<Self, CheckpointError> {
+    pub fn resume(
+        mut self,
+        step: usize,
+        files: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<Self, CheckpointError> {
         let [weights, state] = [self.weights_file(), self.state_file()];
-        self.model = restore(self.model, weights.as_ref(), files[0])?;
-        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(files[1].to_vec()));
+        let content = |name: &String| files.get(name).cloned().unwrap_or_default();
+        self.model = restore(self.model, weights.as_ref(), &content(&weights))?;
+        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(content(&state)));
         let record = record.map_err(|error| CheckpointError::Format {
             path: state.into(),
             detail: error.to_string(),

@@ -18,13 +18,23 @@ pub enum Init {
 
 /// Gives a parameter for a name and a shape.
 pub trait Source {
-    /// The parameter called `name`; `init` says how to start it where the source has no value.
+    /// The values of the parameter called `name`, row by row; `init` says how to start it where the source
+    /// has none.
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Vec<f32>;
+
+    /// Where the parameters live.
+    fn device(&self) -> &Device;
+
+    /// The parameter called `name`.
     fn param<const D: usize>(
         &mut self,
         name: &str,
         shape: [usize; D],
         init: Init,
-    ) -> Param<Tensor<D>>;
+    ) -> Param<Tensor<D>> {
+        let data = TensorData::new(self.values(name, &shape, init), shape);
+        named_param(name, Tensor::from_data(data, self.device()))
+    }
 }
 
 /// Fresh parameters. Each draws from a stream named after it, so that a model's parameters depend neither
@@ -37,14 +47,12 @@ pub struct Fresh<'a> {
 }
 
 impl Source for Fresh<'_> {
-    fn param<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-        init: Init,
-    ) -> Param<Tensor<D>> {
-        let values = fresh_values(self.seed, name, shape.iter().product(), init);
-        named_param(name, Tensor::from_data(TensorData::new(values, shape), self.device))
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
+        fresh_values(self.seed, name, shape.iter().product(), init)
+    }
+
+    fn device(&self) -> &Device {
+        self.device
     }
 }
 

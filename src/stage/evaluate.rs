@@ -8,7 +8,7 @@ use super::task::Task;
 use crate::data::letters::ClauseKind;
 use crate::error::Error;
 use crate::kl::k1;
-use crate::model::generate::{Generation, generate, view_tokens};
+use crate::model::generate::{generate, view_tokens};
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::streams;
 use crate::statistics::{mean, standard_error};
@@ -85,21 +85,12 @@ impl<'a> Evaluator<'a> {
     pub fn judge(&self, model: &CausalLm, config: &ModelConfig) -> Result<Judged, Error> {
         let settings = &self.context.settings;
         let eos = self.task.tokenizer.eos();
-        let generation = Generation {
-            sampling: settings.sampling(),
-            max_new_tokens: settings.sampling.max_new_tokens,
-            eos,
-        };
         let samples = settings.evaluation.samples;
         let prompts: Vec<Vec<u32>> =
             self.prompts.iter().flat_map(|p| std::iter::repeat_n(p.clone(), samples)).collect();
-        let mut responses = Vec::with_capacity(prompts.len());
-        for chunk in prompts.chunks(settings.ppo.rollouts) {
-            let rows: Vec<&[u32]> = chunk.iter().map(Vec::as_slice).collect();
-            let done = responses.len();
-            let draws = streams(settings.seed, "evaluation", done..done + chunk.len());
-            responses.extend(generate(model, config, &rows, generation, draws));
-        }
+        let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let draws = streams(settings.seed, "evaluation", 0..rows.len());
+        let responses = generate(model, config, &rows, settings.generation(eos), draws);
         let rows: Vec<(&[u32], &[u32])> =
             prompts.iter().zip(&responses).map(|(p, r)| (&p[..], &r[..])).collect();
         let views = view_tokens(model, &rows, settings.ppo.rows_at_once);

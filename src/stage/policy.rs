@@ -1,6 +1,6 @@
 //! Token-level PPO on segment rewards (E5 to E10).
 
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 use burn::module::Module;
@@ -15,12 +15,14 @@ use super::score::Scorer;
 use super::sft::write_model;
 use super::task::{Task, permutation};
 use crate::error::Error;
-use crate::experiment::folder::{Checkpoint, FolderError};
+use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder};
+use crate::experiment::settings::PpoSettings;
 use crate::kl::AdaptiveKl;
 use crate::model::checkpoint::{restore, to_safetensors};
-use crate::model::generate::{Generation, ReadAt, pad_rows, response_log_probs};
+use crate::model::generate::{ReadAt, pad_rows, response_log_probs};
 use crate::model::optim::Trainer;
-use crate::model::{CausalLm, Grid, ScalarModel};
+use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
+use crate::normalizer::Normalizer;
 use crate::ppo::{policy_loss, value_loss};
 use crate::report::metrics::{IterationMetrics, IterationTimings};
 use crate::rng::streams;
@@ -68,13 +70,12 @@ const BEST: &str = "best.safetensors";
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let settings = &context.settings;
     settings.check_for_ppo()?;
-    let ppo = &settings.ppo;
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
     let (eos, ends) = (task.tokenizer.eos(), task.tokenizer.sentence_ends());
-    let scorer = Scorer::load(context, ends, eos, ppo.rows_at_once)?;
-    let file = NormalizerFile::read(context, &scorer)?;
-    let fit = serde_json::to_string(&file.normalizer).expect("a plain enum serialises");
+    let scorer = Scorer::load(context, ends, eos, settings.ppo.rows_at_once)?;
+    let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
+    let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
     let mut inputs = vec![
         ("model", model_fingerprint(&reference_dir)?),
         ("reward_model", scorer.reward_fingerprint.clone()),
@@ -87,134 +88,207 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
-
-    let device = context.device.clone().autodiff();
-    let (policy, config) = CausalLm::load(&reference_dir, &device)?;
-    let (critic, _) =
-        ScalarModel::from_language_model(&reference_dir, "critic", settings.seed, &device)?;
-    let steps = ppo.iterations * ppo.epochs * ppo.rollouts.div_ceil(ppo.minibatch);
-    let mut policy = Trainer::new("policy", policy, &ppo.actor, steps);
-    let mut critic = Trainer::new("critic", critic, &ppo.critic, steps);
-    let mut state =
-        State { kl_coefficient: ppo.kl_coefficient, evaluations: 0, best: None, last: None };
-    let mut best_weights = Vec::new();
-    let mut done = 0;
+    let mut ppo = Ppo::new(context, &task, &scorer, normalizer, &reference_dir)?;
     if let Some(checkpoint) = folder.latest()? {
         folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
-        done = checkpoint.step;
-        let step = done * steps / ppo.iterations;
-        let files = |names: [String; 2]| names.map(|name| checkpoint.file(&name).to_vec());
-        let own = files([policy.weights_file(), policy.state_file()]);
-        policy = policy.resume(step, [&own[0], &own[1]])?;
-        let own = files([critic.weights_file(), critic.state_file()]);
-        critic = critic.resume(step, [&own[0], &own[1]])?;
-        state = serde_json::from_slice(checkpoint.file(STATE)).map_err(|error| {
+        ppo = ppo.resume(&checkpoint, &folder)?;
+    }
+    let summary = ppo.train(&folder)?;
+    folder.finish(&summary)?;
+    Ok(summary)
+}
+
+/// Everything that one run of PPO holds.
+struct Ppo<'a> {
+    context: &'a Context,
+    task: &'a Task,
+    scorer: &'a Scorer,
+    normalizer: Normalizer,
+    evaluator: Evaluator<'a>,
+    prompts: Vec<Vec<u32>>,
+    config: ModelConfig,
+    policy: Trainer<CausalLm>,
+    critic: Trainer<ScalarModel>,
+    state: State,
+    /// The parameters of the best policy so far, as a safetensors file.
+    best_weights: Vec<u8>,
+    /// Iterations done.
+    done: usize,
+}
+
+impl<'a> Ppo<'a> {
+    fn new(
+        context: &'a Context,
+        task: &'a Task,
+        scorer: &'a Scorer,
+        normalizer: Normalizer,
+        reference_dir: &Path,
+    ) -> Result<Self, Error> {
+        let settings = &context.settings;
+        let ppo = &settings.ppo;
+        let device = context.device.clone().autodiff();
+        let (policy, config) = CausalLm::load(reference_dir, &device)?;
+        let (critic, _) =
+            ScalarModel::from_language_model(reference_dir, "critic", settings.seed, &device)?;
+        let steps = ppo.iterations * steps_an_iteration(ppo);
+        let coefficient = ppo.kl_coefficient;
+        Ok(Self {
+            context,
+            task,
+            scorer,
+            normalizer,
+            evaluator: Evaluator::new(context, task, scorer)?,
+            prompts: task.prompts(context)?.train,
+            config,
+            policy: Trainer::new("policy", policy, &ppo.actor, steps),
+            critic: Trainer::new("critic", critic, &ppo.critic, steps),
+            state: State { kl_coefficient: coefficient, evaluations: 0, best: None, last: None },
+            best_weights: Vec::new(),
+            done: 0,
+        })
+    }
+
+    fn resume(mut self, checkpoint: &Checkpoint, folder: &StageFolder) -> Result<Self, Error> {
+        self.done = checkpoint.step;
+        let step = self.done * steps_an_iteration(&self.context.settings.ppo);
+        self.policy = self.policy.resume(step, &checkpoint.files)?;
+        self.critic = self.critic.resume(step, &checkpoint.files)?;
+        self.state = serde_json::from_slice(checkpoint.file(STATE)).map_err(|error| {
             FolderError::Corrupt { path: folder.dir().join(STATE), detail: error.to_string() }
         })?;
-        best_weights = checkpoint.file(BEST).to_vec();
+        self.best_weights = checkpoint.file(BEST).to_vec();
+        Ok(self)
     }
-    let mut metrics = folder.log("metrics.jsonl", done)?;
-    let mut timings = folder.log("timings.jsonl", done)?;
-    let mut evaluations = folder.log("evaluations.jsonl", state.evaluations)?;
-    let evaluator = Evaluator::new(context, &task, &scorer)?;
-    let prompts = task.prompts(context)?.train;
-    let generation = Generation {
-        sampling: settings.sampling(),
-        max_new_tokens: settings.sampling.max_new_tokens,
-        eos,
-    };
-    let stage = context.progress.stage(context.title("ppo"), ppo.iterations, done);
-    for iteration in done..ppo.iterations {
-        let start = Instant::now();
-        let rollouts = Sampler {
-            policy: &policy.model().valid(),
-            config: &config,
-            critic: &critic.model().valid(),
-            scorer: &scorer,
-            normalizer: &file.normalizer,
-            settings: ppo,
-            interpolation: settings.interpolation(),
-            kl_coefficient: state.kl_coefficient,
-            generation,
-        }
-        .roll_out(
-            &choose(&prompts, ppo.rollouts, settings.seed, iteration),
-            streams(
-                settings.seed,
-                "rollouts",
-                iteration * ppo.rollouts..(iteration + 1) * ppo.rollouts,
-            ),
-            iteration,
-        )?;
-        let rollout_seconds = start.elapsed().as_secs_f64();
 
-        let mut line = metrics_of(iteration, &rollouts, eos, state.kl_coefficient);
-        let gold: Option<Vec<f64>> = rollouts
-            .iter()
-            .map(|r| task.gold(&r.prompt, &r.response).map(|gold| gold.reward()))
-            .collect();
-        line.gold = gold.map(|gold| mean(gold.into_iter()));
+    fn train(mut self, folder: &StageFolder) -> Result<Summary, Error> {
+        let ppo = &self.context.settings.ppo;
+        let mut metrics = folder.log("metrics.jsonl", self.done)?;
+        let mut timings = folder.log("timings.jsonl", self.done)?;
+        let mut evaluations = folder.log("evaluations.jsonl", self.state.evaluations)?;
+        let stage =
+            self.context.progress.stage(self.context.title("ppo"), ppo.iterations, self.done);
+        while self.done < ppo.iterations {
+            let (line, timing) = self.iterate()?;
+            metrics.write(&line)?;
+            timings.write(&timing)?;
+            self.adapt_kl(&line);
+            self.done += 1;
+            if self.done.is_multiple_of(ppo.evaluate_every) || self.done == ppo.iterations {
+                self.evaluate(&mut evaluations)?;
+            }
+            let reward = line.gold.map(|gold| format!("gold {gold:.2}"));
+            let reward = reward.unwrap_or_else(|| format!("reward {:.2}", line.reward));
+            stage.step(format!("{reward}, KL {:.2}", line.kl_k1));
+            if self.done < ppo.iterations {
+                folder.save(&self.checkpoint())?;
+                if self.context.stop.after_step() {
+                    return Err(self.context.interrupted(folder.dir()));
+                }
+            }
+        }
+        let summary = self.save(folder)?;
+        let reward = summary.last.gold.map(|gold| format!("gold {gold:.2}"));
+        let reward = reward.unwrap_or_else(|| format!("reward {:.2}", summary.last.sequence_score));
+        stage.finish(format!("{} iterations, {reward}, KL {:.2}", ppo.iterations, summary.last.kl));
+        Ok(summary)
+    }
+
+    /// Rollouts, and the optimizer steps over them.
+    fn iterate(&mut self) -> Result<(IterationMetrics, IterationTimings), Error> {
+        let (iteration, eos) = (self.done, self.task.tokenizer.eos());
         let start = Instant::now();
-        let update = update(context, &mut policy, &mut critic, &rollouts, iteration)?;
+        let rollouts = self.roll_out()?;
+        let rollout_seconds = start.elapsed().as_secs_f64();
+        let mut line = metrics_of(iteration, &rollouts, eos, self.state.kl_coefficient);
+        let gold = |r: &Rollout| Some(self.task.gold(&r.prompt, &r.response)?.reward());
+        let gold: Option<Vec<f64>> = rollouts.iter().map(gold).collect();
+        line.gold = gold.map(|gold| mean(gold.into_iter()));
+
+        let start = Instant::now();
+        let update =
+            update(self.context, &mut self.policy, &mut self.critic, &rollouts, iteration)?;
         let update_seconds = start.elapsed().as_secs_f64();
         update.fill(&mut line);
-        metrics.write(&line)?;
         let response_tokens: usize = rollouts.iter().map(|r| r.response.len()).sum();
-        timings.write(&IterationTimings {
+        let timing = IterationTimings {
             iteration,
             rollout_seconds,
             update_seconds,
             rollout_tokens_per_second: response_tokens as f64 / rollout_seconds,
             update_tokens_per_second: update.tokens as f64 / update_seconds,
-        })?;
-        if let Some(target) = ppo.kl_target {
-            let coefficient = state.kl_coefficient;
-            let mut adaptive = AdaptiveKl { coefficient, target, horizon: ppo.kl_horizon };
-            adaptive.update(line.kl_k1, rollouts.len());
-            state.kl_coefficient = adaptive.coefficient;
-        }
+        };
+        Ok((line, timing))
+    }
 
-        let finished = iteration + 1;
-        if finished.is_multiple_of(ppo.evaluate_every) || finished == ppo.iterations {
-            let model = policy.model().valid();
-            let evaluation = evaluator.judge(&model, &config)?.evaluation;
-            evaluations.write(&EvaluationLine { iteration: finished, evaluation: &evaluation })?;
-            state.evaluations = evaluations.lines();
-            let score = |e: &Evaluation| e.gold.unwrap_or(e.sequence_score);
-            if state.best.as_ref().is_none_or(|(_, best)| score(&evaluation) > score(best)) {
-                state.best = Some((finished, evaluation.clone()));
-                best_weights = to_safetensors(&model);
-            }
-            state.last = Some(evaluation);
-        }
-        let reward =
-            line.gold.map_or(format!("reward {:.2}", line.reward), |g| format!("gold {g:.2}"));
-        stage.step(format!("{reward}, KL {:.2}", line.kl_k1));
-        if finished == ppo.iterations {
-            break;
-        }
-        let mut files: BTreeMap<String, Vec<u8>> =
-            policy.files().into_iter().chain(critic.files()).collect();
-        files.insert(STATE.into(), serde_json::to_vec(&state).expect("a plain struct serialises"));
-        files.insert(BEST.into(), best_weights.clone());
-        folder.save(&Checkpoint { step: finished, files })?;
-        if context.stop.after_step() {
-            return Err(context.interrupted(folder.dir()));
+    fn roll_out(&self) -> Result<Vec<Rollout>, Error> {
+        let (settings, iteration) = (&self.context.settings, self.done);
+        let count = settings.ppo.rollouts;
+        let prompts = choose(&self.prompts, count, settings.seed, iteration);
+        let draws = streams(settings.seed, "rollouts", iteration * count..(iteration + 1) * count);
+        let sampler = Sampler {
+            policy: &self.policy.model().valid(),
+            config: &self.config,
+            critic: &self.critic.model().valid(),
+            scorer: self.scorer,
+            normalizer: &self.normalizer,
+            settings: &settings.ppo,
+            interpolation: settings.interpolation(),
+            kl_coefficient: self.state.kl_coefficient,
+            generation: settings.generation(self.task.tokenizer.eos()),
+        };
+        sampler.roll_out(&prompts, draws, iteration)
+    }
+
+    fn adapt_kl(&mut self, line: &IterationMetrics) {
+        let ppo = &self.context.settings.ppo;
+        if let Some(target) = ppo.kl_target {
+            let coefficient = self.state.kl_coefficient;
+            let mut adaptive = AdaptiveKl { coefficient, target, horizon: ppo.kl_horizon };
+            adaptive.update(line.kl_k1, ppo.rollouts);
+            self.state.kl_coefficient = adaptive.coefficient;
         }
     }
 
-    let model = policy.model().valid();
-    let best_model = restore(model.clone(), BEST.as_ref(), &best_weights)?;
-    write_model(folder.dir(), &task, |dir| model.save(&config, dir))?;
-    write_model(&folder.dir().join("best"), &task, |dir| best_model.save(&config, dir))?;
-    let last = state.last.expect("the last iteration is evaluated");
-    let (best_iteration, best) = state.best.expect("the last iteration is evaluated");
-    let summary = Summary { iterations: ppo.iterations, last, best_iteration, best };
-    folder.finish(&summary)?;
-    let score = summary.last.gold.map(|gold| format!("gold {gold:.2}"));
-    let score = score.unwrap_or_else(|| format!("reward {:.2}", summary.last.sequence_score));
-    stage.finish(format!("{} iterations, {score}, KL {:.2}", ppo.iterations, summary.last.kl));
-    Ok(summary)
+    /// Judges the policy on held-out prompts, and keeps it if it is the best so far.
+    fn evaluate(&mut self, log: &mut Log) -> Result<(), Error> {
+        let model = self.policy.model().valid();
+        let evaluation = self.evaluator.judge(&model, &self.config)?.evaluation;
+        log.write(&EvaluationLine { iteration: self.done, evaluation: &evaluation })?;
+        self.state.evaluations = log.lines();
+        let score = |e: &Evaluation| e.gold.unwrap_or(e.sequence_score);
+        if self.state.best.as_ref().is_none_or(|(_, best)| score(&evaluation) > score(best)) {
+            self.state.best = Some((self.done, evaluation.clone()));
+            self.best_weights = to_safetensors(&model);
+        }
+        self.state.last = Some(evaluation);
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        let state = serde_json::to_vec(&self.state).expect("a plain struct serialises");
+        let own = [(STATE.to_owned(), state), (BEST.to_owned(), self.best_weights.clone())];
+        let files = self.policy.files().into_iter().chain(self.critic.files()).chain(own);
+        Checkpoint { step: self.done, files: files.collect() }
+    }
+
+    /// Writes the last and the best policy.
+    fn save(&self, folder: &StageFolder) -> Result<Summary, Error> {
+        let last_model = self.policy.model().valid();
+        let best_model = restore(last_model.clone(), BEST.as_ref(), &self.best_weights)?;
+        let best_dir = folder.dir().join("best");
+        for (model, dir) in [(last_model, folder.dir()), (best_model, &best_dir)] {
+            write_model(dir, self.task, |dir| model.save(&self.config, dir))?;
+        }
+        let State { last, best, .. } = self.state.clone();
+        let last = last.expect("the last iteration is evaluated");
+        let (best_iteration, best) = best.expect("the last iteration is evaluated");
+        Ok(Summary { iterations: self.done, last, best_iteration, best })
+    }
+}
+
+/// Optimizer steps of one iteration.
+fn steps_an_iteration(ppo: &PpoSettings) -> usize {
+    ppo.epochs * ppo.rollouts.div_ceil(ppo.minibatch)
 }
 
 /// The prompts of an iteration: a random choice without repetition, as long as there are enough.

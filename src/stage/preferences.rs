@@ -12,7 +12,7 @@ use crate::data::letters::{self, Prompt};
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
 use crate::model::CausalLm;
-use crate::model::generate::{Generation, generate};
+use crate::model::generate::generate;
 use crate::rng::{fnv1a, streams};
 
 /// A prompt, two responses, and the truth about them where it is known.
@@ -87,14 +87,10 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     }
     let (model, config) = CausalLm::load(&reference, &context.device)?;
     let settings = &context.settings;
-    let generation = Generation {
-        sampling: settings.sampling(),
-        max_new_tokens: settings.sampling.max_new_tokens,
-        eos: letters::EOS,
-    };
+    let generation = settings.generation(letters::EOS);
     let (train, held_out) = letters::split();
     let counts = [settings.task.pairs, settings.task.held_out_pairs];
-    let batch = 64;
+    let batch = settings.sampling.rows_at_once.div_ceil(2); // two responses a pair
     let total = counts.iter().map(|count| count.div_ceil(batch)).sum();
     let stage = context.progress.stage(context.title("preferences"), total, 0);
     let sample = |prompts: &[Prompt], count: usize, purpose: &str| {

@@ -82,9 +82,7 @@ pub fn train<M: Module>(
 ) -> Result<Trainer<M>, Error> {
     if let Some(checkpoint) = folder.latest()? {
         folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
-        let files = [trainer.weights_file(), trainer.state_file()]
-            .map(|name| checkpoint.file(&name).to_vec());
-        trainer = trainer.resume(checkpoint.step, [&files[0], &files[1]])?;
+        trainer = trainer.resume(checkpoint.step, &checkpoint.files)?;
     }
     let mut metrics = folder.log("metrics.jsonl", trainer.step())?;
     let mut timings = folder.log("timings.jsonl", trainer.step())?;
