@@ -33,6 +33,7 @@
 //! | [`experiment`] | settings, run folders, checkpoints |
 //! | [`report`] | metrics, tables, texts cut into segments |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
+//! | [`statistics`] | means, variances, standard errors |
 //! | [`device`], [`rng`], [`control`], [`atomic`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, every error |
 //!
 //! An equation module does no I/O, reads no settings and draws no random number. Training, rollouts and report
