@@ -20,13 +20,15 @@ impl Rope {
     /// The rotation of a batch whose `positions` are given row by row, each of `[B, S]`.
     pub fn rotation(&self, positions: &[usize], shape: [usize; 2], device: &Device) -> Rotation {
         let pairs = self.frequencies.len();
-        let longest = positions.iter().max().map_or(0, |&p| p + 1);
-        let table: Vec<(f32, f32)> = (0..longest)
+        let first = positions.iter().min().map_or(0, |&p| p);
+        let end = positions.iter().max().map_or(0, |&p| p + 1);
+        let table: Vec<(f32, f32)> = (first..end)
             .flat_map(|p| self.frequencies.iter().map(move |f| (p as f64 * f).sin_cos()))
             .map(|(sin, cos)| (sin as f32, cos as f32))
             .collect();
         let gather = |part: fn(&(f32, f32)) -> f32| {
-            let rows = positions.iter().flat_map(|&p| &table[p * pairs..(p + 1) * pairs]);
+            let row = |p: usize| &table[(p - first) * pairs..(p - first + 1) * pairs];
+            let rows = positions.iter().flat_map(|&p| row(p));
             let data = TensorData::new(rows.map(part).collect(), [shape[0], 1, shape[1], pairs]);
             Tensor::<4>::from_data(data, device)
         };

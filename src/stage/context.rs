@@ -1,5 +1,7 @@
 //! What every stage of a run shares: settings, device, folders, stop and progress.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -10,8 +12,9 @@ use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, StageFolder};
 use crate::experiment::settings::{Method, Settings};
-use crate::model::checkpoint::{self, WEIGHTS};
-use crate::rng::fnv1a;
+use crate::model::CheckpointError;
+use crate::model::checkpoint::WEIGHTS;
+use crate::rng::Fnv1a;
 
 /// A run: where it lives, what it runs on, and its settings.
 #[derive(Clone)]
@@ -180,9 +183,8 @@ fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
 ///
 /// [`Error::Data`] when it cannot be read.
 pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
-    let bytes =
-        std::fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
-    Ok(format!("{:016x}", fnv1a(&bytes)))
+    let hash = hash_file(path);
+    hash.map_err(|source| DataError::Read { path: path.to_owned(), source }.into())
 }
 
 /// A fingerprint of the model in the folder `dir`.
@@ -191,5 +193,17 @@ pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
 ///
 /// [`Error::Checkpoint`] when it cannot be read.
 pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
-    Ok(format!("{:016x}", fnv1a(&checkpoint::read(&dir.join(WEIGHTS))?)))
+    let path = dir.join(WEIGHTS);
+    hash_file(&path).map_err(|source| CheckpointError::Read { path, source }.into())
+}
+
+fn hash_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let (mut hash, mut piece) = (Fnv1a::default(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(format!("{:016x}", hash.finish())),
+            n => hash.write(&piece[..n]),
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::experiment::folder::FolderError;
 use crate::model::CausalLm;
 use crate::model::generate::generate;
-use crate::rng::{fnv1a, streams};
+use crate::rng::{Fnv1a, streams};
 
 /// A prompt, two responses, and the truth about them where it is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,9 +47,14 @@ pub struct Summary {
 /// Every [`Error`].
 pub fn load(context: &Context, task: &Task) -> Result<(Split<Pair>, String), Error> {
     let pairs = read(context, task)?;
-    let all =
-        serde_json::to_vec(&(&pairs.train, &pairs.held_out)).expect("plain structs serialise");
-    Ok((pairs, format!("{:016x}", fnv1a(&all))))
+    let mut hash = Fnv1a::default();
+    for pair in pairs.train.iter().chain(&pairs.held_out) {
+        for tokens in [&pair.prompt, &pair.chosen, &pair.rejected] {
+            hash.write(&(tokens.len() as u64).to_le_bytes());
+            tokens.iter().for_each(|token| hash.write(&token.to_le_bytes()));
+        }
+    }
+    Ok((pairs, format!("{:016x}", hash.finish())))
 }
 
 fn read(context: &Context, task: &Task) -> Result<Split<Pair>, Error> {

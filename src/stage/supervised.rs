@@ -31,11 +31,14 @@ impl Epochs {
         self.items.div_ceil(self.batch)
     }
 
-    /// The items of one step; their order depends on the seed and the epoch alone.
-    fn batch_of(&self, seed: u64, purpose: &str, step: usize) -> Vec<usize> {
-        let (epoch, within) = (step / self.steps_an_epoch(), step % self.steps_an_epoch());
-        let order = permutation(seed, purpose, epoch, self.items);
-        order.into_iter().skip(within * self.batch).take(self.batch).collect()
+    /// The items of each step from `start` on; their order depends on the seed and the epoch alone.
+    fn batches(&self, seed: u64, purpose: &str, start: usize) -> impl Iterator<Item = Vec<usize>> {
+        let steps = self.steps_an_epoch();
+        let epochs = (start / steps..self.epochs).flat_map(move |epoch| {
+            let order = permutation(seed, purpose, epoch, self.items);
+            order.chunks(self.batch).map(<[usize]>::to_vec).collect::<Vec<_>>()
+        });
+        epochs.skip(start % steps)
     }
 }
 
@@ -89,9 +92,8 @@ pub fn train<M: Module>(
     let total = epochs.steps();
     let stage = context.progress.stage(context.title(title), total, trainer.step());
     let mut last = 0.0;
-    while trainer.step() < total {
+    for batch in epochs.batches(context.settings.seed, title, trainer.step()) {
         let (start, step, rate) = (Instant::now(), trainer.step(), trainer.rate());
-        let batch = epochs.batch_of(context.settings.seed, title, step);
         let BatchResult { loss, tokens } = accumulate(&mut trainer, &batch)?;
         let gradient_norm = trainer.update()?;
         let epoch = (step * epochs.epochs) as f64 / total as f64;
