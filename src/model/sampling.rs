@@ -83,3 +83,54 @@ fn argmax(logits: &[f32]) -> u32 {
     let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
     best.expect("a row of logits is not empty") as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::stream;
+
+    /// Probabilities .5, .3, .2.
+    const LOGITS: [f32; 3] = [-std::f32::consts::LN_2, -1.203_972_8, -1.609_437_9];
+
+    fn frequencies(sampling: Sampling) -> [f64; 3] {
+        let mut rng = stream(0, "sampling test", 0);
+        let mut counts = [0.0; 3];
+        for _ in 0..20_000 {
+            counts[sampling.draw(&LOGITS, &mut rng) as usize] += 1.0 / 20_000.0;
+        }
+        counts
+    }
+
+    fn close(found: [f64; 3], expected: [f64; 3]) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 0.015, "{found} {expected}"); // four standard errors
+        }
+    }
+
+    #[test]
+    fn plain_sampling_draws_from_the_softmax() {
+        close(frequencies(Sampling::PLAIN), [0.5, 0.3, 0.2]);
+    }
+
+    #[test]
+    fn a_temperature_of_one_half_squares_the_odds() {
+        let cold = Sampling { temperature: 0.5, ..Sampling::PLAIN };
+        close(frequencies(cold), [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38]);
+    }
+
+    #[test]
+    fn top_k_keeps_the_k_most_likely_tokens() {
+        close(frequencies(Sampling { top_k: 2, ..Sampling::PLAIN }), [0.625, 0.375, 0.0]);
+    }
+
+    #[test]
+    fn top_p_keeps_the_fewest_tokens_that_reach_it() {
+        close(frequencies(Sampling { top_p: 0.79, ..Sampling::PLAIN }), [0.625, 0.375, 0.0]);
+        close(frequencies(Sampling { top_p: 0.49, ..Sampling::PLAIN }), [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn ties_of_greedy_choice_go_to_the_lower_id() {
+        assert_eq!(Sampling::GREEDY.draw(&[1.0, 3.0, 3.0], &mut stream(0, "t", 0)), 1);
+    }
+}
