@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use segment_rlhf::device::DeviceName;
+use segment_rlhf::error::Error;
 use segment_rlhf::experiment::settings::{Method, Settings};
+use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
@@ -114,6 +116,38 @@ fn all_six_methods_run_and_share_two_reward_models() {
     }
     let before: Vec<_> = results.cells.iter().map(|cell| cell.evaluation.before.gold).collect();
     assert!(before.windows(2).all(|pair| pair[0] == pair[1]), "one SFT model, one set of draws");
+}
+
+#[test]
+fn a_normalizer_fitted_on_other_actions_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut context = context(dir.path(), &["method=bandit_as_segment"]);
+    sft::run(&context).unwrap();
+    reward::run(&context).unwrap(); // the bandit's, which no cutoff concerns
+    fit_normalizer::run(&context).unwrap();
+    context.settings.segmentation.entropy_cutoff = 2.0;
+    let error = policy::run(&context).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { what: "actions", .. }), "{error}");
+}
+
+#[test]
+fn the_best_policy_is_kept_beside_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let context =
+        context(dir.path(), &["method=token", "ppo.evaluate_every=1", "ppo.iterations=3"]);
+    sft::run(&context).unwrap();
+    reward::run(&context).unwrap();
+    fit_normalizer::run(&context).unwrap();
+    let summary = policy::run(&context).unwrap();
+    let folder = context.method_dir(Method::Token, "ppo");
+    let fingerprint = |dir: &Path| {
+        let (model, _) = CausalLm::load(dir, &context.device).unwrap();
+        checkpoint::fingerprint(&model)
+    };
+    let (last, best) =
+        (fingerprint(&folder.join("model")), fingerprint(&folder.join("best/model")));
+    assert_eq!(summary.best_iteration == 3, last == best);
+    assert!(summary.best.gold >= summary.last.gold);
 }
 
 #[test]
