@@ -156,7 +156,16 @@ impl<M: Module> Trainer<M> {
     /// [`NonFinite`] when a gradient is; the model is then unchanged.
     pub fn update(&mut self) -> Result<f64, NonFinite> {
         let mut gradients = self.gradients.grads();
-        let norms = Norms::of(&self.model, &gradients);
+        let norm = self.clip(&mut gradients)?;
+        let rate = self.rate();
+        self.model = self.adamw.step(rate, self.model.clone(), gradients);
+        self.step += 1;
+        Ok(norm)
+    }
+
+    /// Scales the gradients down to the largest global norm allowed; returns the norm before.
+    fn clip(&self, gradients: &mut GradientsParams) -> Result<f64, NonFinite> {
+        let norms = Norms::of(&self.model, gradients);
         let norm = norms.global();
         if !norm.is_finite() {
             let tensor = format!("the {} gradient of {}", self.name, norms.first_non_finite());
@@ -164,11 +173,8 @@ impl<M: Module> Trainer<M> {
         }
         if norm > self.settings.max_gradient_norm {
             let factor = self.settings.max_gradient_norm / norm;
-            self.model.visit(&mut Scale { gradients: &mut gradients, factor });
+            self.model.visit(&mut Scale { gradients, factor });
         }
-        let rate = self.rate();
-        self.model = self.adamw.step(rate, self.model.clone(), gradients);
-        self.step += 1;
         Ok(norm)
     }
 
@@ -267,5 +273,43 @@ impl ModuleVisitor for Scale<'_> {
         if let Some(gradient) = self.gradients.remove::<D>(param.id) {
             self.gradients.register(param.id, gradient.mul_scalar(self.factor));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::experiment::settings::Settings;
+    use crate::model::generate::response_log_probs;
+    use crate::model::{CausalLm, Grid};
+
+    /// The norm before the clip, and the norm that the optimizer would see.
+    fn clipped(max_gradient_norm: f64) -> (f64, f64) {
+        let defaults = Settings::defaults();
+        let config = defaults.model_config(11, 16);
+        let settings = OptimizerSettings { max_gradient_norm, ..defaults.sft.optimizer };
+        let model = CausalLm::fresh(&config, 0, &Device::flex().autodiff());
+        let mut trainer = Trainer::new("policy", model, &settings, 1);
+        let (grid, first) = Grid::aligned([(&[1, 2][..], &[3, 4, 5][..])]);
+        let loss = response_log_probs(trainer.model(), &grid, first).0.mean().neg();
+        trainer.accumulate(loss).unwrap();
+        let mut gradients = trainer.gradients.grads();
+        let before = trainer.clip(&mut gradients).unwrap();
+        (before, Norms::of(trainer.model(), &gradients).global())
+    }
+
+    #[test]
+    fn a_gradient_longer_than_the_clip_is_scaled_down_to_it_as_a_whole() {
+        let (before, after) = clipped(0.5);
+        assert!(before > 0.5, "{before}");
+        assert!((after - 0.5).abs() < 1e-6, "{after}");
+    }
+
+    #[test]
+    fn a_gradient_within_the_clip_is_left_alone() {
+        let (before, after) = clipped(1e3);
+        assert_eq!(before, after);
     }
 }
