@@ -90,7 +90,7 @@ mod tests {
     use crate::rng::stream;
 
     /// Probabilities .5, .3, .2.
-    const LOGITS: [f32; 3] = [-std::f32::consts::LN_2, -1.203_972_8, -1.609_437_9];
+    const LOGITS: [f32; 3] = [-std::f32::consts::LN_2, -1.203_972_8, -1.609_438];
 
     fn frequencies(sampling: Sampling) -> [f64; 3] {
         let mut rng = stream(0, "sampling test", 0);
