@@ -19,7 +19,7 @@ use crate::report::segments::SegmentedText;
 use crate::rng::{stream, streams};
 use crate::stage::context::Context;
 use crate::stage::fit_normalizer::NormalizerFile;
-use crate::stage::reproduce::{Results, table};
+use crate::stage::reproduce::{Results, cell_context, table};
 use crate::stage::score::{Scorer, Segmenter};
 use crate::stage::task::{Task, model_tokenizer};
 
@@ -79,10 +79,7 @@ pub(super) fn results(context: &Context, results: &Results, took: Duration) -> R
     ));
     let cell = results.cells.iter().find(|cell| cell.method == Method::Segment);
     if let Some(cell) = cell.or(results.cells.first()) {
-        let mut own = context.clone();
-        own.settings.method = cell.method;
-        own.settings.seed = cell.seed;
-        own.run = context.run.join(format!("seed-{}", cell.seed));
+        let own = cell_context(context, cell.seed, cell.method);
         let sample = &cell.evaluation.sample;
         let task = Task::open(&own, Some(&own.reference_dir()?))?;
         let prompt = task.tokenizer.decode(&sample.prompt);

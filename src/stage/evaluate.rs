@@ -42,6 +42,13 @@ pub struct Evaluation {
     pub eos_rate: f64,
 }
 
+impl Evaluation {
+    /// What policies are compared by: the gold reward where the truth is known, else e_φ.
+    pub fn score(&self) -> f64 {
+        self.gold.unwrap_or(self.sequence_score)
+    }
+}
+
 /// Responses with their judgements.
 pub struct Judged {
     /// The prompts' tokens, one for each response.
@@ -208,9 +215,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
 }
 
 fn describe(summary: &Summary) -> String {
-    let score = |e: &Evaluation| e.gold.unwrap_or(e.sequence_score);
     let name = if summary.after.gold.is_some() { "gold" } else { "reward" };
     let win = summary.after.win_rate.unwrap_or(f64::NAN);
-    let (before, after) = (score(&summary.before), score(&summary.after));
+    let (before, after) = (summary.before.score(), summary.after.score());
     format!("{name} {before:.2} → {after:.2}, win rate {win:.2}, KL {:.2}", summary.after.kl)
 }

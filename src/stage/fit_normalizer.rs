@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
-use super::preferences;
+use super::preferences::{self, Pair};
 use super::score::Scorer;
 use super::task::Task;
 use crate::error::Error;
@@ -107,10 +107,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
     let pairs = &pairs.train;
     let calibration = &pairs[..pairs.len().min(settings.normalizer.pairs)];
-    let rows: Vec<(&[u32], &[u32])> = calibration
-        .iter()
-        .flat_map(|pair| [(&pair.prompt[..], &pair.chosen[..]), (&pair.prompt, &pair.rejected)])
-        .collect();
+    let rows: Vec<(&[u32], &[u32])> = calibration.iter().flat_map(Pair::rows).collect();
     let stage = context.progress.stage(
         context.title("fit-normalizer"),
         rows.len().div_ceil(rows_at_once),

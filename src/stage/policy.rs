@@ -255,8 +255,7 @@ impl<'a> Ppo<'a> {
         let evaluation = self.evaluator.judge(&model, &self.config)?.evaluation;
         log.write(&EvaluationLine { iteration: self.done, evaluation: &evaluation })?;
         self.state.evaluations = log.lines();
-        let score = |e: &Evaluation| e.gold.unwrap_or(e.sequence_score);
-        if self.state.best.as_ref().is_none_or(|(_, best)| score(&evaluation) > score(best)) {
+        if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
             self.state.best = Some((self.done, evaluation.clone()));
             self.best_weights = to_safetensors(&model);
         }

@@ -29,6 +29,13 @@ pub struct Pair {
     pub gold: Option<[f64; 2]>,
 }
 
+impl Pair {
+    /// Prompt and response of the chosen, then of the rejected.
+    pub fn rows(&self) -> [(&[u32], &[u32]); 2] {
+        [&self.chosen, &self.rejected].map(|response| (&self.prompt[..], &response[..]))
+    }
+}
+
 /// The result of the stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {

@@ -53,10 +53,7 @@ pub fn run(context: &Context) -> Result<Results, Error> {
     let jobs = plan.jobs;
     let seeds: Vec<u64> = (0..plan.seeds as u64).map(|i| context.settings.seed + i).collect();
     let at = |seed: u64, method: Method| {
-        let mut own = context.clone();
-        own.settings.seed = seed;
-        own.settings.method = method;
-        own.run = context.run.join(format!("seed-{seed}"));
+        let mut own = cell_context(context, seed, method);
         own.label = method.name().to_owned();
         if seeds.len() > 1 {
             own.label = format!("seed {seed} {}", own.label);
@@ -97,6 +94,15 @@ pub fn run(context: &Context) -> Result<Results, Error> {
     crate::atomic::write_file(&path, table(&results).as_bytes())
         .map_err(|source| FolderError::Io { path, source })?;
     Ok(results)
+}
+
+/// The context of one cell: its own seed, method and folder.
+pub fn cell_context(context: &Context, seed: u64, method: Method) -> Context {
+    let mut own = context.clone();
+    own.settings.seed = seed;
+    own.settings.method = method;
+    own.run = context.run.join(format!("seed-{seed}"));
+    own
 }
 
 /// Does `work` for each item on up to `jobs` threads, in order; gives the results in order, or the first

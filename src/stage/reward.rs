@@ -112,10 +112,7 @@ fn examples(
     pairs: &[Pair],
 ) -> Result<Vec<Example>, Error> {
     let aggregation = context.settings.reward.aggregation;
-    let rows: Vec<(&[u32], &[u32])> = pairs
-        .iter()
-        .flat_map(|pair| [(&pair.prompt[..], &pair.chosen[..]), (&pair.prompt, &pair.rejected)])
-        .collect();
+    let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
     let entropies = if matches!(segmenter.actions, Actions::Segment { .. }) {
         entropies(reference, &context.device, &rows, 2 * context.settings.reward.rows_at_once)?
     } else {
