@@ -54,9 +54,39 @@ pub enum Actions {
     Token,
     /// An action is a run of tokens that the reference model found predictable: the paper's choice.
     Segment {
-        /// c_ent in nats, ≥ 0: a token of strictly greater entropy starts a segment. Infinity is allowed.
+        /// c_ent in nats, ≥ 0: a token of strictly greater entropy starts a segment. Infinity is allowed,
+        /// and written as the text `inf`, since JSON has no number for it.
+        #[serde(with = "cutoff")]
         entropy_cutoff: f64,
     },
+}
+
+/// A cutoff in files: a number, or `inf`.
+mod cutoff {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[derive(Deserialize, Serialize)]
+    #[serde(untagged, expecting = "expected nats, or \"inf\"")]
+    enum Written {
+        Nats(f64),
+        Name(String),
+    }
+
+    pub fn serialize<S: Serializer>(cutoff: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        let infinite = *cutoff == f64::INFINITY;
+        let written = if infinite { Written::Name("inf".into()) } else { Written::Nats(*cutoff) };
+        written.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match Written::deserialize(deserializer)? {
+            Written::Nats(cutoff) => Ok(cutoff),
+            Written::Name(name) if name == "inf" => Ok(f64::INFINITY),
+            Written::Name(name) => {
+                Err(D::Error::custom(format!("cutoff {name:?}: expected nats, or \"inf\"")))
+            }
+        }
+    }
 }
 
 /// Whether the end-of-sequence token belongs to a segment, in a response that ends with one.
