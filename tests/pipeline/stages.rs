@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use segment_rlhf::device::DeviceName;
 use segment_rlhf::error::Error;
-use segment_rlhf::experiment::settings::{Method, Settings};
-use segment_rlhf::model::{CausalLm, ScalarModel, checkpoint};
+use segment_rlhf::experiment::settings::Method;
+use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
@@ -13,36 +12,7 @@ use segment_rlhf::stage::score::{Scorer, Segmenter};
 use segment_rlhf::stage::task::Task;
 use segment_rlhf::stage::{Context, fit_normalizer, policy, preferences, reproduce, reward, sft};
 
-/// Settings of a run that takes a second.
-const TINY: &[&str] = &[
-    "model.hidden_size=16",
-    "model.intermediate_size=24",
-    "model.layers=1",
-    "model.heads=2",
-    "model.kv_heads=1",
-    "model.head_dim=8",
-    "task.letters=96",
-    "task.pairs=32",
-    "task.held_out_pairs=8",
-    "sft.epochs=1",
-    "reward.epochs=1",
-    "normalizer.pairs=32",
-    "normalizer.std_floor=0.1",
-    "sampling.max_new_tokens=20",
-    "ppo.iterations=2",
-    "ppo.rollouts=8",
-    "ppo.minibatch=8",
-    "ppo.rows_at_once=3",
-    "ppo.evaluate_every=2",
-    "evaluation.prompts=4",
-    "evaluation.samples=1",
-];
-
-fn context(dir: &Path, more: &[&str]) -> Context {
-    let sets: Vec<String> = TINY.iter().chain(more).map(|&set| set.to_owned()).collect();
-    let settings = Settings::resolve(&[], &sets).unwrap();
-    Context::new(settings, DeviceName::Flex, dir.to_owned()).unwrap()
-}
+use crate::support::context;
 
 fn metrics(context: &Context) -> Vec<IterationMetrics> {
     let path = context.method_dir(context.settings.method, "ppo").join("metrics.jsonl");
@@ -116,88 +86,6 @@ fn all_six_methods_run_and_share_two_reward_models() {
     }
     let before: Vec<_> = results.cells.iter().map(|cell| cell.evaluation.before.gold).collect();
     assert!(before.windows(2).all(|pair| pair[0] == pair[1]), "one SFT model, one set of draws");
-}
-
-/// The reward model's weights and the losses of its training, bit by bit.
-fn reward_model(context: &Context) -> (String, Vec<u8>) {
-    let folder = context.method_dir(context.settings.method, "reward");
-    let (model, _) = ScalarModel::load(&folder.join("model"), &context.device).unwrap();
-    (checkpoint::fingerprint(&model), std::fs::read(folder.join("metrics.jsonl")).unwrap())
-}
-
-/// The policy's weights and the metrics of its training, bit by bit.
-fn trained_policy(context: &Context) -> (String, Vec<u8>) {
-    let folder = context.method_dir(context.settings.method, "ppo");
-    let (model, _) = CausalLm::load(&folder.join("model"), &context.device).unwrap();
-    (checkpoint::fingerprint(&model), std::fs::read(folder.join("metrics.jsonl")).unwrap())
-}
-
-/// The whole pipeline with the settings `more`.
-fn pipeline(dir: &Path, more: &[&str]) -> Context {
-    let context = context(dir, more);
-    sft::run(&context).unwrap();
-    reward::run(&context).unwrap();
-    fit_normalizer::run(&context).unwrap();
-    policy::run(&context).unwrap();
-    context
-}
-
-#[test]
-fn cutoff_zero_trains_the_reward_model_and_the_policy_of_the_token_level() {
-    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let segment = |dir: &Path, cutoff: &str| {
-        let cutoff = format!("segmentation.entropy_cutoff={cutoff}");
-        pipeline(dir, &["method=segment", &cutoff, "sft.epochs=20", "sft.batch=8"])
-    };
-    let zero = segment(dirs[0].path(), "0");
-    let token = pipeline(dirs[1].path(), &["method=token", "sft.epochs=20", "sft.batch=8"]);
-    assert_eq!(reward_model(&zero), reward_model(&token));
-    assert_eq!(trained_policy(&zero), trained_policy(&token));
-    // And not those of another cutoff.
-    let other = tempfile::tempdir().unwrap();
-    let other = segment(other.path(), "2.5");
-    assert_ne!(reward_model(&other), reward_model(&token));
-    assert_ne!(trained_policy(&other), trained_policy(&token));
-}
-
-#[test]
-fn an_infinite_cutoff_with_eos_included_is_the_bandit() {
-    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let infinite = [
-        "method=segment",
-        "segmentation.entropy_cutoff=inf",
-        "segmentation.eos=included",
-        // What the paper sets apart for the bandit: its reward stands at its end, and its value clip.
-        "ppo.interpolation=last_token",
-        "ppo.value_clip_dense=0.2",
-    ];
-    let infinite = pipeline(dirs[0].path(), &infinite);
-    let bandit = pipeline(dirs[1].path(), &["method=bandit"]);
-    assert_eq!(bandit.settings.ppo.value_clip_bandit, 0.2);
-    assert_eq!(reward_model(&infinite), reward_model(&bandit));
-    assert_eq!(trained_policy(&infinite), trained_policy(&bandit));
-}
-
-#[test]
-fn a_normalizer_of_zero_slopes_is_the_bandit_s_scalar() {
-    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let scalar = pipeline(dirs[0].path(), &["method=segment", "normalizer.kind=global"]);
-    let flat = context(dirs[1].path(), &["method=segment", "normalizer.kind=global"]);
-    sft::run(&flat).unwrap();
-    reward::run(&flat).unwrap();
-    let mut file = fit_normalizer::run(&flat).unwrap();
-    let Normalizer::Scalar { mean, std } = file.normalizer else { panic!("{file:?}") };
-    file.normalizer = Normalizer::LocationAware {
-        w_mean: 0.0,
-        b_mean: mean,
-        w_std: 0.0,
-        b_std: std,
-        std_floor: None,
-    };
-    let path = flat.method_dir(Method::Segment, "normalizer").join("normalizer.json");
-    std::fs::write(path, serde_json::to_vec(&file).unwrap()).unwrap();
-    policy::run(&flat).unwrap();
-    assert_eq!(trained_policy(&flat), trained_policy(&scalar));
 }
 
 #[test]

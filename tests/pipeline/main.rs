@@ -1,0 +1,6 @@
+//! The stages as a library, on a tiny embedded task.
+
+mod composition;
+mod degeneracy;
+mod stages;
+mod support;

@@ -1,0 +1,49 @@
+//! Runs of the embedded task that take a second.
+
+use std::path::Path;
+
+use segment_rlhf::device::DeviceName;
+use segment_rlhf::experiment::settings::Settings;
+use segment_rlhf::stage::{Context, fit_normalizer, policy, reward, sft};
+
+/// Settings of a run that takes a second.
+const TINY: &[&str] = &[
+    "model.hidden_size=16",
+    "model.intermediate_size=24",
+    "model.layers=1",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.head_dim=8",
+    "task.letters=96",
+    "task.pairs=32",
+    "task.held_out_pairs=8",
+    "sft.epochs=1",
+    "reward.epochs=1",
+    "normalizer.pairs=32",
+    "normalizer.std_floor=0.1",
+    "sampling.max_new_tokens=20",
+    "ppo.iterations=2",
+    "ppo.rollouts=8",
+    "ppo.minibatch=8",
+    "ppo.rows_at_once=3",
+    "ppo.evaluate_every=2",
+    "evaluation.prompts=4",
+    "evaluation.samples=1",
+];
+
+/// A run in `dir` with the further settings `more`.
+pub fn context(dir: &Path, more: &[&str]) -> Context {
+    let sets: Vec<String> = TINY.iter().chain(more).map(|&set| set.to_owned()).collect();
+    let settings = Settings::resolve(&[], &sets).unwrap();
+    Context::new(settings, DeviceName::Flex, dir.to_owned()).unwrap()
+}
+
+/// The whole pipeline with the settings `more`.
+pub fn pipeline(dir: &Path, more: &[&str]) -> Context {
+    let context = context(dir, more);
+    sft::run(&context).unwrap();
+    reward::run(&context).unwrap();
+    fit_normalizer::run(&context).unwrap();
+    policy::run(&context).unwrap();
+    context
+}
