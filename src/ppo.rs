@@ -38,11 +38,9 @@ pub fn policy_loss(
     mask: Tensor<2, Bool>,
     clip: f64,
 ) -> PolicyLoss {
-    let padding = mask.clone().bool_not();
-    let advantages = advantages.mask_fill(padding.clone(), 0.0);
-    let log_ratio =
-        log_probs.mask_fill(padding.clone(), 0.0) - old_log_probs.mask_fill(padding, 0.0);
-    let ratio = log_ratio.exp();
+    // Padding is filled where a gradient would leave, here, and where values are averaged, in the mean.
+    let log_probs = log_probs.mask_fill(mask.clone().bool_not(), 0.0);
+    let ratio = (log_probs - old_log_probs).exp();
     let unclipped = ratio.clone() * advantages.clone();
     let clipped = ratio.clone().clamp(1.0 - clip, 1.0 + clip) * advantages;
     let is_clipped = clipped.clone().lower(unclipped.clone());
@@ -72,10 +70,7 @@ pub fn value_loss(
     mask: Tensor<2, Bool>,
     clip: f64,
 ) -> Tensor<1> {
-    let padding = mask.clone().bool_not();
-    let values = values.mask_fill(padding.clone(), 0.0);
-    let old_values = old_values.mask_fill(padding.clone(), 0.0);
-    let returns = returns.mask_fill(padding, 0.0);
+    let values = values.mask_fill(mask.clone().bool_not(), 0.0);
     let clipped = old_values.clone() + (values.clone() - old_values).clamp(-clip, clip);
     let unclipped_error = (values - returns.clone()).square();
     let clipped_error = (clipped - returns).square();
