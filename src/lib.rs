@@ -17,6 +17,8 @@
 //!                          report ◄── evaluation ◄── policy ◄────────── policy update (E9, E10) ───┘
 //! ```
 //!
+//! [`walkthrough`] takes one pair of responses through all ten equations, in numbers.
+//!
 //! # What lives where
 //!
 //! | modules | hold |
@@ -31,10 +33,11 @@
 //! | [`model`] | the decoder, its heads and cache, sampling, optimizer, Hugging Face checkpoints |
 //! | [`stage`] | one file a stage of the pipeline; each reads and writes a folder of the run |
 //! | [`experiment`] | settings, run folders, checkpoints |
-//! | [`report`] | metrics, tables, texts cut into segments |
+//! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
 //! | [`statistics`] | means, variances, standard errors |
 //! | [`device`], [`rng`], [`control`], [`atomic`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, every error |
+//! | [`walkthrough`] | from the paper to the code, by example |
 //!
 //! An equation module does no I/O, reads no settings and draws no random number. Training, rollouts and report
 //! use the same functions. The labels E1 to E10, the tests of each and the numbered departures from paper and
@@ -89,6 +92,7 @@ pub mod segment_reward;
 pub mod segmentation;
 pub mod stage;
 pub mod statistics;
+pub mod walkthrough;
 
 /// The examples of the README, as tests.
 #[cfg(doctest)]
