@@ -2,22 +2,22 @@
 //! Model", arXiv 2501.02790) on [Burn](https://burn.dev): the equations, the models, and the whole pipeline.
 //!
 //! ```text
-//!  preference pairs                                                              prompts
-//!        │                                                                          │
-//!        ▼                                                                          ▼
-//!   segments (E1) ──► segment reward model (E2–E4) ──► normalizer (E5)          rollouts ◄─────────┐
-//!        ▲                          │                        │                      │              │
-//!        │ entropies                └────────────┬───────────┘                      ▼              │
-//!   reference model ── segments and ln π_SFT ────┴──────────────────────► token rewards (E6, E7)   │
-//!                                                                                   │              │
-//!                                                                                   ▼              │
-//!                                                                           advantages (E8)        │
-//!                                                                                   │              │
-//!                                                                                   ▼              │
-//!                          report ◄── evaluation ◄── policy ◄────────── policy update (E9, E10) ───┘
+//! preference pairs                                                     prompts
+//!       │                                                                 │
+//!       ▼                                                                 ▼
+//! segments (E1) ──► segment reward model (E2–E4) ──► normalizer (E5)   rollouts ◄──────┐
+//!       ▲                        │                         │              │            │
+//!       │ entropies              └────────────┬────────────┘              ▼            │
+//! reference model ─ segments, ln π_SFT ───────┴──────────────► token rewards (E6, E7)  │
+//!                                                                         │            │
+//!                                                                         ▼            │
+//!                                                                advantages (E8)       │
+//!                                                                         │            │
+//!                                                                         ▼            │
+//!               report ◄── evaluation ◄── policy ◄──────── policy update (E9, E10) ────┘
 //! ```
 //!
-//! [`walkthrough`] takes one pair of responses through all ten equations, in numbers.
+//! **From the paper to the code:** [`walkthrough`] takes one pair of responses through all ten equations, in numbers.
 //!
 //! # What lives where
 //!
@@ -54,12 +54,13 @@
 //! use segment_rlhf::interpolation::{Interpolation, interpolate};
 //! use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
 //!
-//! let response =
-//!     ResponseView { entropies: &[0.3, 2.1, 0.4], sentence_ends: &[false; 3], ends_with_eos: false };
+//! let entropies = &[0.3, 2.1, 0.4]; // nats
+//! let response = ResponseView { entropies, sentence_ends: &[false; 3], ends_with_eos: false };
 //! let cut = Actions::Segment { entropy_cutoff: 1.75 }; // nats
 //! let actions = segments(cut, EosPolicy::AsPublished, response).unwrap();
 //! assert_eq!(actions, [0..1, 1..3]);
-//! assert_eq!(interpolate(Interpolation::EvenSplit, &[1.0, 3.0], &actions, 3), [1.0, 1.5, 1.5]);
+//! let rewards = interpolate(Interpolation::EvenSplit, &[1.0, 3.0], &actions, 3);
+//! assert_eq!(rewards, [1.0, 1.5, 1.5]);
 //! ```
 //!
 //! A stage, as the command line runs it: settings, a [`stage::Context`], and the stage's `run`.

@@ -18,7 +18,8 @@
 //! [`segmentation::segments`](crate::segmentation::segments).
 //!
 //! ```text
-//! H_i = -Σ_v π_SFT(v | x, y_<i) ln π_SFT(v | x, y_<i),      token i starts a segment iff H_i > c_ent
+//! H_i = -Σ_v π_SFT(v | x, y_<i) ln π_SFT(v | x, y_<i)
+//! token i starts a segment iff H_i > c_ent
 //! ```
 //!
 //! Suppose a vocabulary of eight tokens, and a reference model that finds a few of them equally likely at each
@@ -41,24 +42,23 @@
 //! # }
 //! use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, entropy, segments};
 //!
-//! // Row i holds the logits from which token i was drawn: 0 for k tokens, -∞ for the others.
-//! let logits = |ks: &[usize]| {
-//!     let row = |&k: &usize| (0..8).map(move |v| if v < k { 0.0 } else { f32::NEG_INFINITY });
-//!     let values: Vec<f32> = ks.iter().flat_map(row).collect();
-//!     Tensor::<3>::from_data(TensorData::new(values, [1, ks.len(), 8]), &device) // [1, n, V]
-//! };
-//! let entropies = |ks: &[usize]| -> Vec<f32> { entropy(logits(ks)).into_data().iter().collect() };
-//! let (chosen, rejected) = (entropies(&[2, 1, 8, 4, 2, 1]), entropies(&[2, 1, 4, 2, 1]));
-//! let nats: Vec<f64> = chosen.iter().map(|&h| f64::from(h)).collect();
+//! // The logits from which a token was drawn: 0 for k tokens, -∞ for the others.
+//! let row = |k: usize| (0..8).map(move |v| if v < k { 0.0 } else { f32::NEG_INFINITY });
+//! let logits: Vec<f32> = [2, 1, 8, 4, 2, 1].into_iter().flat_map(row).collect();
+//! let logits = Tensor::<3>::from_data(TensorData::new(logits, [1, 6, 8]), &device); // [B, n, V]
+//! let nats: Vec<f64> = entropy(logits).into_data().iter().collect();
 //! assert_close(&nats, &[0.6931, 0.0, 2.0794, 1.3863, 0.6931, 0.0]);
 //!
 //! let cut = |entropies: &[f32]| {
-//!     let sentence_ends = vec![false; entropies.len()]; // not read for segments
-//!     let response = ResponseView { entropies, sentence_ends: &sentence_ends, ends_with_eos: true };
-//!     segments(Actions::Segment { entropy_cutoff: 1.75 }, EosPolicy::AsPublished, response).unwrap()
+//!     let sentence_ends = &vec![false; entropies.len()]; // read for sentences alone
+//!     let response = ResponseView { entropies, sentence_ends, ends_with_eos: true };
+//!     let actions = Actions::Segment { entropy_cutoff: 1.75 };
+//!     segments(actions, EosPolicy::AsPublished, response).unwrap()
 //! };
-//! assert_eq!(cut(&chosen), [0..2, 2..5]); // "Yes ,"  "it is ."
-//! assert_eq!(cut(&rejected), [0..4]); // "No , never ."
+//! let chosen = cut(&[0.6931, 0.0, 2.0794, 1.3863, 0.6931, 0.0]);
+//! assert_eq!(chosen, [0..2, 2..5]); // "Yes ,"  "it is ."
+//! let rejected = cut(&[0.6931, 0.0, 1.3863, 0.6931, 0.0]);
+//! assert_eq!(rejected, [0..4]); // "No , never ."
 //! ```
 //!
 //! # E2 and E3: rewards of segments, score of a response
@@ -66,7 +66,8 @@
 //! Section 2.2; [`segment_reward`](crate::segment_reward).
 //!
 //! ```text
-//! r_φ(s_t, a_t) = the reward head at the last token of a_t,      e_φ(x, y) = the average of r_φ over t = 0 … T-1
+//! r_φ(s_t, a_t) = the reward head at the last token of a_t
+//! e_φ(x, y)     = the average of r_φ(s_t, a_t) over t = 0 … T-1
 //! ```
 //!
 //! The head of the reward model gives a score to every token; those at `,` and `.` count in y_w, and that at `.` in
@@ -119,7 +120,8 @@
 //! Section 2.3; [`normalizer`](crate::normalizer).
 //!
 //! ```text
-//! p_t = (t+1) / T,    Mean(p) = w_μ ln p + b_μ,    Std(p) = w_σ ln p + b_σ,    r̂_t = (r_t - Mean(p_t)) / Std(p_t)
+//! p_t = (t+1) / T,     Mean(p) = w_μ ln p + b_μ,     Std(p) = w_σ ln p + b_σ
+//! r̂_t = (r_t - Mean(p_t)) / Std(p_t)
 //! ```
 //!
 //! Now both responses stand for rollouts of the policy. With the fit that was released for Phi-3-mini:
@@ -176,7 +178,7 @@
 //! Section 2.3; [`kl::token_rewards`](crate::kl::token_rewards).
 //!
 //! ```text
-//! r̃_i = clip(r̂_t / |a_t|, -10, 10) - β (ln π_θ(y_i|·) - ln π_SFT(y_i|·)),      β = 0.01
+//! r̃_i = clip(r̂_t / |a_t|, -10, 10) - β (ln π_θ(y_i|·) - ln π_SFT(y_i|·)),   β = 0.01
 //! ```
 //!
 //! The reference gave each token 1/k. The policy agrees but for two tokens: it gave `it` ½ instead of ⅛, and `never` ⅛
@@ -211,7 +213,8 @@
 //! Section 2.3; [`gae::gae`](crate::gae::gae) and [`gae::whiten`](crate::gae::whiten).
 //!
 //! ```text
-//! δ_i = r̃_i + γ V_{i+1} - V_i,    A_i = δ_i + γλ A_{i+1},    R_i = A_i + V_i,      γ = 1, λ = 0.95
+//! δ_i = r̃_i + γ V_{i+1} - V_i,     A_i = δ_i + γλ A_{i+1},     R_i = A_i + V_i
+//! γ = 1, λ = 0.95
 //! ```
 //!
 //! A critic that expects 0.5 everywhere makes δ_i = r̃_i, but for the last token, after which V is 0: its δ is
@@ -262,8 +265,11 @@
 //! # }
 //! use segment_rlhf::ppo::policy_loss;
 //!
-//! let rows = |rows: [[f32; 6]; 2]| Tensor::<2>::from_floats(rows, &device); // [2, 6], y_l padded with 0
-//! let old = [[-0.6931, 0.0, -0.6931, -1.3863, -0.6931, 0.0], [-0.6931, 0.0, -2.0794, -0.6931, 0.0, 0.0]];
+//! let rows = |rows: [[f32; 6]; 2]| Tensor::<2>::from_floats(rows, &device); // [B, T]
+//! let old = [
+//!     [-0.6931, 0.0, -0.6931, -1.3863, -0.6931, 0.0],
+//!     [-0.6931, 0.0, -2.0794, -0.6931, 0.0, 0.0], // one column of padding
+//! ];
 //! let mut new = old;
 //! (new[0][0], new[1][2]) = (-0.4, -2.5);
 //! let advantages = [
@@ -300,11 +306,14 @@
 //! # }
 //! use segment_rlhf::ppo::value_loss;
 //!
-//! let rows = |rows: [[f32; 6]; 2]| Tensor::<2>::from_floats(rows, &device); // [2, 6]
+//! let rows = |rows: [[f32; 6]; 2]| Tensor::<2>::from_floats(rows, &device); // [B, T]
 //! let old = [[0.5; 6]; 2];
 //! let mut values = old;
 //! values[0][0] = 0.9;
-//! let returns = [[1.2561, 1.0856, 0.9062, 0.6289, 0.3225, 0.0], [0.1087, 0.0853, 0.0608, 0.0276, 0.0, 0.0]];
+//! let returns = [
+//!     [1.2561, 1.0856, 0.9062, 0.6289, 0.3225, 0.0],
+//!     [0.1087, 0.0853, 0.0608, 0.0276, 0.0, 0.0],
+//! ];
 //! let mask = [[true; 6], [true, true, true, true, true, false]];
 //! let mask = Tensor::<2, Bool>::from_data(mask, &device);
 //!
@@ -335,19 +344,24 @@
 //! use segment_rlhf::segment_reward::{Aggregation, aggregate, segment_rewards};
 //! use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
 //!
-//! // k tokens were equally likely; the reward model's token scores; e^(ln π_θ - ln π_SFT).
+//! // Of each token: k, the reward model's score, and π_θ / π_SFT.
 //! let pair: [(&[f32], &[f32], &[f64]); 2] = [
-//!     (&[2., 1., 8., 4., 2., 1.], &[0.2, 1.0, 0.4, 0.9, 3.0, 0.7], &[1., 1., 4., 1., 1., 1.]),
-//!     (&[2., 1., 4., 2., 1.], &[-0.1, 0.3, -0.8, 0.5, 0.0], &[1., 1., 0.5, 1., 1.]),
+//!     (
+//!         &[2.0, 1.0, 8.0, 4.0, 2.0, 1.0],
+//!         &[0.2, 1.0, 0.4, 0.9, 3.0, 0.7],
+//!         &[1.0, 1.0, 4.0, 1.0, 1.0, 1.0],
+//!     ),
+//!     (&[2.0, 1.0, 4.0, 2.0, 1.0], &[-0.1, 0.3, -0.8, 0.5, 0.0], &[1.0, 1.0, 0.5, 1.0, 1.0]),
 //! ];
 //! let (w_mean, b_mean, w_std, b_std) = (0.7668, 0.4705, 0.2569, 2.8339);
 //! let fit = Normalizer::LocationAware { w_mean, b_mean, w_std, b_std, std_floor: None };
-//! let (mut scores, mut old, mut advantages, mut returns) = (vec![], vec![], vec![], vec![]);
+//! let (mut scores, mut old) = (vec![], vec![]);
+//! let (mut advantages, mut returns) = (vec![], vec![]);
 //! for (k, token_scores, moved) in pair {
 //!     let n = k.len();
-//!     let entropies: Vec<f32> = k.iter().map(|k| k.ln()).collect();
-//!     let response =
-//!         ResponseView { entropies: &entropies, sentence_ends: &vec![false; n], ends_with_eos: true };
+//!     let entropies: &Vec<f32> = &k.iter().map(|k| k.ln()).collect();
+//!     let sentence_ends = &vec![false; n];
+//!     let response = ResponseView { entropies, sentence_ends, ends_with_eos: true };
 //!     let actions = Actions::Segment { entropy_cutoff: 1.75 };
 //!     let segments = segments(actions, EosPolicy::AsPublished, response).unwrap(); // E1
 //!     let rewards = segment_rewards(token_scores, &segments); // E2
@@ -355,8 +369,9 @@
 //!     let normalized = fit.normalize_all(&rewards); // E5
 //!     let split = interpolate(Interpolation::EvenSplit, &normalized, &segments, n); // E6
 //!     let reference: Vec<f64> = k.iter().map(|&k| -f64::from(k).ln()).collect();
-//!     let policy: Vec<f64> = reference.iter().zip(moved).map(|(log_p, q)| log_p + q.ln()).collect();
-//!     let estimate = gae(&token_rewards(&split, &policy, &reference, 0.01), &vec![0.5; n], 1.0, 0.95); // E7, E8
+//!     let policy: Vec<f64> = reference.iter().zip(moved).map(|(q, m)| q + m.ln()).collect();
+//!     let rewards = token_rewards(&split, &policy, &reference, 0.01); // E7
+//!     let estimate = gae(&rewards, &vec![0.5; n], 1.0, 0.95); // E8
 //!     old.push(policy);
 //!     advantages.push(estimate.advantages);
 //!     returns.push(estimate.returns);
@@ -364,9 +379,10 @@
 //! whiten(&mut advantages);
 //!
 //! let vector = |x: f64| Tensor::<1>::from_floats([x], &device);
-//! let padded = |rows: &[Vec<f64>]| {
-//!     let pad = |row: &Vec<f64>| (0..6).map(|i| row.get(i).map_or(0.0, |&x| x as f32)).collect::<Vec<_>>();
-//!     Tensor::<2>::from_data(TensorData::new(rows.iter().flat_map(pad).collect(), [2, 6]), &device)
+//! let rows = |rows: &[Vec<f64>]| {
+//!     let pad = |row: &Vec<f64>| [&row[..], &vec![0.0; 6 - row.len()]].concat();
+//!     let values: Vec<f64> = rows.iter().flat_map(pad).collect();
+//!     Tensor::<2>::from_data(TensorData::new(values, [2, 6]), &device) // [B, T]
 //! };
 //! let mask = [[true; 6], [true, true, true, true, true, false]];
 //! let mask = Tensor::<2, Bool>::from_data(mask, &device);
@@ -376,9 +392,11 @@
 //! let mut values = old_values.clone();
 //! values[0][0] = 0.9;
 //!
-//! let reward_loss = segment_bt_loss(vector(scores[0]), vector(scores[1]), None); // E4
-//! let policy = policy_loss(padded(&new), padded(&old), padded(&advantages), mask.clone(), 0.2); // E9
-//! let value_loss = value_loss(padded(&values), padded(&old_values), padded(&returns), mask, 0.25); // E10
-//! let losses = [reward_loss, policy.loss, value_loss].map(|loss| f64::from(loss.into_scalar::<f32>()));
+//! let losses = [
+//!     segment_bt_loss(vector(scores[0]), vector(scores[1]), None), // E4
+//!     policy_loss(rows(&new), rows(&old), rows(&advantages), mask.clone(), 0.2).loss, // E9
+//!     value_loss(rows(&values), rows(&old_values), rows(&returns), mask, 0.25), // E10
+//! ];
+//! let losses = losses.map(|loss| f64::from(loss.into_scalar::<f32>()));
 //! assert_close(&losses, &[0.2014, 0.0180, 0.0938]);
 //! ```

@@ -519,7 +519,7 @@ fn the_paper_s_tables_are_printed_with_what_is_known_of_them() {
         "Table 1 of the paper, Phi-3-mini Instruct\n",
         "| bandit as segment |           14.39 |  6.46 |        691 |         11.1 |    308 |     6.61 |",
         "The official README, Llama-3.1-8B Instruct\n",
-        "| last token |           25.98 | 34.53 |         39.1 |",
+        "| last token    |           25.98 | 34.53 |         39.1 |",
         "Note on last token: its win rate is that of the even split: suspect.\n",
         "Table 6 of the paper\n",
         "Figure 4 of the paper\n",

@@ -84,7 +84,7 @@ impl fmt::Display for Reported {
             &self.cutoff_sweep;
         let ([from, to], [short, long]) = (entropy_cutoff, segment_tokens);
         let [low, high] = best_entropy_cutoff;
-        writeln!(f, "Figure 4 of the paper")?;
+        writeln!(f, "Figure 4 of the paper\n")?;
         writeln!(
             f,
             "Entropy cutoffs from {from} to {to} nats: segments of {short} to {long} tokens; best from {low} to \
@@ -137,7 +137,8 @@ impl fmt::Display for Table {
             .iter()
             .filter(|(.., figure)| self.rows.iter().any(|r| figure(r).is_some()))
             .collect();
-        let header: Vec<&str> = [""].into_iter().chain(columns.iter().map(|c| c.0)).collect();
+        let varied = self.rows.last().map_or("", |row| row.of.kind());
+        let header: Vec<&str> = [varied].into_iter().chain(columns.iter().map(|c| c.0)).collect();
         let line = |row: &Row| {
             let name = format!("{}{}", row.of, if row.checked { " †" } else { "" });
             let figures = columns.iter().map(|(_, decimals, figure)| {
@@ -147,12 +148,12 @@ impl fmt::Display for Table {
         };
         let rows: Vec<Vec<String>> = self.rows.iter().map(line).collect();
         let model = self.model.iter().map(|model| format!(", {model}")).collect::<String>();
-        write!(f, "{}{model}\n{}", self.source, markdown(&header, &rows))?;
+        write!(f, "{}{model}\n\n{}", self.source, markdown(&header, &rows))?;
         if let Some(note) = &self.note {
-            writeln!(f, "Note: {note}.")?;
+            writeln!(f, "\nNote: {note}.")?;
         }
         for (of, note) in self.rows.iter().filter_map(|row| Some((row.of, row.note.as_ref()?))) {
-            writeln!(f, "Note on {of}: {note}.")?;
+            writeln!(f, "\nNote on {of}: {note}.")?;
         }
         Ok(())
     }
@@ -216,6 +217,17 @@ pub enum Subject {
     Normalizer(NormalizerKind),
     /// The method `segment` with this interpolation.
     Interpolation(Interpolation),
+}
+
+impl Subject {
+    /// What it is one of.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Base | Self::Method(_) => "method",
+            Self::Normalizer(_) => "normalizer",
+            Self::Interpolation(_) => "interpolation",
+        }
+    }
 }
 
 impl fmt::Display for Subject {
