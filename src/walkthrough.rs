@@ -2,7 +2,7 @@
 //!
 //! This page holds no code of its own. Its examples run as tests; each starts from the numbers that the one
 //! before ended with, rounded to four decimals, and the [last one](#the-whole-chain) goes all the way unrounded.
-//! `assert_close` compares to that precision; `device` is [`Device::flex()`](burn::tensor::Device), the CPU.
+//! `assert_close` compares to that precision, and `device` is [`Device::flex()`](burn::tensor::Device), the CPU.
 //! Settings are the paper's for Phi-3-mini.
 //!
 //! The prompt x is *Is the sky blue?* A person preferred the first of two responses:
@@ -31,7 +31,7 @@
 //! | H, nats | 0.6931 | 0 | 2.0794 | 1.3863 | 0.6931 | 0 | | H | 0.6931 | 0 | 1.3863 | 0.6931 | 0 |
 //!
 //! Only `it` has more than c_ent = 1.75 nats, so it starts the second segment of y_w; y_l is one segment. The end of
-//! sequence belongs to no segment, as published (D5).
+//! sequence belongs to no segment, as published (deviation D5).
 //!
 //! ```
 //! # use burn::tensor::{Device, Tensor, TensorData};
@@ -45,7 +45,8 @@
 //! // The logits from which a token was drawn: 0 for k tokens, -∞ for the others.
 //! let row = |k: usize| (0..8).map(move |v| if v < k { 0.0 } else { f32::NEG_INFINITY });
 //! let logits: Vec<f32> = [2, 1, 8, 4, 2, 1].into_iter().flat_map(row).collect();
-//! let logits = Tensor::<3>::from_data(TensorData::new(logits, [1, 6, 8]), &device); // [B, n, V]
+//! let logits = TensorData::new(logits, [1, 6, 8]); // [B, n, V]
+//! let logits = Tensor::<3>::from_data(logits, &device);
 //! let nats: Vec<f64> = entropy(logits).into_data().iter().collect();
 //! assert_close(&nats, &[0.6931, 0.0, 2.0794, 1.3863, 0.6931, 0.0]);
 //!
