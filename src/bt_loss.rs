@@ -8,13 +8,17 @@
 
 use burn::tensor::{Tensor, activation::log_sigmoid};
 
-/// E4: the mean over pairs of `-ln σ(chosen - rejected - margin)`.
+/// E4: the mean over pairs of `-ln σ(chosen - rejected - margin)`, in nats.
 ///
 /// Finite wherever the scores are: the logarithm of the sigmoid is taken without an overflow.
 ///
 /// # Shapes
 ///
 /// `[P], [P], [P] -> [1]`, for P pairs. No margin is a margin of 0.
+///
+/// # Source
+///
+/// Section 2.2; the margin is the official code's.
 ///
 /// # Examples
 ///
@@ -42,7 +46,7 @@ pub fn segment_bt_loss(
 /// The DPO loss and the rewards it implies.
 #[derive(Clone, Debug)]
 pub struct DpoLoss {
-    /// Mean over pairs, `[1]`.
+    /// Mean over pairs in nats, `[1]`.
     pub loss: Tensor<1>,
     /// `β (ln π_θ(y_w|x) - ln π_SFT(y_w|x))`, `[P]`, detached.
     pub chosen_rewards: Tensor<1>,
@@ -64,6 +68,18 @@ pub struct DpoLoss {
 /// # Source
 ///
 /// Rafailov et al. 2023; the official code's `DPOLoss`.
+///
+/// # Examples
+///
+/// ```
+/// # use burn::tensor::{Device, Tensor};
+/// use segment_rlhf::bt_loss::dpo_loss;
+/// let nats = |x: f32| Tensor::<1>::from_floats([x], &Device::flex());
+/// // Rewards of 0.5 · (-1 + 3) = 1 and 0.5 · (-4 + 4) = 0: ln (1 + e^-1) = 0.3133.
+/// let dpo = dpo_loss(nats(-1.0), nats(-4.0), nats(-3.0), nats(-4.0), 0.5, 0.0);
+/// assert_eq!(dpo.chosen_rewards.into_scalar::<f32>(), 1.0);
+/// assert!((dpo.loss.into_scalar::<f32>() - 0.3133).abs() < 1e-4);
+/// ```
 pub fn dpo_loss(
     policy_chosen: Tensor<1>,
     policy_rejected: Tensor<1>,

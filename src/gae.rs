@@ -16,7 +16,9 @@ pub struct Advantages {
     pub returns: Vec<f64>,
 }
 
-/// E8 for one response, with V = 0 after the last token.
+/// E8 for one response: `rewards` r̃_i and `values` V_i of its tokens i = 0 … n-1, with V = 0 after the last.
+///
+/// The discount `gamma` and the decay `lambda` lie in [0, 1].
 ///
 /// # Panics
 ///
@@ -49,11 +51,15 @@ pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Advantag
     Advantages { advantages, returns }
 }
 
-/// Shifts and scales advantages to mean 0 and variance 1 over all tokens of all rows.
+/// Shifts and scales advantages to mean 0 and variance 1 over all tokens of all rows, one row a response.
 ///
 /// # Formula
 ///
 /// `(A - mean) / √(var + 1e-8)`, with the biased variance. Equal advantages become 0.
+///
+/// # Source
+///
+/// The official code whitens all advantages of a rollout at once, padding left out.
 ///
 /// # Examples
 ///

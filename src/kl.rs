@@ -46,9 +46,16 @@ pub fn k3(log_prob: f64, ref_log_prob: f64) -> f64 {
 
 /// E7: the reward r̃_i of each response token i = 0 … n-1.
 ///
+/// `interpolated` is what E6 gives each token; the log-probabilities of policy and reference are in nats, `beta`
+/// is a reward a nat.
+///
 /// # Panics
 ///
 /// Where the lengths differ.
+///
+/// # Source
+///
+/// Section 2.3, with β = 0.01; the clip is the official code's.
 ///
 /// # Examples
 ///
@@ -88,7 +95,7 @@ pub struct AdaptiveKl {
 }
 
 impl AdaptiveKl {
-    /// Moves the coefficient toward what holds the target.
+    /// Moves the coefficient toward what holds the target, after `n_steps` steps at `observed_kl` nats.
     ///
     /// # Formula
     ///

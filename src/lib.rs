@@ -2,20 +2,22 @@
 //! Model", arXiv 2501.02790) on [Burn](https://burn.dev): the equations, the models, and the whole pipeline.
 //!
 //! ```text
-//!  preference pairs                                                              prompts
-//!        │                                                                          │
-//!        ▼                                                                          ▼
-//!   segments (E1) ──► segment reward model (E2–E4) ──► normalizer (E5)          rollouts ◄─────────┐
-//!        ▲                          │                        │                      │              │
-//!        │ entropies                └────────────┬───────────┘                      ▼              │
-//!   reference model ── segments and ln π_SFT ────┴──────────────────────► token rewards (E6, E7)   │
-//!                                                                                   │              │
-//!                                                                                   ▼              │
-//!                                                                           advantages (E8)        │
-//!                                                                                   │              │
-//!                                                                                   ▼              │
-//!                          report ◄── evaluation ◄── policy ◄────────── policy update (E9, E10) ───┘
+//! preference pairs                                                     prompts
+//!       │                                                                 │
+//!       ▼                                                                 ▼
+//! segments (E1) ──► segment reward model (E2–E4) ──► normalizer (E5)   rollouts ◄──────┐
+//!       ▲                        │                         │              │            │
+//!       │ entropies              └────────────┬────────────┘              ▼            │
+//! reference model ─ segments, ln π_SFT ───────┴──────────────► token rewards (E6, E7)  │
+//!                                                                         │            │
+//!                                                                         ▼            │
+//!                                                                advantages (E8)       │
+//!                                                                         │            │
+//!                                                                         ▼            │
+//!               report ◄── evaluation ◄── policy ◄──────── policy update (E9, E10) ────┘
 //! ```
+//!
+//! **From the paper to the code:** [`walkthrough`] takes one pair of responses through all ten equations, in numbers.
 //!
 //! # What lives where
 //!
@@ -31,10 +33,11 @@
 //! | [`model`] | the decoder, its heads and cache, sampling, optimizer, Hugging Face checkpoints |
 //! | [`stage`] | one file a stage of the pipeline; each reads and writes a folder of the run |
 //! | [`experiment`] | settings, run folders, checkpoints |
-//! | [`report`] | metrics, tables, texts cut into segments |
+//! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
 //! | [`statistics`] | means, variances, standard errors |
 //! | [`device`], [`rng`], [`control`], [`atomic`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, every error |
+//! | [`walkthrough`] | from the paper to the code, by example |
 //!
 //! An equation module does no I/O, reads no settings and draws no random number. Training, rollouts and report
 //! use the same functions. The labels E1 to E10, the tests of each and the numbered departures from paper and
@@ -51,12 +54,13 @@
 //! use segment_rlhf::interpolation::{Interpolation, interpolate};
 //! use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
 //!
-//! let response =
-//!     ResponseView { entropies: &[0.3, 2.1, 0.4], sentence_ends: &[false; 3], ends_with_eos: false };
+//! let entropies = &[0.3, 2.1, 0.4]; // nats
+//! let response = ResponseView { entropies, sentence_ends: &[false; 3], ends_with_eos: false };
 //! let cut = Actions::Segment { entropy_cutoff: 1.75 }; // nats
 //! let actions = segments(cut, EosPolicy::AsPublished, response).unwrap();
 //! assert_eq!(actions, [0..1, 1..3]);
-//! assert_eq!(interpolate(Interpolation::EvenSplit, &[1.0, 3.0], &actions, 3), [1.0, 1.5, 1.5]);
+//! let rewards = interpolate(Interpolation::EvenSplit, &[1.0, 3.0], &actions, 3);
+//! assert_eq!(rewards, [1.0, 1.5, 1.5]);
 //! ```
 //!
 //! A stage, as the command line runs it: settings, a [`stage::Context`], and the stage's `run`.
@@ -89,6 +93,7 @@ pub mod segment_reward;
 pub mod segmentation;
 pub mod stage;
 pub mod statistics;
+pub mod walkthrough;
 
 /// The examples of the README, as tests.
 #[cfg(doctest)]

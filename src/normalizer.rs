@@ -153,7 +153,8 @@ impl Line {
 ///
 /// # Errors
 ///
-/// Fewer than two points, points at one x alone, or a number that is not finite.
+/// [`NormalizerError::TooFewPoints`] of fewer than two points, [`NormalizerError::OneLocation`] of points at
+/// one x alone, [`NormalizerError::LengthMismatch`], and [`NormalizerError::NotFinite`].
 ///
 /// # Examples
 ///
@@ -177,7 +178,8 @@ pub fn least_squares(x: &[f64], y: &[f64]) -> Result<Line, NormalizerError> {
 ///
 /// # Errors
 ///
-/// Those of [`least_squares`], an ε below 1, or no convergence.
+/// Those of [`least_squares`], [`NormalizerError::InvalidEpsilon`] for an ε below 1, and
+/// [`NormalizerError::NotConverged`].
 ///
 /// # Source
 ///
@@ -354,6 +356,17 @@ impl Normalizer {
     }
 
     /// Std(p), for p in (0, 1], not less than the floor.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use segment_rlhf::normalizer::Normalizer;
+    /// let (w_mean, b_mean, w_std, b_std) = (0.0, 0.0, 0.5, 1.0);
+    /// let fit = |std_floor| Normalizer::LocationAware { w_mean, b_mean, w_std, b_std, std_floor };
+    /// let p = (-4f64).exp(); // 0.5 · -4 + 1 = -1
+    /// assert_eq!((fit(None).std(1.0), fit(None).std(p)), (1.0, -1.0));
+    /// assert_eq!((fit(Some(0.2)).std(1.0), fit(Some(0.2)).std(p)), (1.0, 0.2));
+    /// ```
     pub fn std(&self, p: f64) -> f64 {
         match *self {
             Normalizer::None => 1.0,
@@ -378,11 +391,27 @@ impl Normalizer {
     }
 
     /// The reward whose r̂ at location p is given.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use segment_rlhf::normalizer::Normalizer;
+    /// assert_eq!(Normalizer::Scalar { mean: 1.0, std: 2.0 }.denormalize(2.0, 1.0), 5.0);
+    /// ```
     pub fn denormalize(&self, normalized: f64, p: f64) -> f64 {
         normalized * self.std(p) + self.mean(p)
     }
 
     /// E5 for one response: r̂_t of its segment rewards r_t, t = 0 … T-1, at p = (t+1)/T.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use segment_rlhf::normalizer::Normalizer;
+    /// // Mean(p) = ln p is -ln 2 halfway and 0 at the end.
+    /// let fit = Normalizer::LocationAware { w_mean: 1.0, b_mean: 0.0, w_std: 0.0, b_std: 2.0, std_floor: None };
+    /// assert_eq!(fit.normalize_all(&[0.0, 6.0]), [2f64.ln() / 2.0, 3.0]);
+    /// ```
     pub fn normalize_all(&self, rewards: &[f64]) -> Vec<f64> {
         let normalize = |(t, &r): (usize, &f64)| self.normalize(r, location(t, rewards.len()));
         rewards.iter().enumerate().map(normalize).collect()
@@ -394,8 +423,10 @@ impl Normalizer {
     ///
     /// # Errors
     ///
-    /// A number that is not finite, a `min_location` outside (0, 1], a Std(p) that is not positive and
-    /// has no floor, or a floor that is not positive.
+    /// [`NormalizerError::InvalidLocation`] for a `min_location` outside (0, 1],
+    /// [`NormalizerError::NotFinite`] for a number of the fit, [`NormalizerError::NonPositiveStd`] and
+    /// [`NormalizerError::StdCrossesZero`] for a Std(p) without a floor, [`NormalizerError::InvalidFloor`] for a
+    /// floor that is not a positive number.
     ///
     /// # Examples
     ///
@@ -456,11 +487,26 @@ impl Normalizer {
     ///
     /// # Errors
     ///
-    /// Those of the regression and of [`Normalizer::check`].
+    /// Those of the regression, [`huber`] or [`least_squares`], and of [`Normalizer::check`].
     ///
     /// # Source
     ///
     /// Section 2.3; the official code fits means and standard deviations by the same regression.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use segment_rlhf::normalizer::{LocationStatistic, Normalizer, Regression};
+    /// // Means on the line 2 ln p + 1, and a standard deviation of 3 everywhere.
+    /// let at = |location: f64| {
+    ///     LocationStatistic { location, mean: 2.0 * location.ln() + 1.0, std: 3.0, count: 9 }
+    /// };
+    /// let statistics = [0.25, 0.5, 1.0].map(at);
+    /// let fit = Normalizer::fit_location_aware(&statistics, Regression::LeastSquares, 0.01, None);
+    /// let fit = fit.unwrap();
+    /// assert!((fit.mean(0.1) - (2.0 * 0.1f64.ln() + 1.0)).abs() < 1e-8);
+    /// assert!((fit.std(0.1) - 3.0).abs() < 1e-8);
+    /// ```
     pub fn fit_location_aware(
         stats: &[LocationStatistic],
         regression: Regression,
@@ -485,7 +531,8 @@ impl Normalizer {
     ///
     /// # Errors
     ///
-    /// No reward, one that is not finite, or rewards that do not vary.
+    /// [`NormalizerError::TooFewPoints`] of no reward, [`NormalizerError::NotFinite`] for one that is not, and
+    /// [`NormalizerError::NonPositiveStd`] for rewards that do not vary.
     ///
     /// # Examples
     ///

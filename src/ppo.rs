@@ -24,13 +24,30 @@ pub struct PolicyLoss {
 ///
 /// # Shapes
 ///
-/// `[B, T]` each. The mask is true at response tokens, each row's at least one; the others are never
-/// read. Averages are [`sequence_mean`]'s.
+/// `[B, T]` each, log-probabilities in nats. The mask is true at response tokens, each row's at least one; the
+/// others are never read. Averages are [`sequence_mean`]'s.
 ///
 /// # Source
 ///
 /// Schulman et al. 2017; ε = 0.2 in section 2.3. The gradient at a tie of the two terms is the
 /// unclipped one's, which inside the clip range is the same.
+///
+/// # Examples
+///
+/// ```
+/// # use burn::tensor::{Bool, Device, Tensor};
+/// # let device = Device::flex();
+/// use segment_rlhf::ppo::policy_loss;
+/// let row = |x: [f32; 2]| Tensor::<2>::from_floats([x.map(f32::ln)], &device);
+/// let (new, old) = (row([0.5, 0.5]), row([0.25, 0.5])); // ρ = 2 and 1
+/// let advantages = Tensor::<2>::from_floats([[1.0, -1.0]], &device);
+/// let mask = Tensor::<2, Bool>::from_data([[true, true]], &device);
+/// // The first token counts with 1.2: -(1.2 - 1) / 2.
+/// let policy = policy_loss(new, old, advantages, mask, 0.2);
+/// assert!((policy.loss.into_scalar::<f32>() + 0.1).abs() < 1e-6);
+/// assert_eq!(policy.clip_fraction.into_scalar::<f32>(), 0.5);
+/// assert_eq!(policy.ratio.into_scalar::<f32>(), 1.5);
+/// ```
 pub fn policy_loss(
     log_probs: Tensor<2>,
     old_log_probs: Tensor<2>,
@@ -63,6 +80,19 @@ pub fn policy_loss(
 ///
 /// Section 2.3 takes ε_v = 0.25 for dense rewards and 0.2 for the bandit; the factor ½ is the
 /// official code's.
+///
+/// # Examples
+///
+/// ```
+/// # use burn::tensor::{Bool, Device, Tensor};
+/// # let device = Device::flex();
+/// use segment_rlhf::ppo::value_loss;
+/// let row = |x: f32| Tensor::<2>::from_floats([[x]], &device);
+/// let mask = Tensor::<2, Bool>::from_data([[true]], &device);
+/// // From 0 toward a return of 2 by 1, of which the clip leaves 0.25: ½ max(1², 1.75²).
+/// let loss = value_loss(row(1.0), row(0.0), row(2.0), mask, 0.25);
+/// assert_eq!(loss.into_scalar::<f32>(), 1.53125);
+/// ```
 pub fn value_loss(
     values: Tensor<2>,
     old_values: Tensor<2>,
@@ -82,6 +112,10 @@ pub fn value_loss(
 /// # Shapes
 ///
 /// `[B, T], [B, T] -> [1]`. A row without a masked token counts as 0.
+///
+/// # Source
+///
+/// The official code's mean over sequences; the mean over all tokens would weigh long responses more.
 ///
 /// # Examples
 ///

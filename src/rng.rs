@@ -31,6 +31,15 @@ pub fn stream(seed: u64, purpose: &str, index: u64) -> Stream {
 }
 
 /// The streams of `purpose` with the given indices: one for each row of a batch.
+///
+/// # Examples
+///
+/// ```
+/// use rand::Rng;
+/// use segment_rlhf::rng::{stream, streams};
+/// let mut rows = streams(7, "rollout", 4..6);
+/// assert_eq!(rows[1].random::<u64>(), stream(7, "rollout", 5).random::<u64>());
+/// ```
 pub fn streams(seed: u64, purpose: &str, indices: std::ops::Range<usize>) -> Vec<Stream> {
     indices.map(|index| stream(seed, purpose, index as u64)).collect()
 }
@@ -60,7 +69,7 @@ impl Default for Fnv1a {
 }
 
 impl Fnv1a {
-    /// Takes in the next bytes.
+    /// Takes in the next bytes, as if they followed those before.
     pub fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);

@@ -103,6 +103,17 @@ pub fn aggregation_weights(
 /// # Shapes
 ///
 /// `[B, T], [B, T] -> [B]`; the weights are those of [`aggregation_weights`], 0 in padding.
+///
+/// # Examples
+///
+/// ```
+/// # use burn::tensor::{Device, Tensor};
+/// use segment_rlhf::segment_reward::sequence_scores;
+/// let row = |x: [f32; 4]| Tensor::<2>::from_floats([x], &Device::flex());
+/// // Two segments that end at tokens 0 and 2; the last column is padding.
+/// let score = sequence_scores(row([1.0, 9.0, 3.0, f32::NAN]), row([0.5, 0.0, 0.5, 0.0]));
+/// assert_eq!(score.into_scalar::<f32>(), 2.0);
+/// ```
 pub fn sequence_scores(token_scores: Tensor<2>, weights: Tensor<2>) -> Tensor<1> {
     let unread = weights.clone().equal_elem(0.0);
     (token_scores.mask_fill(unread, 0.0) * weights).sum_dim(1).squeeze_dim(1)

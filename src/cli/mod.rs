@@ -52,6 +52,8 @@ enum Command {
     Segment(show::SegmentArgs),
     /// Prints every setting with its default
     Settings,
+    /// Prints the tables of the paper
+    Reported,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -110,9 +112,13 @@ impl Cli {
     /// Every [`Error`].
     pub fn run(self) -> Result<(), Error> {
         let command = self.command.unwrap_or(Command::Reproduce { preset: Preset::Quick });
-        if matches!(command, Command::Settings) {
-            print!("{DEFAULTS}");
-            return Ok(());
+        match command {
+            Command::Settings => {
+                print!("{DEFAULTS}");
+                return Ok(());
+            }
+            Command::Reported => return show::reported(),
+            _ => {}
         }
         let context = context(&self.common, &command)?;
         match command {
@@ -129,7 +135,7 @@ impl Cli {
             Command::Evaluate => show::json(&evaluate::run(&context)?),
             Command::Generate(args) => show::generate(&context, &args),
             Command::Segment(args) => show::segment(&context, &args),
-            Command::Settings => unreachable!("printed above"),
+            Command::Settings | Command::Reported => unreachable!("printed above"),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::experiment::settings::Method;
 use crate::model::CausalLm;
 use crate::model::generate::view_tokens;
 use crate::normalizer::location;
+use crate::report::reported;
 use crate::report::segments::SegmentedText;
 use crate::rng::{stream, streams};
 use crate::stage::context::Context;
@@ -67,7 +68,13 @@ fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// The table, and one response before and after.
+/// Prints the tables of the paper.
+pub(super) fn reported() -> Result<(), Error> {
+    out(&reported::reported().to_string());
+    Ok(())
+}
+
+/// The table, the paper's ordering of its methods, and one response before and after.
 pub(super) fn results(context: &Context, results: &Results, took: Duration) -> Result<(), Error> {
     out(&format!("\n{}", table(results)));
     let several = context.settings.reproduce.seeds > 1;
@@ -75,8 +82,10 @@ pub(super) fn results(context: &Context, results: &Results, took: Duration) -> R
     out(&format!(
         "gold: reward of the embedded task. win rate: against the SFT model's responses, judged by gold. \
          KL: nats a response. RM acc.: held-out pairs by their noisy labels, and by gold. ρ: Spearman, learned \
-         with true segment rewards. F1: segment starts with true phrase starts. ±: standard error {over}.\n"
+         with true segment rewards. F1: segment starts with true phrase starts. ±: standard error {over}."
     ));
+    let methods = &context.settings.reproduce.methods;
+    out(&format!("{}\n", reported::reported().ordering(methods)));
     let cell = results.cells.iter().find(|cell| cell.method == Method::Segment);
     if let Some(cell) = cell.or(results.cells.first()) {
         let own = cell_context(context, cell.seed, cell.method);

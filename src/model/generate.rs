@@ -30,7 +30,7 @@ pub struct Generation {
 ///
 /// # Panics
 ///
-/// If there is no prompt, or not one stream a prompt.
+/// If a prompt is empty, or there is not one stream a prompt.
 pub fn generate(
     model: &CausalLm,
     config: &ModelConfig,
@@ -112,7 +112,11 @@ pub struct TokenView {
 }
 
 /// The log-probabilities of the response tokens of a grid, `[B, R]`, and the logits they come from,
-/// `[B, R, vocabulary]`; `first` is the column of the first response token.
+/// `[B, R, vocabulary]`; `first` is the column of the first response token. Log-probabilities are in nats.
+///
+/// # Panics
+///
+/// If `first` is 0: the first response token is predicted from the prompt's last.
 pub fn response_log_probs(model: &CausalLm, grid: &Grid, first: usize) -> (Tensor<2>, Tensor<3>) {
     let width = grid.width();
     let logits = model.logits(grid, first - 1..width - 1);
@@ -121,7 +125,8 @@ pub fn response_log_probs(model: &CausalLm, grid: &Grid, first: usize) -> (Tenso
     (log_probs, logits)
 }
 
-/// The view of `model` on each (prompt, response), `rows_at_once` of them at a time.
+/// The view of `model` on each (prompt, response), `rows_at_once` of them at a time. A prompt holds at least
+/// one token.
 pub fn view_tokens(
     model: &CausalLm,
     rows: &[(&[u32], &[u32])],
@@ -151,7 +156,8 @@ pub enum ReadAt {
 }
 
 impl ReadAt {
-    /// The columns of a grid that hold the readings; `first` is the column of the first response token.
+    /// The columns of a grid that hold the readings; `first` is the column of the first response token, at
+    /// least 1.
     pub fn columns(self, grid: &Grid, first: usize) -> std::ops::Range<usize> {
         match self {
             Self::Token => first..grid.width(),
@@ -160,7 +166,8 @@ impl ReadAt {
     }
 }
 
-/// The scalar that `model` gives each response token, `rows_at_once` rows at a time.
+/// The scalar that `model` gives each token of each (prompt, response), `rows_at_once` of them at a time. A
+/// prompt holds at least one token.
 pub fn read_scalars(
     model: &ScalarModel,
     rows: &[(&[u32], &[u32])],
@@ -186,6 +193,10 @@ pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 /// Rows of different lengths as one `[B, width]` tensor, `fill` behind each row's end.
+///
+/// # Panics
+///
+/// If a row is longer than `width`.
 pub fn pad_rows<'a>(
     rows: impl IntoIterator<Item = &'a [f32]>,
     width: usize,

@@ -34,7 +34,11 @@ impl Sampling {
         None
     }
 
-    /// Draws a token id from one row of logits.
+    /// Draws a token id from one row of logits, `[vocabulary]`.
+    ///
+    /// # Panics
+    ///
+    /// Of no logits.
     ///
     /// # Examples
     ///

@@ -30,6 +30,15 @@ pub fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// `mean ± error` with two decimals; the error is left out where there is none.
+///
+/// # Examples
+///
+/// ```
+/// use segment_rlhf::report::table::with_error;
+/// assert_eq!(with_error(Some(2.594), Some(0.1)), "2.59 ± 0.10");
+/// assert_eq!(with_error(Some(2.594), None), "2.59");
+/// assert_eq!(with_error(None, None), "–");
+/// ```
 pub fn with_error(mean: Option<f64>, error: Option<f64>) -> String {
     match (mean, error) {
         (None, _) => "–".into(),

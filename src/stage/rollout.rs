@@ -23,11 +23,11 @@ pub struct Rollout {
     pub prompt: Vec<u32>,
     /// The response's tokens.
     pub response: Vec<u32>,
-    /// ln π_θ when it was sampled.
+    /// ln π_θ when it was sampled, nats.
     pub log_probs: Vec<f32>,
     /// The policy's entropies, nats; for the log alone.
     pub entropies: Vec<f32>,
-    /// ln π_SFT.
+    /// ln π_SFT, nats.
     pub ref_log_probs: Vec<f32>,
     /// V of the state before each token.
     pub values: Vec<f32>,
@@ -37,13 +37,13 @@ pub struct Rollout {
     pub rewards: Vec<f64>,
     /// r̂ of each action.
     pub normalized: Vec<f64>,
-    /// e_φ.
+    /// e_φ, before normalization.
     pub sequence_score: f64,
     /// r̃: interpolated, clipped, less the KL term.
     pub token_rewards: Vec<f64>,
     /// A, whitened over the batch.
     pub advantages: Vec<f64>,
-    /// A + V before whitening.
+    /// A + V, with A before whitening: the critic's target.
     pub returns: Vec<f64>,
 }
 
