@@ -49,12 +49,15 @@ static LEARNED: LazyLock<[[f64; 2]; 2]> = LazyLock::new(|| {
     [[fitted[0], fitted[1]], [fitted[2], fitted[3]]]
 });
 
+/// What is taken from one segment and given to the other changes no score and no label, so a reward model
+/// may have learned any such shift: here a large one.
+const SHIFT: f64 = 5.0;
+
 fn rewards(arms: [usize; 2]) -> [f64; 2] {
-    [LEARNED[0][arms[0]], LEARNED[1][arms[1]]]
+    [LEARNED[0][arms[0]] - SHIFT, LEARNED[1][arms[1]] + SHIFT]
 }
 
-/// E5, calibrated on one response of each kind. Judges of whole responses cannot say how much of the
-/// reward belongs to which segment; the mean of each location takes out what they cannot say.
+/// E5, calibrated on one response of each kind: the mean of each location takes the shift out.
 fn normalizer() -> Normalizer {
     let points = ALL.iter().flat_map(|&arms| {
         rewards(arms).into_iter().enumerate().map(|(t, reward)| (location(t, 2), reward))
@@ -110,6 +113,7 @@ fn tokens_of_the_better_arm_gain_and_of_the_worse_lose_where_the_bandit_treats_a
             assert_eq!(segment.len(), TOKENS[arms[t]]);
             assert!(dense[segment].iter().all(|a| (*a > 0.0) == (t == better)), "{dense:?}");
         }
+        // The bandit's one reward, at the end.
         let score = aggregate(&rewards(arms), Aggregation::Average);
         let bandit = cut(Actions::Bandit, &choices);
         let sparse = interpolate(Interpolation::LastToken, &[score], &bandit, choices.len());

@@ -9,17 +9,24 @@ use segment_rlhf::statistics::{mean, variance};
 use super::standard_normal;
 use crate::tolerance;
 
-/// r ~ N(Mean(p), Std(p)²).
-const LAW: Normalizer =
-    Normalizer::LocationAware { w_mean: 0.8, b_mean: 0.5, w_std: 0.3, b_std: 2.5, std_floor: None };
+/// The law is r ~ N(Mean(p), Std(p)²), with these w_μ, b_μ, w_σ and b_σ.
+const LAW: [f64; 4] = [0.8, 0.5, 0.3, 2.5];
+
+/// Mean(p) and Std(p).
+fn law(p: f64) -> (f64, f64) {
+    let [w_mean, b_mean, w_std, b_std] = LAW;
+    (w_mean * p.ln() + b_mean, w_std * p.ln() + b_std)
+}
 
 const LONGEST: usize = 12;
 
 /// The segment rewards of 500 responses of each number of segments from 1 to 12.
 fn responses(purpose: &str) -> Vec<Vec<f64>> {
     let mut draws = stream(29, purpose, 0);
-    let mut reward =
-        |t, segments| LAW.denormalize(standard_normal(&mut draws), location(t, segments));
+    let mut reward = |t: usize, segments: usize| {
+        let (mean, std) = law((t + 1) as f64 / segments as f64);
+        mean + std * standard_normal(&mut draws)
+    };
     (1..=LONGEST)
         .flat_map(|segments| std::iter::repeat_n(segments, 500))
         .map(|segments| (0..segments).map(|t| reward(t, segments)).collect())
@@ -48,7 +55,7 @@ fn standard_errors(stats: &[LocationStatistic]) -> [f64; 4] {
     let xx = n * variance(&x);
     let (mut slope, mut intercept) = (0.0, 0.0);
     for (x, s) in x.iter().zip(stats) {
-        let (c, variance) = ((x - center) / xx, LAW.std(s.location).powi(2) / s.count as f64);
+        let (c, variance) = ((x - center) / xx, law(s.location).1.powi(2) / s.count as f64);
         slope += c * c * variance;
         intercept += (1.0 / n - center * c).powi(2) * variance;
     }
@@ -64,7 +71,7 @@ fn a_fit_to_samples_of_a_law_gives_its_lines_back_within_standard_errors() {
     for regression in [Regression::Huber, Regression::LeastSquares] {
         let min = 1.0 / LONGEST as f64;
         let fit = Normalizer::fit_location_aware(&stats, regression, min, None).unwrap();
-        for ((fit, truth), bound) in coefficients(fit).iter().zip(coefficients(LAW)).zip(bounds) {
+        for ((fit, truth), bound) in coefficients(fit).iter().zip(LAW).zip(bounds) {
             assert!(
                 (fit - truth).abs() < bound,
                 "{fit} by {regression:?}, in truth {truth} ± {bound}"
