@@ -1,4 +1,5 @@
-//! The equations of the paper, as tests: one module an equation.
+//! The equations of the paper, as tests: one module an equation, and `oracles` that know the answers
+//! without them.
 //!
 //! Goldens are inputs and outputs of the official code (see tests/data/official/README.md). Tests of
 //! tensors run on every device of [`support::devices`].
@@ -12,6 +13,7 @@ mod goldens;
 mod interpolation;
 mod kl;
 mod normalizer;
+mod oracles;
 mod ppo;
 mod segment_reward;
 mod segmentation;
