@@ -30,7 +30,7 @@ pub struct Generation {
 ///
 /// # Panics
 ///
-/// If there is no prompt, or not one stream a prompt.
+/// If a prompt is empty, or there is not one stream a prompt.
 pub fn generate(
     model: &CausalLm,
     config: &ModelConfig,
