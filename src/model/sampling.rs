@@ -130,6 +130,31 @@ mod tests {
     }
 
     #[test]
+    fn top_p_counts_in_shares_of_what_top_k_kept() {
+        let both = Sampling { top_k: 2, top_p: 0.6, ..Sampling::PLAIN };
+        close(frequencies(both), [1.0, 0.0, 0.0]); // .5 of all, .625 of what is left
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for fine in [Sampling::PLAIN, Sampling::GREEDY] {
+            assert_eq!(fine.problem(), None);
+        }
+        for temperature in [-0.1, f64::NAN, f64::INFINITY] {
+            assert_eq!(
+                Sampling { temperature, ..Sampling::PLAIN }.problem(),
+                Some(format!("temperature {temperature} is not a number from 0 up"))
+            );
+        }
+        for top_p in [0.0, 1.1, f64::NAN] {
+            assert_eq!(
+                Sampling { top_p, ..Sampling::PLAIN }.problem(),
+                Some(format!("top_p {top_p} is not in (0, 1]"))
+            );
+        }
+    }
+
+    #[test]
     fn ties_of_greedy_choice_go_to_the_lower_id() {
         assert_eq!(Sampling::GREEDY.draw(&[1.0, 3.0, 3.0], &mut stream(0, "t", 0)), 1);
     }

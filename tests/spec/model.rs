@@ -553,7 +553,8 @@ fn the_scalars_of_tokens_do_not_depend_on_the_batch_size() {
 
 #[test]
 fn a_response_does_not_depend_on_the_rows_beside_it() {
-    let config = grouped();
+    // Tied to its embedding, a fresh model repeats a token and never ends.
+    let config = ModelConfig { tie_word_embeddings: false, ..grouped() };
     let prompts: Vec<Vec<u32>> = (0..8).map(|i| tokens(i, 2 + i as usize % 5)).collect();
     let mut prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let mut draws = streams(0, "t", 0..8);
@@ -570,10 +571,12 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
             assert_eq!(eos.map_or(20, |end| end + 1), response.len());
         }
         let early = alone.iter().filter(|response| response.len() < 20).count();
-        assert!(early > 2 && early < 8, "rows leave the batch at different times");
+        assert!((1..8).contains(&early), "{early} of 8 end before the limit");
         assert_eq!(generated(&prompts, &draws, 3), alone);
         assert_eq!(generated(&prompts, &draws, 8), alone);
-        (prompts.reverse(), draws.reverse(), alone.reverse());
+        prompts.reverse();
+        draws.reverse();
+        alone.reverse();
         assert_eq!(generated(&prompts, &draws, 8), alone);
     }
 }
