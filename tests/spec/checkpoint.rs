@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::{DType, Device, TensorData};
 use safetensors::tensor::{Dtype, TensorView};
 use segment_rlhf::model::checkpoint::{WEIGHTS, fingerprint, parameters, restore, to_safetensors};
 use segment_rlhf::model::{CausalLm, CheckpointError, ModelConfig, ScalarModel};
@@ -57,25 +57,18 @@ fn a_saved_model_is_read_back_bit_by_bit() {
 fn parameters_stored_in_half_precision_are_read_as_f32() {
     let dir = saved();
     let model = load(dir.path()).unwrap().0;
-    // Rounded to bf16, a value is its own upper half.
-    let upper = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
-    let halves: Vec<(String, Vec<usize>, Vec<u8>)> = parameters(&model)
-        .into_iter()
-        .map(|(name, data)| {
-            let bytes =
-                data.iter::<f32>().flat_map(|x| (x.to_bits() >> 16).to_le_bytes()[..2].to_vec());
-            (name, data.shape().to_vec(), bytes.collect())
-        })
-        .collect();
-    let views = halves.iter().map(|(name, shape, bytes)| {
-        (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap())
-    });
-    let bytes = safetensors::serialize(views, None).unwrap();
-    std::fs::write(dir.path().join(WEIGHTS), bytes).unwrap();
-    let read = parameters(&load(dir.path()).unwrap().0);
-    for (name, data) in parameters(&model) {
-        let rounded: Vec<f32> = data.iter::<f32>().map(upper).collect();
-        assert_eq!(read[&name], TensorData::new(rounded, data.shape().clone()), "{name}");
+    for (dtype, stored) in [(DType::BF16, Dtype::BF16), (DType::F16, Dtype::F16)] {
+        let half = |(name, data): (String, TensorData)| (name, data.convert_dtype(dtype));
+        let halves: Vec<_> = parameters(&model).into_iter().map(half).collect();
+        let views = halves.iter().map(|(name, data)| {
+            (name, TensorView::new(stored, data.shape().to_vec(), data.as_bytes()).unwrap())
+        });
+        let bytes = safetensors::serialize(views, None).unwrap();
+        std::fs::write(dir.path().join(WEIGHTS), bytes).unwrap();
+        let read = parameters(&load(dir.path()).unwrap().0);
+        for (name, data) in halves {
+            assert_eq!(read[&name], data.convert_dtype(DType::F32), "{name} in {dtype:?}");
+        }
     }
 }
 

@@ -93,6 +93,14 @@ fn a_policy_that_has_not_moved_pays_nothing() {
 }
 
 #[test]
+fn a_policy_that_has_hardly_moved_has_a_positive_k3() {
+    // Half the square of the log-ratio, where exp(x) - 1 - x would round to 0.
+    for log_ratio in [2f64.powi(-30), -(2f64.powi(-30))] {
+        assert!(k3(-1.25 + log_ratio, -1.25) > 0.0);
+    }
+}
+
+#[test]
 fn without_beta_the_reward_alone_is_left() {
     assert_eq!(token_rewards(&[2.0, 0.0], &[-1.0, -2.0], &[-5.0, -1.0], 0.0), [2.0, 0.0]);
 }

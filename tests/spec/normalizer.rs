@@ -344,15 +344,13 @@ fn statistics_do_not_depend_on_the_order_of_the_calibration_set() {
 #[test]
 fn a_fit_that_would_divide_by_zero_or_less_is_refused() {
     // A spread that falls along the response crosses 0 before its end: ln p = -1 at p = e^-1.
-    assert!(matches!(
-        fit(0.0, -1.0, 0.0, -1.0).check(0.1),
-        Err(NormalizerError::StdCrossesZero { location: 1.0, std: -1.0, .. })
-    ));
+    let crosses = |std, crossing, w_std, b_std, min_location| {
+        let location = 1.0;
+        Err(NormalizerError::StdCrossesZero { w_std, b_std, crossing, location, std, min_location })
+    };
+    assert_eq!(fit(0.0, -1.0, 0.0, -1.0).check(0.1), crosses(-1.0, (-1f64).exp(), -1.0, -1.0, 0.1));
     // Zero itself is refused: ln 1 + 0.
-    assert!(matches!(
-        fit(0.0, 1.0, 0.0, 0.0).check(1.0),
-        Err(NormalizerError::StdCrossesZero { std: 0.0, crossing: 1.0, .. })
-    ));
+    assert_eq!(fit(0.0, 1.0, 0.0, 0.0).check(1.0), crosses(0.0, 1.0, 1.0, 0.0, 1.0));
     assert_eq!(
         fit(0.0, 0.0, 0.0, -2.0).check(1.0),
         Err(NormalizerError::NonPositiveStd { std: -2.0 })
@@ -415,10 +413,10 @@ fn points_that_determine_no_line_are_refused() {
         both(&[1.0, 2.0], &[1.0, f64::INFINITY]),
         NormalizerError::NotFinite { what: "an ordinate", value: f64::INFINITY }
     );
-    assert_eq!(
-        huber(&[1.0, 2.0], &[1.0, 3.0], 0.9),
-        Err(NormalizerError::InvalidEpsilon { epsilon: 0.9 })
-    );
+    let robust = |epsilon| huber(&[1.0, 2.0, 3.0], &[3.0, 5.0, 7.0], epsilon);
+    assert_eq!(robust(0.9), Err(NormalizerError::InvalidEpsilon { epsilon: 0.9 }));
+    assert!(matches!(robust(f64::NAN), Err(NormalizerError::InvalidEpsilon { .. })));
+    robust(1.0).unwrap();
 }
 
 #[test]
