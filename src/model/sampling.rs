@@ -127,6 +127,10 @@ mod tests {
     fn top_p_keeps_the_fewest_tokens_that_reach_it() {
         close(frequencies(Sampling { top_p: 0.79, ..Sampling::PLAIN }), [0.625, 0.375, 0.0]);
         close(frequencies(Sampling { top_p: 0.49, ..Sampling::PLAIN }), [1.0, 0.0, 0.0]);
+        // One of two equals is half of them, and enough.
+        let half = Sampling { top_p: 0.5, ..Sampling::PLAIN };
+        let mut rng = stream(0, "sampling test", 0);
+        assert!((0..20).all(|_| half.draw(&[1.0, 1.0], &mut rng) == 0));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::support::{assert_close, cpu, devices, host, mask, matrix};
 use crate::tiny_model::{
     assert_model_gradient, edited, gradients, grouped, scalar_model, tokens, with_parameters,
 };
+use crate::tolerance;
 
 /// The logits of one row, at each of its tokens.
 fn logits_of(model: &CausalLm, row: &[u32]) -> Vec<f64> {
@@ -169,8 +170,10 @@ fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
             let logits = model.logits(&grid, 0..n);
             assert_close_f32(&to_vec(logits.clone()), &case.logits.concat(), tolerance);
             assert_close_f32(&to_vec(entropy(logits)), &case.entropy_nats, tolerance);
-            let (log_probs, _) = response_log_probs(&model, &grid, 1);
-            assert_close_f32(&to_vec(log_probs), &case.next_token_log_prob, tolerance);
+            // Token 1 on as a response: what each was drawn from was read at the token before it.
+            let view = view_tokens(&model, &[case.ids.split_at(1)], 1).remove(0);
+            assert_close_f32(&view.log_probs, &case.next_token_log_prob, tolerance);
+            assert_close_f32(&view.entropies, &case.entropy_nats[..n - 1], tolerance);
             let limit = Generation {
                 sampling: Sampling::GREEDY,
                 max_new_tokens: 12,
@@ -301,6 +304,20 @@ fn a_fresh_head_stands_on_the_language_model_and_differs_by_purpose_and_seed() {
     assert_eq!(of("critic", 0), of("critic", 0));
     assert_ne!(of("critic", 0), of("reward", 0));
     assert_ne!(of("critic", 0), of("critic", 1));
+}
+
+#[test]
+fn a_fresh_head_has_variance_one_over_d_plus_one() {
+    // The draws of a head, in units of its spread: the same at any width.
+    let units = |d: usize| -> Vec<f64> {
+        let config = ModelConfig { hidden_size: d, ..grouped() };
+        let head = parameters(&scalar_model(&config, 0, &cpu())).remove("score.weight").unwrap();
+        head.iter::<f64>().map(|x| x * ((d + 1) as f64).sqrt()).collect()
+    };
+    let many = units(1000);
+    assert_close(&units(8), &many[..8], tolerance::CPU_F32);
+    let mean_square = many.iter().map(|x| x * x).sum::<f64>() / 1000.0;
+    assert!((mean_square - 1.0).abs() < 0.15, "{mean_square}"); // three standard errors
 }
 
 #[test]
