@@ -579,16 +579,17 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
         let model = CausalLm::fresh(&config, 9, &device);
         let generated = |prompts: &[&[u32]], draws: &[_], rows_at_once| {
             let sampling = Sampling::PLAIN;
-            let limit = Generation { sampling, max_new_tokens: 20, rows_at_once, eos: 0 };
+            let limit = Generation { sampling, max_new_tokens: 40, rows_at_once, eos: 0 };
             generate(&model, &config, prompts, limit, draws.to_vec())
         };
         let mut alone = generated(&prompts, &draws, 1);
         for response in &alone {
             let eos = response.iter().position(|&token| token == 0);
-            assert_eq!(eos.map_or(20, |end| end + 1), response.len());
+            assert_eq!(eos.map_or(40, |end| end + 1), response.len());
         }
-        let early = alone.iter().filter(|response| response.len() < 20).count();
-        assert!((1..8).contains(&early), "{early} of 8 end before the limit");
+        let early = alone.iter().filter(|response| response.len() < 40).count();
+        // Enough for the batch to shrink more than once.
+        assert!((5..8).contains(&early), "{early} of 8 end before the limit");
         assert_eq!(generated(&prompts, &draws, 3), alone);
         assert_eq!(generated(&prompts, &draws, 8), alone);
         prompts.reverse();
