@@ -61,7 +61,7 @@ pub fn policy_loss(
     let unclipped = ratio.clone() * advantages.clone();
     let clipped = ratio.clone().clamp(1.0 - clip, 1.0 + clip) * advantages;
     let is_clipped = clipped.clone().lower(unclipped.clone());
-    let clipped_tokens = ratio.clone().detach().zeros_like().mask_fill(is_clipped, 1.0);
+    let clipped_tokens = ratio.zeros_like().mask_fill(is_clipped, 1.0);
     PolicyLoss {
         loss: sequence_mean(unclipped.min_pair(clipped), mask.clone()).neg(),
         clip_fraction: sequence_mean(clipped_tokens, mask.clone()),
@@ -129,6 +129,6 @@ pub fn value_loss(
 /// ```
 pub fn sequence_mean(x: Tensor<2>, mask: Tensor<2, Bool>) -> Tensor<1> {
     let padding = mask.bool_not();
-    let tokens = x.clone().detach().ones_like().mask_fill(padding.clone(), 0.0).sum_dim(1); // [B, 1]
+    let tokens = x.ones_like().mask_fill(padding.clone(), 0.0).sum_dim(1); // [B, 1]
     (x.mask_fill(padding, 0.0).sum_dim(1) / tokens.clamp_min(1.0)).mean()
 }

@@ -39,7 +39,12 @@ pub enum Aggregation {
 /// assert_eq!(segment_rewards(&[1.0, 2.0, 3.0, 4.0], &[0..1, 1..3]), [1.0, 3.0]);
 /// ```
 pub fn segment_rewards(token_scores: &[f32], segments: &[Range<usize>]) -> Vec<f64> {
-    segments.iter().map(|segment| f64::from(token_scores[segment.end - 1])).collect()
+    segments.iter().map(|segment| f64::from(token_scores[last_token(segment)])).collect()
+}
+
+fn last_token(segment: &Range<usize>) -> usize {
+    assert!(!segment.is_empty(), "a segment holds a token");
+    segment.end - 1
 }
 
 /// E3 on the host: f of the segment rewards r_t, t = 0 … T-1.
@@ -87,7 +92,7 @@ pub fn aggregation_weights(
 ) -> Vec<f32> {
     let mut weights = vec![0.0; len];
     for (t, segment) in segments.iter().enumerate() {
-        weights[segment.end - 1] = match aggregation {
+        weights[last_token(segment)] = match aggregation {
             Aggregation::Average => 1.0 / segments.len() as f32,
             Aggregation::Sum => 1.0,
             Aggregation::Last => f32::from(t + 1 == segments.len()),

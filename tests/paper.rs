@@ -83,15 +83,14 @@ fn tests_in(text: &str) -> Vec<String> {
     names
 }
 
-/// Every test of `tests/spec` as `module::test`, and those of `tests/model.rs` as `model::test`.
+/// Every test of `tests/spec` as `module::test`.
 fn equation_tests() -> BTreeSet<String> {
     let named = |(path, text): (String, String)| {
         let module = path.trim_start_matches("tests/").trim_start_matches("spec/");
         let module = module.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
         tests_in(&text).into_iter().map(move |test| format!("{module}::{test}"))
     };
-    let of_equations = |path: &str| path.starts_with("tests/spec/") || path == "tests/model.rs";
-    let files = sources("tests").into_iter().filter(|(path, _)| of_equations(path));
+    let files = sources("tests").into_iter().filter(|(path, _)| path.starts_with("tests/spec/"));
     files.flat_map(named).collect()
 }
 

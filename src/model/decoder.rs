@@ -48,9 +48,9 @@ impl Decoder {
         let seen = cache.as_ref().map_or(0, |cache| cache.len());
         assert_eq!(columns.start, seen, "columns follow those already seen");
         let device = self.embed_tokens.weight.device();
-        let rotation = grid.rotation(&self.rope, columns.clone(), &device);
         let hidden = grid.hidden(columns.clone(), &device);
-        let mut x = self.embed_tokens.forward(grid.token_ids(columns, &device));
+        let mut x = self.embed_tokens.forward(grid.token_ids(columns.clone(), &device));
+        let rotation = grid.rotation(&self.rope, columns, &device, x.dtype());
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[i]);
             x = layer.forward(x, &rotation, &hidden, cache);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::rope::{Rope, Rotation};
 
@@ -78,10 +78,16 @@ impl Grid {
     }
 
     /// The rotary positions of `columns`, counted from each row's first token.
-    pub(super) fn rotation(&self, rope: &Rope, columns: Range<usize>, device: &Device) -> Rotation {
+    pub(super) fn rotation(
+        &self,
+        rope: &Rope,
+        columns: Range<usize>,
+        device: &Device,
+        dtype: DType,
+    ) -> Rotation {
         let positions: Vec<usize> =
             self.cells(&columns).map(|(row, c)| c.saturating_sub(row.start)).collect();
-        rope.rotation(&positions, [self.rows(), columns.len()], device)
+        rope.rotation(&positions, [self.rows(), columns.len()], device, dtype)
     }
 
     /// True where the query in one of `columns` must not see the key in a column before their end:

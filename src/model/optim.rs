@@ -285,15 +285,21 @@ mod tests {
     use crate::model::generate::response_log_probs;
     use crate::model::{CausalLm, Grid};
 
-    /// The norm before the clip, and the norm that the optimizer would see.
-    fn clipped(max_gradient_norm: f64) -> (f64, f64) {
+    /// A trainer, and a loss of its model: minus the mean log-probability of a response.
+    fn trainer(max_gradient_norm: f64) -> (Trainer<CausalLm>, Tensor<1>) {
         let defaults = Settings::defaults();
         let config = defaults.model_config(11, 16);
         let settings = OptimizerSettings { max_gradient_norm, ..defaults.sft.optimizer };
         let model = CausalLm::fresh(&config, 0, &Device::flex().autodiff());
-        let mut trainer = Trainer::new("policy", model, &settings, 1);
+        let trainer = Trainer::new("policy", model, &settings, 1);
         let (grid, first) = Grid::aligned([(&[1, 2][..], &[3, 4, 5][..])]);
         let loss = response_log_probs(trainer.model(), &grid, first).0.mean().neg();
+        (trainer, loss)
+    }
+
+    /// The norm before the clip, and the norm that the optimizer would see.
+    fn clipped(max_gradient_norm: f64) -> (f64, f64) {
+        let (mut trainer, loss) = trainer(max_gradient_norm);
         trainer.accumulate(loss).unwrap();
         let mut gradients = trainer.gradients.grads();
         let before = trainer.clip(&mut gradients).unwrap();
@@ -311,5 +317,23 @@ mod tests {
     fn a_gradient_within_the_clip_is_left_alone() {
         let (before, after) = clipped(1e3);
         assert_eq!(before, after);
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_is_refused() {
+        let (mut trainer, loss) = trainer(1.0);
+        let refused = NonFinite { tensor: "the policy loss".into(), step: 0 };
+        assert_eq!(trainer.accumulate(loss * f64::INFINITY), Err(refused));
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_is_refused_by_name_and_the_model_left_alone() {
+        let (mut trainer, loss) = trainer(1.0);
+        let before = to_safetensors(trainer.model());
+        // 0, where the root has no finite slope.
+        trainer.accumulate((loss.clone() - loss.detach()).sqrt()).unwrap();
+        let tensor = "the policy gradient of model.embed_tokens.weight".into();
+        assert_eq!(trainer.update(), Err(NonFinite { tensor, step: 0 }));
+        assert_eq!(to_safetensors(trainer.model()), before);
     }
 }

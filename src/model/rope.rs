@@ -1,7 +1,7 @@
 //! Rotary positions: each pair of channels turns by an angle proportional to the position.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 /// The rotary frequencies of a head.
 #[derive(Clone, Debug)]
@@ -17,20 +17,26 @@ impl Rope {
         Self { frequencies: (0..head_dim / 2).map(|i| theta.powf(exponent(i))).collect() }
     }
 
-    /// The rotation of a batch whose `positions` are given row by row, each of `[B, S]`.
-    pub fn rotation(&self, positions: &[usize], shape: [usize; 2], device: &Device) -> Rotation {
+    /// The rotation of a batch whose `positions` are given row by row, each of `[B, S]`, in the type of
+    /// the channels that it turns.
+    pub fn rotation(
+        &self,
+        positions: &[usize],
+        shape: [usize; 2],
+        device: &Device,
+        dtype: DType,
+    ) -> Rotation {
         let pairs = self.frequencies.len();
         let first = positions.iter().min().map_or(0, |&p| p);
         let end = positions.iter().max().map_or(0, |&p| p + 1);
-        let table: Vec<(f32, f32)> = (first..end)
+        let table: Vec<(f64, f64)> = (first..end)
             .flat_map(|p| self.frequencies.iter().map(move |f| (p as f64 * f).sin_cos()))
-            .map(|(sin, cos)| (sin as f32, cos as f32))
             .collect();
-        let gather = |part: fn(&(f32, f32)) -> f32| {
+        let gather = |part: fn(&(f64, f64)) -> f64| {
             let row = |p: usize| &table[(p - first) * pairs..(p - first + 1) * pairs];
             let rows = positions.iter().flat_map(|&p| row(p));
             let data = TensorData::new(rows.map(part).collect(), [shape[0], 1, shape[1], pairs]);
-            Tensor::<4>::from_data(data, device)
+            Tensor::<4>::from_data(data, (device, dtype))
         };
         Rotation { sin: gather(|angle| angle.0), cos: gather(|angle| angle.1) }
     }

@@ -131,6 +131,35 @@ mod tests {
     fn top_p_keeps_the_fewest_tokens_that_reach_it() {
         close(frequencies(Sampling { top_p: 0.79, ..Sampling::PLAIN }), [0.625, 0.375, 0.0]);
         close(frequencies(Sampling { top_p: 0.49, ..Sampling::PLAIN }), [1.0, 0.0, 0.0]);
+        // One of two equals is half of them, and enough.
+        let half = Sampling { top_p: 0.5, ..Sampling::PLAIN };
+        let mut rng = stream(0, "sampling test", 0);
+        assert!((0..20).all(|_| half.draw(&[1.0, 1.0], &mut rng) == 0));
+    }
+
+    #[test]
+    fn top_p_counts_in_shares_of_what_top_k_kept() {
+        let both = Sampling { top_k: 2, top_p: 0.6, ..Sampling::PLAIN };
+        close(frequencies(both), [1.0, 0.0, 0.0]); // .5 of all, .625 of what is left
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for fine in [Sampling::PLAIN, Sampling::GREEDY] {
+            assert_eq!(fine.problem(), None);
+        }
+        for temperature in [-0.1, f64::NAN, f64::INFINITY] {
+            assert_eq!(
+                Sampling { temperature, ..Sampling::PLAIN }.problem(),
+                Some(format!("temperature {temperature} is not a number from 0 up"))
+            );
+        }
+        for top_p in [0.0, 1.1, f64::NAN] {
+            assert_eq!(
+                Sampling { top_p, ..Sampling::PLAIN }.problem(),
+                Some(format!("top_p {top_p} is not in (0, 1]"))
+            );
+        }
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! E8: generalised advantage estimation, and whitening.
 
 use proptest::prelude::*;
-use segment_rlhf::gae::{gae, whiten};
+use segment_rlhf::gae::{WHITENING_EPSILON, gae, whiten};
 use serde::Deserialize;
 
 use crate::goldens::cases;
 use crate::support::assert_close;
 use crate::tolerance;
+
+// 1. Worked example
 
 #[test]
 fn advantages_are_discounted_sums_of_temporal_differences() {
@@ -15,6 +17,24 @@ fn advantages_are_discounted_sums_of_temporal_differences() {
     assert_close(&got.advantages, &[1.4375, 1.75, -1.0], tolerance::HOST_F64);
     assert_close(&got.returns, &[2.4375, 3.75, 3.0], tolerance::HOST_F64);
 }
+
+#[test]
+fn advantages_are_whitened_by_their_mean_and_biased_variance() {
+    let mut rows = [vec![3.0], vec![1.0, 5.0, 7.0]]; // mean 4, variance (1 + 9 + 1 + 9) / 4
+    whiten(&mut rows);
+    let unit = 1.0 / (5.0 + WHITENING_EPSILON).sqrt();
+    let expected = [-1.0, -3.0, 1.0, 3.0].map(|deviation| deviation * unit);
+    assert_close(&rows.concat(), &expected, tolerance::HOST_F64);
+}
+
+#[test]
+fn whitening_adds_its_epsilon_to_the_variance_and_not_to_the_root() {
+    let mut rows = [vec![1e-4, -1e-4]]; // variance 1e-8, as much as the epsilon
+    whiten(&mut rows);
+    assert_close(&rows[0], &[0.5f64.sqrt(), -0.5f64.sqrt()], tolerance::HOST_F64);
+}
+
+// 2. Goldens
 
 #[derive(Deserialize)]
 struct Case {
@@ -42,6 +62,8 @@ fn advantages_returns_and_whitening_are_the_official_code_s() {
         assert_close(&rows.concat(), &case.whitened.concat(), tolerance::CPU_F32);
     }
 }
+
+// 3. Identities and limits
 
 #[test]
 fn a_response_of_no_tokens_has_no_advantages_and_whitening_nothing_is_nothing() {
@@ -112,9 +134,15 @@ proptest! {
         prop_assert!(mean.abs() <= tolerance::HOST_F64);
         prop_assert!((variance - 1.0).abs() <= tolerance::WHITENED);
     }
+}
 
+// 4. Gradients: none; advantages and returns are constants of the losses.
+
+// 5. Padding and batch size: a response at a time, without padding; whitening joins the rows of a rollout.
+
+proptest! {
     #[test]
-    fn whitening_depends_neither_on_the_rows_cut_nor_on_a_shift(
+    fn whitening_depends_neither_on_the_rows_cut_nor_on_their_order_nor_on_a_shift(
         values in proptest::collection::vec(-9f64..9.0, 3..30), cut in 1usize..3, shift in -9f64..9.0,
     ) {
         let (a, b) = values.split_at(cut);
@@ -124,5 +152,19 @@ proptest! {
         whiten(&mut shifted);
         // Nearly equal advantages lose digits to the shift.
         assert_close(&rows.concat(), &shifted[0], tolerance::WHITENED);
+        let mut turned = [b.to_vec(), a.to_vec()];
+        whiten(&mut turned);
+        turned.reverse();
+        assert_close(&turned.concat(), &rows.concat(), tolerance::WHITENED);
     }
 }
+
+// 6. Errors
+
+#[test]
+#[should_panic(expected = "one value a reward")]
+fn a_reward_without_a_value_is_refused() {
+    gae(&[1.0, 2.0], &[0.5], 1.0, 0.95);
+}
+
+// 7. Devices: none; advantages are f64 on the host.

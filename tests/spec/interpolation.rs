@@ -14,6 +14,8 @@ use crate::tolerance;
 const ALL: [Interpolation; 3] =
     [Interpolation::EvenSplit, Interpolation::Repeat, Interpolation::LastToken];
 
+// 1. Worked example
+
 #[test]
 fn every_token_gets_an_equal_share_of_its_segment_s_reward() {
     let split = interpolate(Interpolation::EvenSplit, &[3.0, -1.0], &[0..3, 3..5], 5);
@@ -29,6 +31,42 @@ fn repeat_gives_every_token_all_of_it_and_none_the_last_token_alone() {
     let last = interpolate(Interpolation::LastToken, &rewards, &segments, 5);
     assert_eq!(last, [0.0, 0.0, 3.0, 0.0, -1.0]);
 }
+
+// 2. Goldens
+
+#[derive(Deserialize)]
+struct Fit {
+    w_mean: f64,
+    w_std: f64,
+    b_mean: f64,
+    b_std: f64,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    strategy: Interpolation,
+    normalizer: Fit,
+    num_actions: Vec<usize>,
+    segment_ends: Vec<Vec<usize>>,
+    raw_reward_at_token: Vec<Vec<f32>>,
+    token_rewards: Vec<Vec<f64>>,
+}
+
+#[test]
+fn normalized_and_interpolated_rewards_are_the_official_code_s() {
+    for case in cases::<Case>("interpolation") {
+        let Fit { w_mean, w_std, b_mean, b_std } = case.normalizer;
+        let fit = Normalizer::LocationAware { w_mean, b_mean, w_std, b_std, std_floor: None };
+        for (row, &n) in case.num_actions.iter().enumerate() {
+            let segments = ranges(&case.segment_ends[row]);
+            let rewards = segment_rewards(&case.raw_reward_at_token[row], &segments);
+            let ours = interpolate(case.strategy, &fit.normalize_all(&rewards), &segments, n);
+            assert_close(&ours, &case.token_rewards[row][..n], tolerance::CPU_F32);
+        }
+    }
+}
+
+// 3. Identities and limits
 
 #[test]
 fn an_end_of_sequence_outside_every_segment_gets_nothing() {
@@ -66,48 +104,17 @@ fn the_strategies_are_read_from_settings_by_name_the_paper_s_none_too() {
     assert_eq!(read(r#""none""#), Interpolation::LastToken);
 }
 
-#[derive(Deserialize)]
-struct Fit {
-    w_mean: f64,
-    w_std: f64,
-    b_mean: f64,
-    b_std: f64,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    strategy: Interpolation,
-    normalizer: Fit,
-    num_actions: Vec<usize>,
-    segment_ends: Vec<Vec<usize>>,
-    raw_reward_at_token: Vec<Vec<f32>>,
-    token_rewards: Vec<Vec<f64>>,
-}
-
-#[test]
-fn normalized_and_interpolated_rewards_are_the_official_code_s() {
-    for case in cases::<Case>("interpolation") {
-        let Fit { w_mean, w_std, b_mean, b_std } = case.normalizer;
-        let fit = Normalizer::LocationAware { w_mean, b_mean, w_std, b_std, std_floor: None };
-        for (row, &n) in case.num_actions.iter().enumerate() {
-            let segments = ranges(&case.segment_ends[row]);
-            let rewards = segment_rewards(&case.raw_reward_at_token[row], &segments);
-            let ours = interpolate(case.strategy, &fit.normalize_all(&rewards), &segments, n);
-            assert_close(&ours, &case.token_rewards[row][..n], tolerance::CPU_F32);
-        }
-    }
-}
-
 proptest! {
     #[test]
     fn an_even_split_sums_back_to_the_segment_s_reward(
-        parts in proptest::collection::vec((1usize..30, -20f64..20.0), 1..20),
+        parts in proptest::collection::vec((1usize..30, -20f64..20.0), 1..20), eos in any::<bool>(),
     ) {
         let mut end = 0;
         let ends: Vec<usize> = parts.iter().map(|(n, _)| { end += n; end - 1 }).collect();
         let (segments, rewards) = (ranges(&ends), parts.iter().map(|p| p.1).collect::<Vec<_>>());
         for strategy in [Interpolation::EvenSplit, Interpolation::LastToken] {
-            let tokens = interpolate(strategy, &rewards, &segments, end);
+            let tokens = interpolate(strategy, &rewards, &segments, end + usize::from(eos));
+            prop_assert!(tokens[end..].iter().all(|reward| *reward == 0.0));
             for (segment, reward) in segments.iter().zip(&rewards) {
                 let sum: f64 = tokens[segment.clone()].iter().sum();
                 prop_assert!((sum - reward).abs() <= 20.0 * tolerance::HOST_F64);
@@ -115,3 +122,23 @@ proptest! {
         }
     }
 }
+
+// 4. Gradients: none; rewards are constants of policy training.
+
+// 5. Padding and batch size: a response at a time, without padding.
+
+// 6. Errors
+
+#[test]
+#[should_panic(expected = "one reward a segment")]
+fn a_segment_without_a_reward_is_refused() {
+    interpolate(Interpolation::EvenSplit, &[1.0], &[0..1, 1..2], 2);
+}
+
+#[test]
+#[should_panic(expected = "range end index 3 out of range for slice of length 2")]
+fn a_segment_past_the_response_is_refused() {
+    interpolate(Interpolation::EvenSplit, &[1.0], &[0..3], 2);
+}
+
+// 7. Devices: none; rewards are f64 on the host.

@@ -8,6 +8,8 @@ use crate::goldens::cases;
 use crate::support::assert_close;
 use crate::tolerance;
 
+// 1. Worked example
+
 #[test]
 fn a_token_earns_its_clipped_reward_less_beta_times_its_log_ratio() {
     let rewards = token_rewards(&[1.5, -30.0], &[-1.0, -2.0], &[-3.0, -1.0], 0.1);
@@ -16,22 +18,13 @@ fn a_token_earns_its_clipped_reward_less_beta_times_its_log_ratio() {
 }
 
 #[test]
-fn the_clip_bounds_the_reward_and_not_the_kl_term() {
-    let rewards = token_rewards(&[REWARD_CLIP + 1.0], &[-500.0], &[0.0], 1.0);
-    assert_eq!(rewards, [REWARD_CLIP + 500.0]);
+fn at_half_the_reference_s_probability_k1_is_minus_ln_2_and_k3_what_it_lacks_to_one() {
+    let (policy, reference) = (0.25f64.ln(), 0.5f64.ln());
+    assert_close(&[k1(policy, reference)], &[-2f64.ln()], tolerance::HOST_F64);
+    assert_close(&[k3(policy, reference)], &[1.0 - 2f64.ln()], tolerance::HOST_F64);
 }
 
-#[test]
-fn a_policy_that_has_not_moved_pays_nothing() {
-    assert_eq!(k1(-1.25, -1.25), 0.0);
-    assert_eq!(k3(-1.25, -1.25), 0.0);
-    assert_eq!(token_rewards(&[2.0], &[-1.25], &[-1.25], 0.01), [2.0]);
-}
-
-#[test]
-fn without_beta_the_reward_alone_is_left() {
-    assert_eq!(token_rewards(&[2.0, 0.0], &[-1.0, -2.0], &[-5.0, -1.0], 0.0), [2.0, 0.0]);
-}
+// 2. Goldens
 
 #[derive(Deserialize)]
 struct Case {
@@ -84,6 +77,34 @@ fn the_adaptive_controller_is_the_official_code_s() {
     }
 }
 
+// 3. Identities and limits
+
+#[test]
+fn the_clip_bounds_the_reward_and_not_the_kl_term() {
+    let rewards = token_rewards(&[REWARD_CLIP + 1.0], &[-500.0], &[0.0], 1.0);
+    assert_eq!(rewards, [REWARD_CLIP + 500.0]);
+}
+
+#[test]
+fn a_policy_that_has_not_moved_pays_nothing() {
+    assert_eq!(k1(-1.25, -1.25), 0.0);
+    assert_eq!(k3(-1.25, -1.25), 0.0);
+    assert_eq!(token_rewards(&[2.0], &[-1.25], &[-1.25], 0.01), [2.0]);
+}
+
+#[test]
+fn a_policy_that_has_hardly_moved_has_a_positive_k3() {
+    // Half the square of the log-ratio, where exp(x) - 1 - x would round to 0.
+    for log_ratio in [2f64.powi(-30), -(2f64.powi(-30))] {
+        assert!(k3(-1.25 + log_ratio, -1.25) > 0.0);
+    }
+}
+
+#[test]
+fn without_beta_the_reward_alone_is_left() {
+    assert_eq!(token_rewards(&[2.0, 0.0], &[-1.0, -2.0], &[-5.0, -1.0], 0.0), [2.0, 0.0]);
+}
+
 #[test]
 fn the_controller_rests_at_its_target_and_moves_by_a_fifth_at_most() {
     let start = AdaptiveKl { coefficient: 0.02, target: 6.0, horizon: 10_000.0 };
@@ -118,3 +139,23 @@ proptest! {
         prop_assert!((mean(k3) - kl).abs() <= tolerance::HOST_F64);
     }
 }
+
+// 4. Gradients: none; rewards are constants of policy training.
+
+// 5. Padding and batch size: a response at a time, without padding.
+
+// 6. Errors
+
+#[test]
+#[should_panic(expected = "one log-probability a token")]
+fn a_token_without_a_log_probability_is_refused() {
+    token_rewards(&[1.0, 2.0], &[-1.0], &[-1.0, -1.0], 0.1);
+}
+
+#[test]
+#[should_panic(expected = "one reference log-probability a token")]
+fn a_token_without_a_reference_log_probability_is_refused() {
+    token_rewards(&[1.0, 2.0], &[-1.0, -1.0], &[-1.0], 0.1);
+}
+
+// 7. Devices: none; rewards are f64 on the host.

@@ -1,21 +1,33 @@
-//! The equations of the paper, as tests: one module an equation, and `oracles` that know the answers
-//! without them.
+//! The equations of the paper, as tests: one module an equation, the models that they need, and `oracles`
+//! that know the answers without them.
 //!
-//! Goldens are inputs and outputs of the official code (see tests/data/official/README.md). Tests of
-//! tensors run on every device of [`support::devices`].
+//! Each module holds seven kinds of test, in this order, or says why there is none of a kind:
+//!
+//! 1. a worked example that a person can check;
+//! 2. goldens: inputs and outputs of the official code (see tests/data/official/README.md), and of
+//!    transformers (tests/data/hf/README.md);
+//! 3. identities and limits, some of them over random input;
+//! 4. `backward()` against central differences in f64;
+//! 5. padding and batch size, with NaN in the padding;
+//! 6. each bad input, with its exact error;
+//! 7. the same on every device of [`support::devices`]: tests of tensors loop over them.
 
 // A response of one segment is a list of one range.
 #![allow(clippy::single_range_in_vec_init)]
 
 mod bt_loss;
+mod checkpoint;
 mod gae;
 mod goldens;
 mod interpolation;
 mod kl;
+mod model;
 mod normalizer;
 mod oracles;
 mod ppo;
 mod segment_reward;
 mod segmentation;
+mod statistics;
 mod support;
+mod tiny_model;
 mod tolerance;

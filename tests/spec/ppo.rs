@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::goldens::cases;
 use crate::support::{
-    assert_close, assert_gradient, devices, host, mask, matrix, value_and_gradient,
+    assert_close, assert_gradient, cpu, devices, host, mask, matrix, value_and_gradient,
     with_nan_padding,
 };
 
@@ -83,6 +83,8 @@ fn cases_of_losses() -> Vec<Case> {
     cases("ppo_loss")
 }
 
+// 1. Worked example
+
 #[test]
 fn a_ratio_beyond_the_clip_counts_as_the_clip_where_that_is_worse() {
     // Ratios 1.5, 0.5, 1.5, 0.5, 1.5 with advantages 1, 1, -1, -1, 1 and ε = 0.2: the lesser terms are
@@ -121,6 +123,17 @@ fn a_value_beyond_the_clip_costs_the_greater_of_both_errors() {
 }
 
 #[test]
+fn the_mean_is_over_the_tokens_of_a_sequence_then_over_sequences() {
+    for (device, tolerance) in devices() {
+        // (2 + 6) / 2, where the mean over tokens is 10 / 3.
+        let x = matrix(&[vec![1.0, 3.0], vec![6.0, 9.0]], &device, DType::F32);
+        assert_close(&host(sequence_mean(x, mask(&[2, 1], 2, &device))), &[4.0], tolerance);
+    }
+}
+
+// 2. Goldens
+
+#[test]
 fn losses_gradients_and_the_mean_ratio_are_the_official_code_s() {
     for (device, tolerance) in devices() {
         for case in cases_of_losses() {
@@ -134,48 +147,7 @@ fn losses_gradients_and_the_mean_ratio_are_the_official_code_s() {
     }
 }
 
-#[test]
-fn the_gradients_are_those_of_central_differences() {
-    let device = Device::flex();
-    for case in cases_of_losses() {
-        assert_gradient(|log_probs| case.policy(log_probs, &device).loss, &case.log_probs);
-        assert_gradient(|values| case.value(values, &device), &case.values);
-    }
-}
-
-#[test]
-fn nan_in_the_padding_changes_neither_losses_nor_gradients() {
-    for (device, _) in devices() {
-        for case in cases_of_losses() {
-            let padded = case.map(|rows| with_nan_padding(rows, &case.num_actions));
-            assert_eq!(padded.losses(&device), case.losses(&device));
-            let log = |case: &Case| {
-                let policy = case.policy(matrix(&case.log_probs, &device, DType::F32), &device);
-                [host(policy.clip_fraction), host(policy.ratio)]
-            };
-            assert_eq!(log(&padded), log(&case));
-        }
-    }
-}
-
-#[test]
-fn a_batch_is_the_mean_of_its_sequences_however_long_they_are_and_wherever_padded() {
-    for (device, tolerance) in devices() {
-        for case in cases_of_losses() {
-            let alone: Vec<[f64; 2]> = (0..case.num_actions.len())
-                .map(|row| {
-                    let n = case.num_actions[row];
-                    let one =
-                        Case { num_actions: vec![n], ..case.map(|x| vec![x[row][..n].to_vec()]) };
-                    one.losses(&device).map(|(loss, _)| loss)
-                })
-                .collect();
-            let mean = |i: usize| alone.iter().map(|x| x[i]).sum::<f64>() / alone.len() as f64;
-            let batch = case.losses(&device).map(|(loss, _)| loss);
-            assert_close(&batch, &[mean(0), mean(1)], tolerance);
-        }
-    }
-}
+// 3. Identities and limits
 
 #[test]
 fn before_the_first_update_the_ratio_is_exactly_one_and_the_loss_minus_the_mean_advantage() {
@@ -222,6 +194,77 @@ fn an_infinite_value_clip_or_an_unmoved_critic_leaves_half_the_squared_error() {
     }
 }
 
+// 4. Gradients
+
+#[test]
+fn the_gradients_are_those_of_central_differences() {
+    let device = cpu();
+    for case in cases_of_losses() {
+        assert_gradient(|log_probs| case.policy(log_probs, &device).loss, &case.log_probs);
+        assert_gradient(|values| case.value(values, &device), &case.values);
+    }
+}
+
+#[test]
+fn a_clipped_token_and_what_is_logged_carry_no_gradient() {
+    for (device, _) in devices() {
+        let row = |x: f64| matrix(&[vec![x]], &device, DType::F32);
+        let policy = |log_ratio: f64, advantage: f64| {
+            let loss = |log_probs| {
+                let mask = mask(&[1], 1, &device);
+                policy_loss(log_probs, row(0.0), row(advantage), mask, 0.2)
+            };
+            let log_probs = row(log_ratio).autodiff().require_grad();
+            let PolicyLoss { loss: tracked, clip_fraction, ratio } = loss(log_probs);
+            assert!(tracked.is_tracked() && !clip_fraction.is_tracked() && !ratio.is_tracked());
+            let gradient =
+                value_and_gradient(|x| loss(x).loss, &[vec![log_ratio]], &device, DType::F32).1;
+            (gradient[0] == 0.0, host(clip_fraction)[0] == 1.0)
+        };
+        // Far enough in the wanted direction; the other way there is no bound.
+        assert_eq!(policy(1.0, 1.0), (true, true));
+        assert_eq!(policy(-1.0, -1.0), (true, true));
+        assert_eq!(policy(1.0, -1.0), (false, false));
+        assert_eq!(policy(-1.0, 1.0), (false, false));
+    }
+}
+
+// 5. Padding and batch size
+
+#[test]
+fn nan_in_the_padding_changes_neither_losses_nor_gradients() {
+    for (device, _) in devices() {
+        for case in cases_of_losses() {
+            let padded = case.map(|rows| with_nan_padding(rows, &case.num_actions));
+            assert_eq!(padded.losses(&device), case.losses(&device));
+            let log = |case: &Case| {
+                let policy = case.policy(matrix(&case.log_probs, &device, DType::F32), &device);
+                [host(policy.clip_fraction), host(policy.ratio)]
+            };
+            assert_eq!(log(&padded), log(&case));
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_the_mean_of_its_sequences_however_long_they_are_and_wherever_padded() {
+    for (device, tolerance) in devices() {
+        for case in cases_of_losses() {
+            let alone: Vec<[f64; 2]> = (0..case.num_actions.len())
+                .map(|row| {
+                    let n = case.num_actions[row];
+                    let one =
+                        Case { num_actions: vec![n], ..case.map(|x| vec![x[row][..n].to_vec()]) };
+                    one.losses(&device).map(|(loss, _)| loss)
+                })
+                .collect();
+            let mean = |i: usize| alone.iter().map(|x| x[i]).sum::<f64>() / alone.len() as f64;
+            let batch = case.losses(&device).map(|(loss, _)| loss);
+            assert_close(&batch, &[mean(0), mean(1)], tolerance);
+        }
+    }
+}
+
 #[test]
 fn a_row_without_response_tokens_counts_as_zero() {
     for (device, tolerance) in devices() {
@@ -230,3 +273,7 @@ fn a_row_without_response_tokens_counts_as_zero() {
         assert_close(&host(mean), &[1.5], tolerance);
     }
 }
+
+// 6. Errors: none; tensors of other shapes do not multiply.
+
+// 7. Devices: every test above that asks for `devices()`.

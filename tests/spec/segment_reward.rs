@@ -8,7 +8,9 @@ use segment_rlhf::segment_reward::{
 use serde::Deserialize;
 
 use crate::goldens::{cases, ranges};
-use crate::support::{assert_close, devices, host, matrix, value_and_gradient};
+use crate::support::{
+    assert_close, assert_gradient, cpu, devices, host, matrix, value_and_gradient,
+};
 use crate::tolerance;
 
 const ALL: [Aggregation; 3] = [Aggregation::Average, Aggregation::Sum, Aggregation::Last];
@@ -16,6 +18,8 @@ const ALL: [Aggregation; 3] = [Aggregation::Average, Aggregation::Sum, Aggregati
 fn rows(rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
     rows.iter().map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect()
 }
+
+// 1. Worked example
 
 #[test]
 fn a_segment_s_reward_is_the_score_of_its_last_token() {
@@ -33,14 +37,7 @@ fn the_score_of_a_response_is_the_average_of_its_segment_rewards() {
     assert_eq!(Aggregation::default(), Aggregation::Average);
 }
 
-#[test]
-fn one_segment_is_the_bandit_under_every_aggregation() {
-    for aggregation in ALL {
-        let segments = ranges(&[3]);
-        assert_eq!(aggregation_weights(&segments, 4, aggregation), [0.0, 0.0, 0.0, 1.0]);
-        assert_eq!(aggregate(&segment_rewards(&[1.0, 2.0, 3.0, 4.0], &segments), aggregation), 4.0);
-    }
-}
+// 2. Goldens
 
 #[derive(Deserialize)]
 struct Case {
@@ -74,6 +71,54 @@ fn sequence_scores_are_the_official_code_s() {
     }
 }
 
+// 3. Identities and limits
+
+#[test]
+fn one_segment_is_the_bandit_under_every_aggregation() {
+    for aggregation in ALL {
+        let segments = ranges(&[3]);
+        assert_eq!(aggregation_weights(&segments, 4, aggregation), [0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(aggregate(&segment_rewards(&[1.0, 2.0, 3.0, 4.0], &segments), aggregation), 4.0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn weights_pick_what_aggregation_of_the_segment_rewards_gives(
+        scores in proptest::collection::vec(-4f32..4.0, 1..40), cuts in any::<u64>(),
+    ) {
+        let n = scores.len();
+        let ends: Vec<usize> = (0..n).filter(|i| i + 1 == n || cuts >> (i % 64) & 1 == 1).collect();
+        let segments = ranges(&ends);
+        for aggregation in ALL {
+            let weights = aggregation_weights(&segments, n, aggregation);
+            let weighted: f64 =
+                weights.iter().zip(&scores).map(|(w, s)| f64::from(*w) * f64::from(*s)).sum();
+            let direct = aggregate(&segment_rewards(&scores, &segments), aggregation);
+            // The weights are f32: a third is not exact.
+            prop_assert!((weighted - direct).abs() <= tolerance::CPU_F32);
+        }
+    }
+}
+
+// 4. Gradients
+
+#[test]
+fn a_score_s_gradient_is_that_of_central_differences_under_every_aggregation() {
+    let scores = [vec![1.0, 2.0, 4.0, 0.3], vec![7.0, 0.1, -0.2, 5.0]];
+    for aggregation in ALL {
+        let weights = rows(&[
+            aggregation_weights(&[0..1, 1..3], 4, aggregation),
+            aggregation_weights(&[0..2, 2..3, 3..4], 4, aggregation),
+        ]);
+        let weights = matrix(&weights, &cpu(), DType::F64);
+        // Squared, so that each row's gradient has its own size.
+        assert_gradient(|x| sequence_scores(x, weights.clone()).square().sum(), &scores);
+    }
+}
+
+// 5. Padding and batch size
+
 #[test]
 fn a_score_of_no_weight_reaches_neither_value_nor_gradient_even_as_nan() {
     for (device, tolerance) in devices() {
@@ -103,24 +148,41 @@ fn a_row_scores_the_same_alone_and_in_a_batch() {
         };
         let alone: Vec<f64> = (0..2).flat_map(|b| score(&scores[b..=b], &weights[b..=b])).collect();
         assert_eq!(score(&scores, &weights), alone);
+        let turned = |rows: &[Vec<f64>]| [rows[1].clone(), rows[0].clone()];
+        assert_eq!(score(&turned(&scores), &turned(&weights)), [alone[1], alone[0]]);
     }
 }
 
-proptest! {
-    #[test]
-    fn weights_pick_what_aggregation_of_the_segment_rewards_gives(
-        scores in proptest::collection::vec(-4f32..4.0, 1..40), cuts in any::<u64>(),
-    ) {
-        let n = scores.len();
-        let ends: Vec<usize> = (0..n).filter(|i| i + 1 == n || cuts >> (i % 64) & 1 == 1).collect();
-        let segments = ranges(&ends);
-        for aggregation in ALL {
-            let weights = aggregation_weights(&segments, n, aggregation);
-            let weighted: f64 =
-                weights.iter().zip(&scores).map(|(w, s)| f64::from(*w) * f64::from(*s)).sum();
-            let direct = aggregate(&segment_rewards(&scores, &segments), aggregation);
-            // The weights are f32: a third is not exact.
-            prop_assert!((weighted - direct).abs() <= tolerance::CPU_F32);
-        }
-    }
+// 6. Errors
+
+#[test]
+#[should_panic(expected = "a segment holds a token")]
+fn an_empty_segment_has_no_reward() {
+    segment_rewards(&[1.0, 2.0], &[0..1, 1..1]);
 }
+
+#[test]
+#[should_panic(expected = "a segment holds a token")]
+fn an_empty_segment_has_no_weight() {
+    aggregation_weights(&[0..1, 1..1], 2, Aggregation::Average);
+}
+
+#[test]
+#[should_panic(expected = "index out of bounds: the len is 2 but the index is 2")]
+fn a_segment_past_the_scores_has_no_reward() {
+    segment_rewards(&[1.0, 2.0], &[0..3]);
+}
+
+#[test]
+#[should_panic(expected = "index out of bounds: the len is 2 but the index is 2")]
+fn a_segment_past_the_response_has_no_weight() {
+    aggregation_weights(&[0..3], 2, Aggregation::Average);
+}
+
+#[test]
+#[should_panic(expected = "a response has at least one segment")]
+fn a_response_of_no_segments_has_no_score() {
+    aggregate(&[], Aggregation::Sum);
+}
+
+// 7. Devices: every test above that asks for `devices()`; the rest is on the host.

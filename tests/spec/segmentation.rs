@@ -10,7 +10,7 @@ use segment_rlhf::segmentation::{
 use serde::Deserialize;
 
 use crate::goldens::{cases, ranges};
-use crate::support::{assert_close, devices, host};
+use crate::support::{assert_close, devices, host, with_nan_padding};
 use crate::tolerance;
 
 const CUT: Actions = Actions::Segment { entropy_cutoff: 1.75 };
@@ -24,6 +24,23 @@ fn cut(
 ) -> Result<Vec<Range<usize>>, SegmentationError> {
     let sentence_ends = vec![false; entropies.len()];
     segments(actions, eos, ResponseView { entropies, sentence_ends: &sentence_ends, ends_with_eos })
+}
+
+fn logits(rows: &[Vec<f32>], device: &Device) -> Tensor<3> {
+    let data = TensorData::new(rows.concat(), [1, rows.len(), rows[0].len()]);
+    Tensor::from_data(data, (device, DType::F32))
+}
+
+// 1. Worked example
+
+#[test]
+fn a_half_and_two_quarters_are_one_and_a_half_bits_of_entropy() {
+    for (device, tolerance) in devices() {
+        // Logits are logarithms up to a constant, here 5.
+        let row = [0.5f32, 0.25, 0.25].map(|p| p.ln() + 5.0).to_vec();
+        let actual = host(entropy(logits(&[row], &device)));
+        assert_close(&actual, &[1.5 * 2f64.ln()], tolerance);
+    }
 }
 
 #[test]
@@ -45,55 +62,6 @@ fn the_first_token_starts_a_segment_whatever_its_entropy() {
 }
 
 #[test]
-fn cutoff_zero_is_token_level_where_every_token_is_uncertain() {
-    let entropies = [0.3, 0.2, 0.1, 0.4];
-    let zero = Actions::Segment { entropy_cutoff: 0.0 };
-    assert_eq!(
-        cut(zero, EosPolicy::AsPublished, &entropies, true),
-        cut(Actions::Token, EosPolicy::AsPublished, &entropies, true)
-    );
-}
-
-#[test]
-fn an_infinite_cutoff_is_the_bandit_with_one_segment() {
-    let entropies = [0.3, 9.0, 0.1, 4.0];
-    let infinite = Actions::Segment { entropy_cutoff: f64::INFINITY };
-    for eos in [EosPolicy::Included, EosPolicy::Excluded] {
-        assert_eq!(
-            cut(infinite, eos, &entropies, true),
-            cut(Actions::Bandit, eos, &entropies, true)
-        );
-    }
-}
-
-#[test]
-fn as_published_the_bandit_alone_keeps_the_end_of_sequence() {
-    let entropies = [0.1, 2.0, 0.1, 3.0];
-    let published = |actions| cut(actions, EosPolicy::AsPublished, &entropies, true).unwrap();
-    assert_eq!(published(Actions::Bandit), [0..4]);
-    assert_eq!(published(Actions::Sentence), [0..3]);
-    assert_eq!(published(Actions::Token), [0..1, 1..2, 2..3]);
-    assert_eq!(published(CUT), [0..1, 1..3]);
-}
-
-#[test]
-fn the_end_of_sequence_is_an_action_or_in_none_as_the_setting_says() {
-    let entropies = [0.1, 2.0, 0.1, 3.0];
-    assert_eq!(cut(CUT, EosPolicy::Included, &entropies, true).unwrap(), [0..1, 1..3, 3..4]);
-    assert_eq!(cut(CUT, EosPolicy::Excluded, &entropies, true).unwrap(), [0..1, 1..3]);
-    assert_eq!(cut(Actions::Bandit, EosPolicy::Excluded, &entropies, true).unwrap(), [0..3]);
-}
-
-#[test]
-fn a_response_cut_at_the_limit_keeps_all_its_tokens() {
-    for eos in [EosPolicy::AsPublished, EosPolicy::Included, EosPolicy::Excluded] {
-        for actions in [Actions::Bandit, Actions::Sentence, CUT] {
-            assert_eq!(cut(actions, eos, &[0.1, 0.2, 0.3], false).unwrap(), [0..3]);
-        }
-    }
-}
-
-#[test]
 fn a_sentence_is_an_action_that_ends_with_its_last_token() {
     let view = |sentence_ends, ends_with_eos| ResponseView {
         entropies: &[9.0; 5],
@@ -106,74 +74,13 @@ fn a_sentence_is_an_action_that_ends_with_its_last_token() {
     assert_eq!(cut(ends, EosPolicy::Included), [0..2, 2..4, 4..5]);
 }
 
-#[test]
-fn nothing_to_segment_is_an_error() {
-    for actions in [Actions::Bandit, Actions::Sentence, Actions::Token, CUT] {
-        assert_eq!(
-            cut(actions, EosPolicy::AsPublished, &[], false),
-            Err(SegmentationError::Empty { tokens: 0 })
-        );
-        assert_eq!(
-            cut(actions, EosPolicy::Excluded, &[0.1], true),
-            Err(SegmentationError::Empty { tokens: 1 })
-        );
-        assert_eq!(cut(actions, EosPolicy::Included, &[0.1], true), Ok(ranges(&[0])));
-    }
-}
-
-#[test]
-fn parts_of_unequal_length_are_an_error() {
-    let response =
-        ResponseView { entropies: &[0.1, 0.2], sentence_ends: &[false; 3], ends_with_eos: true };
-    assert_eq!(
-        segments(CUT, EosPolicy::AsPublished, response),
-        Err(SegmentationError::LengthMismatch { entropies: 2, sentence_ends: 3 })
-    );
-}
-
-#[test]
-fn an_entropy_that_is_not_finite_is_an_error_that_names_the_token() {
-    for bad in [f32::NAN, f32::INFINITY] {
-        assert_eq!(
-            cut(CUT, EosPolicy::AsPublished, &[0.1, bad, 0.1], true),
-            Err(SegmentationError::NotFinite { token: 1 })
-        );
-    }
-}
-
-#[test]
-fn a_cutoff_below_zero_or_nan_is_an_error() {
-    let cutoff = |entropy_cutoff| {
-        cut(Actions::Segment { entropy_cutoff }, EosPolicy::Included, &[0.1], true)
-    };
-    assert_eq!(cutoff(-0.5), Err(SegmentationError::InvalidCutoff { cutoff: -0.5 }));
-    assert!(matches!(
-        cutoff(f64::NAN),
-        Err(SegmentationError::InvalidCutoff { cutoff }) if cutoff.is_nan()
-    ));
-}
-
-#[test]
-fn actions_are_read_from_settings_and_unknown_fields_refused() {
-    let read = serde_json::from_str::<Actions>;
-    assert_eq!(read(r#""bandit""#).unwrap(), Actions::Bandit);
-    assert_eq!(read(r#"{"segment": {"entropy_cutoff": 1.75}}"#).unwrap(), CUT);
-    assert!(read(r#"{"segment": {"entropy_cutoff": 1.75, "cutoff": 2}}"#).is_err());
-    assert!(read("1000").is_err());
-    let eos = serde_json::from_str::<EosPolicy>(r#""as_published""#).unwrap();
-    assert_eq!(eos, EosPolicy::default());
-}
+// 2. Goldens
 
 #[derive(Deserialize)]
 struct EntropyCase {
     logits: Vec<Vec<f32>>,
     entropy: Vec<f64>,
     log_probs: Vec<Vec<f64>>,
-}
-
-fn logits(rows: &[Vec<f32>], device: &Device) -> Tensor<3> {
-    let data = TensorData::new(rows.concat(), [1, rows.len(), rows[0].len()]);
-    Tensor::from_data(data, (device, DType::F32))
 }
 
 #[test]
@@ -190,32 +97,6 @@ fn entropy_is_the_official_code_s() {
             assert_close(&actual, &from_log_probs, tolerance);
         }
     }
-}
-
-#[test]
-fn entropy_runs_from_zero_when_certain_to_ln_v_when_uniform() {
-    for (device, tolerance) in devices() {
-        let rows = [vec![2.0; 8], [vec![0.0; 7], vec![200.0]].concat()];
-        let actual = host(entropy(logits(&rows, &device)));
-        assert_close(&actual, &[8f64.ln(), 0.0], tolerance);
-    }
-}
-
-#[test]
-fn a_token_of_probability_zero_adds_nothing_and_a_nan_is_kept() {
-    for (device, tolerance) in devices() {
-        let rows = [vec![1.0, 1.0, f32::NEG_INFINITY], vec![1.0, f32::NAN, 0.0]];
-        let actual = host(entropy(logits(&rows, &device)));
-        assert_close(&actual[..1], &[2f64.ln()], tolerance);
-        assert!(actual[1].is_nan());
-    }
-}
-
-#[test]
-fn entropy_is_computed_in_f32_even_of_half_precision_logits() {
-    let h = entropy(Tensor::<3>::zeros([1, 1, 7], (&Device::flex(), DType::F16)));
-    assert_eq!(h.dtype(), DType::F32);
-    assert_close(&host(h), &[7f64.ln()], tolerance::CPU_F32);
 }
 
 #[derive(Deserialize)]
@@ -286,8 +167,99 @@ fn reward_training_segments_are_the_same_rule_at_absolute_positions() {
     }
 }
 
+// 3. Identities and limits
+
+#[test]
+fn entropy_runs_from_zero_when_certain_to_ln_v_when_uniform() {
+    for (device, tolerance) in devices() {
+        let rows = [vec![2.0; 8], [vec![0.0; 7], vec![200.0]].concat()];
+        let actual = host(entropy(logits(&rows, &device)));
+        assert_close(&actual, &[8f64.ln(), 0.0], tolerance);
+    }
+}
+
+#[test]
+fn entropy_is_computed_in_f32_even_of_half_precision_logits() {
+    let h = entropy(Tensor::<3>::zeros([1, 1, 7], (&Device::flex(), DType::F16)));
+    assert_eq!(h.dtype(), DType::F32);
+    assert_close(&host(h), &[7f64.ln()], tolerance::CPU_F32);
+}
+
+#[test]
+fn cutoff_zero_is_token_level_where_every_token_is_uncertain() {
+    let entropies = [0.3, 0.2, 0.1, 0.4];
+    let zero = Actions::Segment { entropy_cutoff: 0.0 };
+    assert_eq!(
+        cut(zero, EosPolicy::AsPublished, &entropies, true),
+        cut(Actions::Token, EosPolicy::AsPublished, &entropies, true)
+    );
+}
+
+#[test]
+fn an_infinite_cutoff_is_the_bandit_with_one_segment() {
+    let entropies = [0.3, 9.0, 0.1, 4.0];
+    let infinite = Actions::Segment { entropy_cutoff: f64::INFINITY };
+    for eos in [EosPolicy::Included, EosPolicy::Excluded] {
+        assert_eq!(
+            cut(infinite, eos, &entropies, true),
+            cut(Actions::Bandit, eos, &entropies, true)
+        );
+    }
+}
+
+#[test]
+fn as_published_the_bandit_alone_keeps_the_end_of_sequence() {
+    let entropies = [0.1, 2.0, 0.1, 3.0];
+    let published = |actions| cut(actions, EosPolicy::AsPublished, &entropies, true).unwrap();
+    assert_eq!(published(Actions::Bandit), [0..4]);
+    assert_eq!(published(Actions::Sentence), [0..3]);
+    assert_eq!(published(Actions::Token), [0..1, 1..2, 2..3]);
+    assert_eq!(published(CUT), [0..1, 1..3]);
+}
+
+#[test]
+fn the_end_of_sequence_is_an_action_or_in_none_as_the_setting_says() {
+    let entropies = [0.1, 2.0, 0.1, 3.0];
+    assert_eq!(cut(CUT, EosPolicy::Included, &entropies, true).unwrap(), [0..1, 1..3, 3..4]);
+    assert_eq!(cut(CUT, EosPolicy::Excluded, &entropies, true).unwrap(), [0..1, 1..3]);
+    assert_eq!(cut(Actions::Bandit, EosPolicy::Excluded, &entropies, true).unwrap(), [0..3]);
+}
+
+#[test]
+fn a_response_cut_at_the_limit_keeps_all_its_tokens() {
+    for eos in [EosPolicy::AsPublished, EosPolicy::Included, EosPolicy::Excluded] {
+        for actions in [Actions::Bandit, Actions::Sentence, CUT] {
+            assert_eq!(cut(actions, eos, &[0.1, 0.2, 0.3], false).unwrap(), [0..3]);
+        }
+    }
+}
+
+#[test]
+fn actions_are_read_from_settings_and_unknown_fields_refused() {
+    let read = serde_json::from_str::<Actions>;
+    assert_eq!(read(r#""bandit""#).unwrap(), Actions::Bandit);
+    assert_eq!(read(r#"{"segment": {"entropy_cutoff": 1.75}}"#).unwrap(), CUT);
+    assert!(read(r#"{"segment": {"entropy_cutoff": 1.75, "cutoff": 2}}"#).is_err());
+    assert!(read("1000").is_err());
+    let eos = serde_json::from_str::<EosPolicy>(r#""as_published""#).unwrap();
+    assert_eq!(eos, EosPolicy::default());
+}
+
+#[test]
+fn an_infinite_cutoff_is_written_as_text_since_json_has_no_number_for_it() {
+    for entropy_cutoff in [0.0, 1.75, f64::INFINITY] {
+        let actions = Actions::Segment { entropy_cutoff };
+        let text = serde_json::to_string(&actions).unwrap();
+        assert_eq!(serde_json::from_str::<Actions>(&text).unwrap(), actions, "{text}");
+    }
+    let read = serde_json::from_str::<Actions>;
+    let error = read(r#"{"segment": {"entropy_cutoff": "high"}}"#).unwrap_err();
+    assert!(error.to_string().contains("cutoff \"high\": expected nats, or \"inf\""), "{error}");
+    assert!(read(r#"{"segment": {"entropy_cutoff": null}}"#).is_err());
+}
+
 fn response() -> impl Strategy<Value = (Vec<f32>, Vec<bool>, bool)> {
-    (2usize..60).prop_flat_map(|n| {
+    (1usize..60).prop_flat_map(|n| {
         (
             proptest::collection::vec(0f32..4.0, n),
             proptest::collection::vec(any::<bool>(), n),
@@ -296,34 +268,140 @@ fn response() -> impl Strategy<Value = (Vec<f32>, Vec<bool>, bool)> {
     })
 }
 
+/// Token level, the bandit, and all between.
+fn cutoff() -> impl Strategy<Value = f64> {
+    prop_oneof![Just(0.0), 0f64..4.0, Just(f64::INFINITY)]
+}
+
 proptest! {
     #[test]
     fn segments_are_contiguous_from_the_first_token_and_cover_the_response(
-        (entropies, sentence_ends, ends_with_eos) in response(), cutoff in 0f64..4.0,
+        (entropies, sentence_ends, ends_with_eos) in response(), cutoff in cutoff(),
     ) {
         let view = ResponseView { entropies: &entropies, sentence_ends: &sentence_ends, ends_with_eos };
         let segment = Actions::Segment { entropy_cutoff: cutoff };
         for actions in [Actions::Bandit, Actions::Sentence, Actions::Token, segment] {
             for eos in [EosPolicy::AsPublished, EosPolicy::Included, EosPolicy::Excluded] {
-                let segments = segments(actions, eos, view).unwrap();
                 let left_out = usize::from(ends_with_eos && eos.excludes_eos(actions));
-                prop_assert!(segments.iter().all(|s| s.start < s.end));
-                let tokens: Vec<usize> = segments.into_iter().flatten().collect();
-                prop_assert_eq!(tokens, (0..entropies.len() - left_out).collect::<Vec<_>>());
+                let covered: Vec<usize> = (0..entropies.len() - left_out).collect();
+                match segments(actions, eos, view) {
+                    Ok(segments) => {
+                        prop_assert!(segments.iter().all(|s| s.start < s.end));
+                        let tokens: Vec<usize> = segments.into_iter().flatten().collect();
+                        prop_assert_eq!(tokens, covered);
+                    }
+                    Err(error) => {
+                        prop_assert_eq!(error, SegmentationError::Empty { tokens: 1 });
+                        prop_assert!(covered.is_empty());
+                    }
+                }
             }
         }
     }
 
     #[test]
     fn a_higher_cutoff_only_joins_segments(
-        (entropies, _, eos) in response(), low in 0f64..4.0, more in 0f64..4.0,
+        (entropies, _, eos) in response(), cutoffs in (cutoff(), cutoff()),
     ) {
         let starts = |entropy_cutoff| -> Vec<usize> {
             let actions = Actions::Segment { entropy_cutoff };
-            let segments = cut(actions, EosPolicy::AsPublished, &entropies, eos).unwrap();
-            segments.iter().map(|s| s.start).collect()
+            let segments = cut(actions, EosPolicy::AsPublished, &entropies, eos);
+            segments.unwrap_or_default().iter().map(|s| s.start).collect()
         };
-        let (fine, coarse) = (starts(low), starts(low + more));
+        let (fine, coarse) = (starts(cutoffs.0.min(cutoffs.1)), starts(cutoffs.0.max(cutoffs.1)));
+        prop_assert!(coarse.len() <= fine.len());
         prop_assert!(coarse.iter().all(|start| fine.contains(start)));
     }
 }
+
+// 4. Gradients: none. Entropies come from a frozen model and choose segments; nothing is trained through them.
+
+// 5. Padding and batch size
+
+#[test]
+fn a_token_of_probability_zero_adds_nothing_and_a_nan_is_kept() {
+    for (device, tolerance) in devices() {
+        let rows = [vec![1.0, 1.0, f32::NEG_INFINITY], vec![1.0, f32::NAN, 0.0]];
+        let actual = host(entropy(logits(&rows, &device)));
+        assert_close(&actual[..1], &[2f64.ln()], tolerance);
+        assert!(actual[1].is_nan());
+    }
+}
+
+#[test]
+fn a_position_s_entropy_is_its_own_whatever_stands_beside_it() {
+    let case = &cases::<EntropyCase>("entropy")[0];
+    let rows: Vec<Vec<f64>> =
+        case.logits.iter().map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect();
+    let vocabulary = rows[0].len();
+    for (device, _) in devices() {
+        let of = |rows: &[Vec<f64>]| {
+            let shape = [rows.len(), 1, vocabulary];
+            let data = TensorData::new(rows.concat(), shape);
+            host(entropy(Tensor::from_data(data, (&device, DType::F32))))
+        };
+        let together = of(&rows);
+        let turned: Vec<Vec<f64>> = rows.iter().rev().cloned().collect();
+        assert_eq!(of(&turned), together.iter().rev().copied().collect::<Vec<_>>());
+        let lengths: Vec<usize> = (0..rows.len()).map(|i| [vocabulary, 0][i % 2]).collect();
+        let padded = of(&with_nan_padding(&rows, &lengths));
+        for (i, (padded, alone)) in padded.iter().zip(&together).enumerate() {
+            assert!(padded == alone || (i % 2 == 1 && padded.is_nan()), "at {i}");
+        }
+    }
+}
+
+// 6. Errors
+
+#[test]
+fn nothing_to_segment_is_an_error() {
+    for actions in [Actions::Bandit, Actions::Sentence, Actions::Token, CUT] {
+        assert_eq!(
+            cut(actions, EosPolicy::AsPublished, &[], false),
+            Err(SegmentationError::Empty { tokens: 0 })
+        );
+        assert_eq!(
+            cut(actions, EosPolicy::Excluded, &[0.1], true),
+            Err(SegmentationError::Empty { tokens: 1 })
+        );
+        for (eos, ends_with_eos) in [(EosPolicy::Included, true), (EosPolicy::Excluded, false)] {
+            assert_eq!(cut(actions, eos, &[0.1], ends_with_eos), Ok(ranges(&[0])));
+        }
+    }
+}
+
+#[test]
+fn parts_of_unequal_length_are_an_error() {
+    let response =
+        ResponseView { entropies: &[0.1, 0.2], sentence_ends: &[false; 3], ends_with_eos: true };
+    assert_eq!(
+        segments(CUT, EosPolicy::AsPublished, response),
+        Err(SegmentationError::LengthMismatch { entropies: 2, sentence_ends: 3 })
+    );
+}
+
+#[test]
+fn an_entropy_that_is_not_finite_is_an_error_that_names_the_token() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        assert_eq!(
+            cut(CUT, EosPolicy::AsPublished, &[0.1, bad, bad], true),
+            Err(SegmentationError::NotFinite { token: 1 })
+        );
+        // Other actions never read it.
+        assert_eq!(cut(Actions::Bandit, EosPolicy::Included, &[bad; 2], true), Ok(ranges(&[1])));
+    }
+}
+
+#[test]
+fn a_cutoff_below_zero_or_nan_is_an_error() {
+    let cutoff = |entropy_cutoff| {
+        cut(Actions::Segment { entropy_cutoff }, EosPolicy::Included, &[0.1], true)
+    };
+    assert_eq!(cutoff(-0.5), Err(SegmentationError::InvalidCutoff { cutoff: -0.5 }));
+    assert!(matches!(
+        cutoff(f64::NAN),
+        Err(SegmentationError::InvalidCutoff { cutoff }) if cutoff.is_nan()
+    ));
+}
+
+// 7. Devices: every test above that asks for `devices()`; segments are cut on the host.
