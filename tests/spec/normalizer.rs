@@ -191,6 +191,7 @@ fn one_segment_or_flat_lines_leave_the_bandit_s_scalar() {
 #[test]
 fn no_normalizer_changes_nothing_and_is_asked_for_by_name() {
     assert_eq!(Normalizer::None.normalize_all(&[3.0, -1.0]), [3.0, -1.0]);
+    assert_eq!(Normalizer::None.check(0.001), Ok(()));
     let read = serde_json::from_str::<Normalizer>;
     assert_eq!(read(r#"{"kind": "none"}"#).unwrap(), Normalizer::None);
     assert!(read("{}").is_err() && read("null").is_err());
