@@ -34,7 +34,7 @@
 //! | [`report`] | metrics, tables, texts cut into segments |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
 //! | [`statistics`] | means, variances, standard errors |
-//! | [`device`], [`rng`], [`control`], [`atomic`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, every error |
+//! | [`device`], [`rng`], [`control`], [`atomic`], [`bounds`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, ranges, every error |
 //!
 //! An equation module does no I/O, reads no settings and draws no random number. Training, rollouts and report
 //! use the same functions. The labels E1 to E10, the tests of each and the numbered departures from paper and
@@ -70,6 +70,7 @@
 //! ```
 
 pub mod atomic;
+pub mod bounds;
 pub mod bt_loss;
 pub mod cli;
 pub mod control;

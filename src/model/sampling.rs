@@ -23,17 +23,6 @@ impl Sampling {
     /// Always the most likely token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
 
-    /// What is out of range, if anything is.
-    pub fn problem(&self) -> Option<String> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Some(format!("temperature {} is not a number from 0 up", self.temperature));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Some(format!("top_p {} is not in (0, 1]", self.top_p));
-        }
-        None
-    }
-
     /// Draws a token id from one row of logits.
     ///
     /// # Examples
