@@ -422,6 +422,9 @@ impl Normalizer {
                 finite("b_mean", b_mean)?;
                 finite("w_std", w_std)?;
                 finite("b_std", b_std)?;
+                // Both are monotone in p, and finite at p = 1.
+                finite("the mean at the first location", self.mean(min_location))?;
+                finite("the standard deviation at the first location", self.std(min_location))?;
                 if let Some(floor) = std_floor {
                     let valid = floor.is_finite() && floor > 0.0;
                     return if valid {
