@@ -111,8 +111,7 @@ impl Cli {
     pub fn run(self) -> Result<(), Error> {
         let command = self.command.unwrap_or(Command::Reproduce { preset: Preset::Quick });
         if matches!(command, Command::Settings) {
-            print!("{DEFAULTS}");
-            return Ok(());
+            return show::out(DEFAULTS);
         }
         let context = context(&self.common, &command)?;
         match command {
@@ -161,6 +160,17 @@ fn context(common: &Common, command: &Command) -> Result<Context, Error> {
             "reproduce runs the methods of reproduce.methods on the embedded task: {name} goes with the \
              single stages"
         )));
+    }
+    if common.prompts.is_some() && common.data.is_none() {
+        return Err(Error::Usage(
+            "--prompts goes with --data: the embedded task has its own".into(),
+        ));
+    }
+    if common.data.is_some() && matches!(command, Command::Preferences) {
+        return Err(Error::Usage(
+            "preferences samples pairs of the embedded task: leave it out, the stages after it read --data"
+                .into(),
+        ));
     }
     let threads = common.threads.or(preset.map(|_| 1));
     if let Some(threads) = threads {
