@@ -479,7 +479,8 @@ mod tests {
             prop_assert!(Tokenizer::from_dir(dir.path()).is_err());
             fs::write(dir.path().join(TOKENIZER), &bytes).unwrap();
             let error = Tokenizer::from_dir(dir.path()).unwrap_err();
-            prop_assert!(matches!(error, DataError::Json { .. } | DataError::Tokenizer { .. }));
+            let refused = matches!(error, DataError::Json { .. } | DataError::Tokenizer { .. });
+            prop_assert!(refused, "{}", error);
         }
     }
 
