@@ -1,6 +1,6 @@
 //! Stopping a run from outside, and telling how far it is.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -27,7 +27,7 @@ impl Stop {
             if requested.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            eprintln!("\nstopping after this step; again to stop at once");
+            say("\nstopping after this step; again to stop at once");
         };
         // A process has one handler; in tests that start several stops, the first one serves.
         let _ = ctrlc::set_handler(handler);
@@ -44,6 +44,11 @@ impl Stop {
         }
         self.requested.load(Ordering::SeqCst)
     }
+}
+
+/// Writes a line to standard error; a run does not end because nobody takes it, or a full disk.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Progress bars in a terminal; elsewhere one line a stage.
@@ -95,7 +100,7 @@ impl Progress {
             Mode::Bars => {
                 let _ = self.bars.println(text);
             }
-            Mode::Lines => eprintln!("{text}"),
+            Mode::Lines => say(text),
             Mode::Silent => {}
         }
     }
@@ -135,7 +140,7 @@ impl Stage {
             }
             Mode::Lines => {
                 let seconds = self.start.elapsed().as_secs_f64();
-                eprintln!("{:28} {message} ({seconds:.1} s)", self.name);
+                say(&format!("{:28} {message} ({seconds:.1} s)", self.name));
             }
             Mode::Silent => {}
         }

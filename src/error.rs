@@ -65,6 +65,9 @@ pub enum Error {
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// The result could not be printed.
+    #[error("standard output: {0}; free space or mend what the system names")]
+    Output(#[source] std::io::Error),
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),
@@ -83,7 +86,8 @@ impl Error {
         match self {
             Self::Interrupted { .. } => 130,
             Self::NonFinite(_)
-            | Self::Folder(FolderError::Io { .. })
+            | Self::Output(_)
+            | Self::Folder(FolderError::Write { .. })
             | Self::Checkpoint(CheckpointError::Write { .. })
             | Self::Data(DataError::Write { .. }) => 1,
             _ => 2,

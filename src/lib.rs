@@ -36,7 +36,7 @@
 //! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
 //! | [`statistics`] | means, variances, standard errors |
-//! | [`device`], [`rng`], [`control`], [`atomic`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, every error |
+//! | [`device`], [`rng`], [`control`], [`atomic`], [`bounds`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, ranges, every error |
 //! | [`walkthrough`] | from the paper to the code, by example |
 //!
 //! An equation module does no I/O, reads no settings and draws no random number. Training, rollouts and report
@@ -74,6 +74,7 @@
 //! ```
 
 pub mod atomic;
+pub mod bounds;
 pub mod bt_loss;
 pub mod cli;
 pub mod control;

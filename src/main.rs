@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use segment_rlhf::cli::Cli;
+use segment_rlhf::control::say;
 
 /// Training allocates and frees large tensors at every operation: with the C library's allocator a fifth of
 /// the time on the CPU goes to page faults.
@@ -14,7 +15,7 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            say(&format!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

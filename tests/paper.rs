@@ -509,8 +509,8 @@ fn the_official_settings_are_settings() {
 
 #[test]
 fn the_paper_s_tables_are_printed_with_what_is_known_of_them() {
-    let program = assert_cmd::cargo::cargo_bin!("segment-rlhf");
-    let output = assert_cmd::Command::new(program).arg("reported").output().unwrap();
+    let program = env!("CARGO_BIN_EXE_segment-rlhf");
+    let output = std::process::Command::new(program).arg("reported").output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
     for part in [

@@ -113,10 +113,7 @@ impl Cli {
     pub fn run(self) -> Result<(), Error> {
         let command = self.command.unwrap_or(Command::Reproduce { preset: Preset::Quick });
         match command {
-            Command::Settings => {
-                print!("{DEFAULTS}");
-                return Ok(());
-            }
+            Command::Settings => return show::out(DEFAULTS),
             Command::Reported => return show::reported(),
             _ => {}
         }
@@ -167,6 +164,17 @@ fn context(common: &Common, command: &Command) -> Result<Context, Error> {
             "reproduce runs the methods of reproduce.methods on the embedded task: {name} goes with the \
              single stages"
         )));
+    }
+    if common.prompts.is_some() && common.data.is_none() {
+        return Err(Error::Usage(
+            "--prompts goes with --data: the embedded task has its own".into(),
+        ));
+    }
+    if common.data.is_some() && matches!(command, Command::Preferences) {
+        return Err(Error::Usage(
+            "preferences samples pairs of the embedded task: leave it out, the stages after it read --data"
+                .into(),
+        ));
     }
     let threads = common.threads.or(preset.map(|_| 1));
     if let Some(threads) = threads {

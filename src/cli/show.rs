@@ -1,6 +1,6 @@
 //! What commands print.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
@@ -54,13 +54,15 @@ pub(super) struct SegmentArgs {
 
 /// Prints `value` as JSON.
 pub(super) fn json<T: Serialize>(value: &T) -> Result<(), Error> {
-    out(&serde_json::to_string_pretty(value).expect("a plain struct serialises"));
-    Ok(())
+    out(&serde_json::to_string_pretty(value).expect("a plain struct serialises"))
 }
 
 /// Prints a line; a closed pipe is no error.
-fn out(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+pub(super) fn out(text: &str) -> Result<(), Error> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::Output(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Whether standard output takes colours.
@@ -70,41 +72,40 @@ fn colour() -> bool {
 
 /// Prints the tables of the paper.
 pub(super) fn reported() -> Result<(), Error> {
-    out(&reported::reported().to_string());
-    Ok(())
+    out(&reported::reported().to_string())
 }
 
 /// The table, the paper's ordering of its methods, and one response before and after.
 pub(super) fn results(context: &Context, results: &Results, took: Duration) -> Result<(), Error> {
-    out(&format!("\n{}", table(results)));
+    out(&format!("\n{}", table(results)))?;
     let several = context.settings.reproduce.seeds > 1;
     let over = if several { "over seeds" } else { "over held-out prompts" };
     out(&format!(
         "gold: reward of the embedded task. win rate: against the SFT model's responses, judged by gold. \
          KL: nats a response. RM acc.: held-out pairs by their noisy labels, and by gold. ρ: Spearman, learned \
          with true segment rewards. F1: segment starts with true phrase starts. ±: standard error {over}."
-    ));
+    ))?;
     let methods = &context.settings.reproduce.methods;
-    out(&format!("{}\n", reported::reported().ordering(methods)));
+    out(&reported::reported().ordering(methods))?;
     let cell = results.cells.iter().find(|cell| cell.method == Method::Segment);
     if let Some(cell) = cell.or(results.cells.first()) {
         let own = cell_context(context, cell.seed, cell.method);
         let sample = &cell.evaluation.sample;
         let task = Task::open(&own, Some(&own.reference_dir()?))?;
         let prompt = task.tokenizer.decode(&sample.prompt);
-        out(&format!("prompt        {}", prompt.trim()));
+        out(&format!("prompt        {}", prompt.trim()))?;
         for (name, response) in [("before", &sample.before), ("after", &sample.after)] {
             let text = segmented(&own, &task, &sample.prompt, response)?;
             let gold = task.gold(&sample.prompt, response).map(|gold| gold.reward());
             let gold = gold.map_or(String::new(), |gold| format!("{gold:+.1}"));
-            out(&format!("{name:6} {gold:>6} {}", text.line(colour())));
+            out(&format!("{name:6} {gold:>6} {}", text.line(colour())))?;
         }
     }
     out(&format!(
         "\n{:.0} s; results.json and table.md in {}",
         took.as_secs_f64(),
         context.run.display()
-    ));
+    ))?;
     Ok(())
 }
 
@@ -119,9 +120,9 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
     let rows = vec![prompt.as_slice(); usize::from(args.samples)];
     let generation = context.settings.generation(tokenizer.eos());
     let draws = streams(context.settings.seed, "generate", 0..rows.len());
-    out(tokenizer.decode(&prompt).trim());
+    out(tokenizer.decode(&prompt).trim())?;
     for response in crate::model::generate::generate(&model, &config, &rows, generation, draws) {
-        out(tokenizer.decode(&response).trim());
+        out(tokenizer.decode(&response).trim())?;
     }
     Ok(())
 }
@@ -157,7 +158,7 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     if args.json {
         return json(&text);
     }
-    out(&text.table(colour()));
+    out(&text.table(colour()))?;
     Ok(())
 }
 

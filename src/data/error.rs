@@ -17,7 +17,10 @@ pub enum DataError {
         source: io::Error,
     },
     /// A file cannot be written.
-    #[error("{path}: cannot be written ({source}); check the path, its permissions and the disk")]
+    #[error(
+        "{path}: cannot be written ({source}); free space or mend what the system names, then run the same \
+         command again"
+    )]
     Write {
         /// The file or its folder.
         path: PathBuf,

@@ -6,14 +6,18 @@ use std::io;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use tokenizers::normalizers::Precompiled;
 
 use super::chat::RoleFormat;
 use super::error::DataError;
+use crate::atomic;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 /// Our own key of `tokenizer_config.json`.
 const ROLE_FORMAT: &str = "role_format";
+/// More token ids than any vocabulary has; tables by id are kept.
+const MOST_IDS: usize = 1 << 24;
 /// What a decoder writes for bytes that are no character (yet).
 const NO_CHARACTER: char = '\u{FFFD}';
 
@@ -62,7 +66,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`DataError::Tokenizer`] where `json` is no tokenizer, [`DataError::UnknownToken`] where
+    /// [`DataError::Json`] and [`DataError::Tokenizer`] where `json` is no tokenizer, [`DataError::UnknownToken`] where
     /// `eos` or `pad` is not in its vocabulary.
     pub fn from_json(
         json: &str,
@@ -93,8 +97,16 @@ impl Tokenizer {
             .filter_map(|(id, token)| token.special.then_some(id))
             .chain([eos, pad])
             .collect();
-        let ids = inner.get_vocab(true).into_values().collect::<Vec<_>>();
-        let size = ids.iter().max().map_or(0, |&largest| largest as usize + 1);
+        let refused = |reason| Err(DataError::Tokenizer { path: path.into(), reason });
+        let mut ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return refused(format!("two tokens have the id {}", pair[0]));
+        }
+        let size = ids.last().map_or(0, |&largest| largest as usize + 1);
+        if size > MOST_IDS {
+            return refused(format!("a token has the id {}, from {MOST_IDS} up", size - 1));
+        }
         let mut sentence_ends = vec![false; size];
         for id in ids {
             let text = inner.decode(&[id], false).map_err(|error| not_a_tokenizer(path, &error))?;
@@ -186,7 +198,8 @@ impl Tokenizer {
     pub fn save(&self, dir: &Path) -> Result<(), DataError> {
         let write = |name: &str, text: String| {
             let path = dir.join(name);
-            fs::write(&path, text).map_err(|source| DataError::Write { path, source })
+            let written = atomic::write_file(&path, text.as_bytes());
+            written.map_err(|source| DataError::Write { path, source })
         };
         let token =
             |id| self.inner.id_to_token(id).expect("EOS and PAD were found in the vocabulary");
@@ -218,11 +231,28 @@ fn ends_sentence(text: &str) -> bool {
 /// says.
 fn parse(path: &Path, text: &[u8]) -> Result<tokenizers::Tokenizer, DataError> {
     let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
+    // tokenizers 0.23.2 panics at a fault of syntax within a decoder, and at a broken precompiled normalizer.
+    let value = serde_json::from_slice(text).map_err(|error| DataError::json(path, 1, &error))?;
+    check_precompiled(&value).map_err(|error| not_a_tokenizer(path, &error.into()))?;
     let mut inner =
         tokenizers::Tokenizer::from_bytes(text).map_err(|error| not_a_tokenizer(path, &error))?;
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|error| not_a_tokenizer(path, &error))?;
     Ok(inner)
+}
+
+/// Tries each precompiled normalizer within `value`.
+fn check_precompiled(value: &Value) -> serde_json::Result<()> {
+    match value {
+        Value::Array(values) => values.iter().try_for_each(check_precompiled),
+        Value::Object(object) => {
+            if object.get("type").is_some_and(|kind| kind == "Precompiled") {
+                serde_json::from_str::<Precompiled>(&value.to_string())?;
+            }
+            object.values().try_for_each(check_precompiled)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn not_a_tokenizer(path: &Path, error: &tokenizers::Error) -> DataError {
@@ -449,7 +479,8 @@ mod tests {
             prop_assert!(Tokenizer::from_dir(dir.path()).is_err());
             fs::write(dir.path().join(TOKENIZER), &bytes).unwrap();
             let error = Tokenizer::from_dir(dir.path()).unwrap_err();
-            prop_assert!(matches!(error, DataError::Tokenizer { .. }), "{}", error);
+            let refused = matches!(error, DataError::Json { .. } | DataError::Tokenizer { .. });
+            prop_assert!(refused, "{}", error);
         }
     }
 

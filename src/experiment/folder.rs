@@ -9,6 +9,7 @@
 //! summary.json     the result in figures; its presence says that the stage is finished
 //! ```
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -24,9 +25,20 @@ use crate::rng::fnv1a;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FolderError {
-    /// The system refused a read or write.
-    #[error("{path}: {source}; the run's last checkpoint, if any, is intact")]
-    Io {
+    /// The system refused a read.
+    #[error("{path}: cannot read: {source}; check its permissions")]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system refused a write: a full disk, for instance.
+    #[error(
+        "{path}: cannot write: {source}; free space or mend what the system names, then run the same \
+         command again: the last checkpoint is intact"
+    )]
+    Write {
         /// The file or folder.
         path: PathBuf,
         /// What the system said.
@@ -34,7 +46,7 @@ pub enum FolderError {
     },
     /// A file in the folder is not what it should be.
     #[error(
-        "{path}: not the expected content: {detail}; move the folder away, or name another with --run"
+        "{path}: not the expected content: {detail}; remove the folder of this file to run its stage again"
     )]
     Corrupt {
         /// The file.
@@ -120,7 +132,7 @@ impl StageFolder {
     /// # Errors
     ///
     /// [`FolderError::OtherSettings`] when the folder was started with another record;
-    /// [`FolderError::Io`] and [`FolderError::Corrupt`].
+    /// [`FolderError::Read`], [`FolderError::Write`] and [`FolderError::Corrupt`].
     pub fn open(dir: PathBuf, record: &toml::Table) -> Result<Self, FolderError> {
         let path = dir.join("settings.toml");
         if let Some(text) = read_if_there(&path)?
@@ -135,9 +147,9 @@ impl StageFolder {
                 return Err(FolderError::OtherSettings { dir, differences });
             }
         } else {
-            fs::create_dir_all(&dir).map_err(io_at(&dir))?;
+            fs::create_dir_all(&dir).map_err(writing(&dir))?;
             let text = toml::to_string(record).expect("a table serialises");
-            atomic::write_file(&path, text.as_bytes()).map_err(io_at(&path))?;
+            atomic::write_file(&path, text.as_bytes()).map_err(writing(&path))?;
         }
         Ok(Self { dir, warnings: Vec::new() })
     }
@@ -147,51 +159,64 @@ impl StageFolder {
         &self.dir
     }
 
-    /// The result of a finished stage.
+    /// The result of a finished stage, whose checkpoints go where a kill left them.
     ///
     /// # Errors
     ///
-    /// [`FolderError::Io`] and [`FolderError::Corrupt`].
+    /// [`FolderError::Read`], [`FolderError::Write`] and [`FolderError::Corrupt`].
     pub fn summary<T: DeserializeOwned>(&self) -> Result<Option<T>, FolderError> {
         let path = self.dir.join("summary.json");
-        match read_if_there(&path)? {
-            None => Ok(None),
-            Some(bytes) => parse(&path, &bytes).map(Some),
-        }
+        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
+        let summary = parse(&path, &bytes)?;
+        self.remove_checkpoints()?;
+        Ok(Some(summary))
     }
 
     /// Marks the stage as finished, with its result, and removes its checkpoints.
     ///
     /// # Errors
     ///
-    /// [`FolderError::Io`].
+    /// [`FolderError::Write`].
     pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
         write_json(&self.dir.join("summary.json"), summary)?;
+        self.remove_checkpoints()
+    }
+
+    fn remove_checkpoints(&self) -> Result<(), FolderError> {
         let checkpoints = self.dir.join("checkpoints");
-        atomic::remove_dir(&checkpoints).map_err(io_at(&checkpoints))
+        atomic::remove_dir(&checkpoints).map_err(writing(&checkpoints))
     }
 
     /// Writes a checkpoint and keeps the one before it.
     ///
     /// # Errors
     ///
-    /// [`FolderError::Io`]; the earlier checkpoints are then intact.
+    /// [`FolderError::Write`]; the earlier checkpoints are then intact.
     pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), FolderError> {
         let checkpoints = self.dir.join("checkpoints");
         let path = checkpoints.join(format!("step-{:08}", checkpoint.step));
-        fs::create_dir_all(&checkpoints).map_err(io_at(&checkpoints))?;
-        atomic::write_dir(&path, io_at(&path), |dir| {
+        // The lines that go with the checkpoint are on the disk before it.
+        for log in entries(&self.dir)?.iter().filter(|path| name(path).ends_with(".jsonl")) {
+            File::open(log).and_then(|file| file.sync_all()).map_err(writing(log))?;
+        }
+        fs::create_dir_all(&checkpoints).map_err(writing(&checkpoints))?;
+        atomic::write_dir(&path, writing(&path), |dir| {
             let entry = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Entry::of(bytes));
             let files = checkpoint.files.iter().map(entry).collect();
             for (name, bytes) in &checkpoint.files {
-                let path = dir.join(name);
-                atomic::write_file(&path, bytes).map_err(io_at(&path))?;
+                atomic::write_file(&dir.join(name), bytes).map_err(writing(&path.join(name)))?;
             }
             let manifest = Manifest { step: checkpoint.step, files };
             write_json(&dir.join("manifest.json"), &manifest)
         })?;
-        for old in self.checkpoint_dirs()?.iter().rev().skip(2) {
-            atomic::remove_dir(old).map_err(io_at(old))?;
+        let dirs = self.checkpoint_dirs()?;
+        let kept = &dirs[dirs.len().saturating_sub(2)..];
+        // Older ones, and what a kill left half-written.
+        let is_checkpoint =
+            |path: &PathBuf| name(path).trim_start_matches('.').starts_with("step-");
+        let all = entries(&checkpoints)?;
+        for old in all.iter().filter(|path| is_checkpoint(path) && !kept.contains(path)) {
+            atomic::remove_dir(old).map_err(writing(old))?;
         }
         Ok(())
     }
@@ -212,8 +237,7 @@ impl StageFolder {
                     return Ok(Some(checkpoint));
                 }
                 Err(detail) => {
-                    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-                    damaged.push(format!("checkpoint {name} is damaged ({detail})"));
+                    damaged.push(format!("checkpoint {} is damaged ({detail})", name(dir)));
                 }
             }
         }
@@ -224,47 +248,52 @@ impl StageFolder {
         Err(FolderError::NoGoodCheckpoint { dir, detail: damaged.join("; ") })
     }
 
-    /// Opens the log `name` and drops what stands behind its first `lines` lines.
+    /// Opens the log `name` and drops what stands behind its first `lines` lines, half a line for instance.
     ///
     /// # Errors
     ///
-    /// [`FolderError::Io`].
+    /// [`FolderError::Corrupt`] when it has fewer lines; [`FolderError::Read`] and [`FolderError::Write`].
     pub fn log(&self, name: &str, lines: usize) -> Result<Log, FolderError> {
         let path = self.dir.join(name);
         let text = read_if_there(&path)?.unwrap_or_default();
-        let kept: Vec<u8> =
-            text.split_inclusive(|&byte| byte == b'\n').take(lines).flatten().copied().collect();
-        atomic::write_file(&path, &kept).map_err(io_at(&path))?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(io_at(&path))?;
+        let whole =
+            text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        let kept: Vec<&[u8]> = whole.take(lines).collect();
+        if kept.len() < lines {
+            let detail =
+                format!("{} lines, but the checkpoint was written after {lines}", kept.len());
+            return Err(FolderError::Corrupt { path, detail });
+        }
+        atomic::write_file(&path, &kept.concat()).map_err(writing(&path))?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(writing(&path))?;
         Ok(Log { path, file, lines })
     }
 
     fn checkpoint_dirs(&self) -> Result<Vec<PathBuf>, FolderError> {
-        let dir = self.dir.join("checkpoints");
-        let entries = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(io_at(&dir))?,
-        };
-        let mut dirs = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(io_at(&dir))?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
-                dirs.push(path);
-            }
-        }
+        let mut dirs = entries(&self.dir.join("checkpoints"))?;
+        dirs.retain(|path| name(path).starts_with("step-"));
         dirs.sort();
         Ok(dirs)
     }
 }
 
-/// Whether the folder of a stage holds more than its settings.
+/// What the folder `dir` holds, if it is there.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, FolderError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(reading(dir))?,
+    };
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(reading(dir))).collect()
+}
+
+fn name(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
+}
+
+/// Whether the folder of a stage holds more than its settings, or than the half that a kill left of them.
 fn has_begun(dir: &Path) -> Result<bool, FolderError> {
-    for entry in fs::read_dir(dir).map_err(io_at(dir))? {
-        if entry.map_err(io_at(dir))?.file_name() != "settings.toml" {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let settings = ["settings.toml", ".settings.toml.tmp"];
+    Ok(entries(dir)?.iter().any(|path| !settings.contains(&&*name(path))))
 }
 
 /// A file of JSON lines that grows.
@@ -279,11 +308,11 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Io`].
+    /// [`FolderError::Write`].
     pub fn write<T: Serialize>(&mut self, line: &T) -> Result<(), FolderError> {
         let mut text = serde_json::to_string(line).expect("a plain struct serialises");
         text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(io_at(&self.path))?;
+        self.file.write_all(text.as_bytes()).map_err(writing(&self.path))?;
         self.lines += 1;
         Ok(())
     }
@@ -298,17 +327,17 @@ impl Log {
 ///
 /// # Errors
 ///
-/// [`FolderError::Io`].
+/// [`FolderError::Write`].
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
     let text = serde_json::to_vec_pretty(value).expect("a plain struct serialises");
-    atomic::write_file(path, &text).map_err(io_at(path))
+    atomic::write_file(path, &text).map_err(writing(path))
 }
 
 /// Reads JSON from `path`; `command` is what makes the file where it is missing.
 ///
 /// # Errors
 ///
-/// [`FolderError::Missing`], [`FolderError::Io`] and [`FolderError::Corrupt`].
+/// [`FolderError::Missing`], [`FolderError::Read`] and [`FolderError::Corrupt`].
 pub fn read_json<T: DeserializeOwned>(path: &Path, command: &str) -> Result<T, FolderError> {
     let bytes = read_if_there(path)?.ok_or_else(|| FolderError::Missing {
         dir: path.to_owned(),
@@ -326,13 +355,18 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(FolderError::Io { path: path.to_owned(), source }),
+        Err(source) => Err(reading(path)(source)),
     }
 }
 
-fn io_at(path: &Path) -> impl Fn(io::Error) -> FolderError {
+fn reading(path: &Path) -> impl Fn(io::Error) -> FolderError {
     let path = path.to_owned();
-    move |source| FolderError::Io { path: path.clone(), source }
+    move |source| FolderError::Read { path: path.clone(), source }
+}
+
+fn writing(path: &Path) -> impl Fn(io::Error) -> FolderError {
+    let path = path.to_owned();
+    move |source| FolderError::Write { path: path.clone(), source }
 }
 
 fn read_checkpoint(dir: &Path) -> Result<Checkpoint, String> {

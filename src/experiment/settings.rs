@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
+use crate::bounds::Bounds;
 use crate::interpolation::Interpolation;
 use crate::model::ModelConfig;
 use crate::model::generate::Generation;
@@ -45,11 +46,13 @@ pub enum SettingsError {
         message: String,
     },
     /// A value out of range.
-    #[error("setting {key}: {problem}")]
+    #[error("{origin}: {key} = {problem}")]
     Range {
+        /// The file and line, or the `--set` argument, that gave the value.
+        origin: String,
         /// The key, with its section.
         key: String,
-        /// What it is, and what is allowed.
+        /// What it is, and what was expected.
         problem: String,
     },
     /// Sampling settings under which the KL of PPO would be wrong.
@@ -284,18 +287,22 @@ impl Settings {
     pub fn resolve(overlays: &[(String, String)], sets: &[String]) -> Result<Self, SettingsError> {
         let mut table: toml::Table = DEFAULTS.parse().expect("the defaults parse");
         for (origin, text) in overlays {
-            let toml = |message: String| SettingsError::Toml { origin: origin.clone(), message };
-            let overlay: toml::Table =
-                text.parse().map_err(|error: toml::de::Error| toml(error.to_string()))?;
+            let at = |line: Option<usize>| match line {
+                Some(line) => format!("{origin}:{line}"),
+                None => origin.clone(),
+            };
+            let overlay: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+                let line = error.span().map(|span| line_at(text, span.start));
+                SettingsError::Toml { origin: at(line), message: error.message().to_owned() }
+            })?;
             let mut merged = table.clone();
             merge(&mut merged, overlay);
             if let Err(error) = Self::deserialize(merged.clone()) {
-                let origin = match refused_line(&table, text) {
-                    Some(line) => format!("{origin}:{line}"),
-                    None => origin.clone(),
-                };
                 let message = error.to_string().trim().to_owned();
-                return Err(SettingsError::Toml { origin, message });
+                return Err(SettingsError::Toml {
+                    origin: at(refused_line(&table, text)),
+                    message,
+                });
             }
             table = merged;
         }
@@ -310,12 +317,14 @@ impl Settings {
             }
             table = merged;
         }
-        let settings = Self::deserialize(table).map_err(|error| SettingsError::Toml {
-            origin: "settings".into(),
-            message: error.to_string(),
-        })?;
-        settings.check()?;
-        Ok(settings)
+        let settings = Self::deserialize(table).expect("each overlay was deserialised");
+        match settings.problem() {
+            None => Ok(settings),
+            Some((key, problem)) => {
+                let origin = origin(&key, overlays, sets);
+                Err(SettingsError::Range { origin, key, problem })
+            }
+        }
     }
 
     /// The defaults.
@@ -384,15 +393,13 @@ impl Settings {
         Err(SettingsError::SamplingForPpo { temperature, top_k, top_p })
     }
 
-    fn check(&self) -> Result<(), SettingsError> {
-        let range =
-            |key: &str, problem: String| Err(SettingsError::Range { key: key.to_owned(), problem });
+    /// The first key whose value is out of range, with the value and what was expected.
+    fn problem(&self) -> Option<(String, String)> {
         let counts = [
             ("task.letters", self.task.letters),
             ("task.pairs", self.task.pairs),
             ("task.held_out_pairs", self.task.held_out_pairs),
             ("data.prompt_tokens", self.data.prompt_tokens),
-            ("data.response_tokens", self.data.response_tokens),
             ("sft.epochs", self.sft.epochs),
             ("sft.batch", self.sft.batch),
             ("sft.rows_at_once", self.sft.rows_at_once),
@@ -410,79 +417,98 @@ impl Settings {
             ("ppo.evaluate_every", self.ppo.evaluate_every),
             ("evaluation.prompts", self.evaluation.prompts),
             ("evaluation.samples", self.evaluation.samples),
-            ("reproduce.methods", self.reproduce.methods.len()),
             ("reproduce.seeds", self.reproduce.seeds),
             ("reproduce.jobs", self.reproduce.jobs),
             ("checkpoint.every", self.checkpoint.every),
         ];
-        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
-            return range(key, "0; expected a whole number from 1 up".into());
+        // A response holds a token and EOS.
+        let counts = counts.map(|(key, count)| (key, count, 1));
+        let counts =
+            counts.into_iter().chain([("data.response_tokens", self.data.response_tokens, 2)]);
+        for (key, count, least) in counts {
+            if !(least..=MOST).contains(&count) {
+                let expected = format!("expected a whole number from {least} to {MOST}");
+                return Some((key.to_owned(), format!("{count}; {expected}")));
+            }
         }
-        let cutoff = self.segmentation.entropy_cutoff;
-        let ppo = &self.ppo;
-        let open = |value: f64| value > 0.0 && value.is_finite();
-        let checks = [
-            (cutoff >= 0.0, "segmentation.entropy_cutoff", cutoff, "nats, 0 or above"),
-            (self.reward.margin.is_finite(), "reward.margin", self.reward.margin, "a number"),
+        if self.reproduce.methods.is_empty() {
+            return Some(("reproduce.methods".into(), "[]; expected at least one method".into()));
+        }
+        let Self { segmentation, reward, sampling, ppo, data, normalizer, .. } = self;
+        let numbers = [
             (
-                ppo.kl_coefficient >= 0.0 && ppo.kl_coefficient.is_finite(),
-                "ppo.kl_coefficient",
-                ppo.kl_coefficient,
-                "0 or above",
+                "segmentation.entropy_cutoff",
+                segmentation.entropy_cutoff,
+                Bounds::NotNegativeOrInfinite,
             ),
-            (
-                ppo.kl_target.is_none_or(open),
-                "ppo.kl_target",
-                ppo.kl_target.unwrap_or(0.0),
-                "above 0",
-            ),
-            (open(ppo.kl_horizon), "ppo.kl_horizon", ppo.kl_horizon, "above 0"),
-            ((0.0..=1.0).contains(&ppo.gamma), "ppo.gamma", ppo.gamma, "in [0, 1]"),
-            ((0.0..=1.0).contains(&ppo.lambda), "ppo.lambda", ppo.lambda, "in [0, 1]"),
-            (open(ppo.clip), "ppo.clip", ppo.clip, "above 0"),
-            (open(ppo.value_clip_dense), "ppo.value_clip_dense", ppo.value_clip_dense, "above 0"),
-            (
-                open(ppo.value_clip_bandit),
-                "ppo.value_clip_bandit",
-                ppo.value_clip_bandit,
-                "above 0",
-            ),
-            (
-                (0.0..1.0).contains(&self.data.held_out_share),
-                "data.held_out_share",
-                self.data.held_out_share,
-                "in [0, 1)",
-            ),
-            (
-                self.normalizer.std_floor.is_none_or(open),
-                "normalizer.std_floor",
-                self.normalizer.std_floor.unwrap_or(0.0),
-                "above 0",
-            ),
+            ("reward.margin", reward.margin, Bounds::Finite),
+            ("sampling.temperature", sampling.temperature, Bounds::NotNegative),
+            ("sampling.top_p", sampling.top_p, Bounds::UpToOne),
+            ("ppo.kl_coefficient", ppo.kl_coefficient, Bounds::NotNegative),
+            ("ppo.kl_target", ppo.kl_target.unwrap_or(1.0), Bounds::Positive),
+            ("ppo.kl_horizon", ppo.kl_horizon, Bounds::Positive),
+            ("ppo.gamma", ppo.gamma, Bounds::ZeroToOne),
+            ("ppo.lambda", ppo.lambda, Bounds::ZeroToOne),
+            ("ppo.clip", ppo.clip, Bounds::Positive),
+            ("ppo.value_clip_dense", ppo.value_clip_dense, Bounds::Positive),
+            ("ppo.value_clip_bandit", ppo.value_clip_bandit, Bounds::Positive),
+            ("data.held_out_share", data.held_out_share, Bounds::BelowOne),
+            ("normalizer.std_floor", normalizer.std_floor.unwrap_or(1.0), Bounds::Positive),
         ];
-        if let Some((_, key, value, allowed)) = checks.iter().find(|(holds, ..)| !holds) {
-            return range(key, format!("{value}; expected {allowed}"));
-        }
-        if let Some(problem) = self.sampling().problem() {
-            return range("sampling", problem);
-        }
-        if let Some(problem) = self.model_config(1, 1).problem() {
-            return range("model", problem);
-        }
+        let numbers = numbers.map(|(key, value, bounds)| (key.to_owned(), value, bounds));
         let optimizers = [
             ("sft.optimizer", &self.sft.optimizer),
             ("reward.optimizer", &self.reward.optimizer),
             ("ppo.actor", &self.ppo.actor),
             ("ppo.critic", &self.ppo.critic),
         ];
-        for (key, optimizer) in optimizers {
-            if let Some(problem) = optimizer.problem() {
-                return range(key, problem);
+        let of_optimizers = optimizers.iter().flat_map(|(section, optimizer)| {
+            let full = move |(key, value, bounds)| (format!("{section}.{key}"), value, bounds);
+            optimizer.bounds().map(full)
+        });
+        for (key, value, bounds) in numbers.into_iter().chain(of_optimizers) {
+            if !bounds.hold(value) {
+                return Some((key, format!("{value}; expected {bounds}")));
             }
         }
-        Ok(())
+        self.model_problem()
+    }
+
+    /// The same for the section `[model]`.
+    fn model_problem(&self) -> Option<(String, String)> {
+        let config = self.model_config(1, 1);
+        if let Some((key, problem)) = config.problem() {
+            let own = match key {
+                "num_hidden_layers" => "layers",
+                "num_attention_heads" => "heads",
+                "num_key_value_heads" => "kv_heads",
+                same => same,
+            };
+            return Some((format!("model.{own}"), problem));
+        }
+        let parameters = config.parameters();
+        (parameters > LARGEST_MODEL).then(|| {
+            let dimensions = [
+                ("hidden_size", config.hidden_size),
+                ("intermediate_size", config.intermediate_size),
+                ("layers", config.layers),
+                ("heads", config.heads),
+                ("head_dim", config.head_dim),
+            ];
+            let (key, value) = dimensions.into_iter().max_by_key(|(_, n)| *n).expect("not empty");
+            let expected = format!(
+                "expected a model of at most {LARGEST_MODEL:e} parameters, not {parameters:e}"
+            );
+            (format!("model.{key}"), format!("{value}; {expected}"))
+        })
     }
 }
+
+/// The largest count: products of two fit in 64 bits.
+const MOST: usize = 100_000_000;
+
+/// The most parameters of a model that `sft` draws: with gradients and both moments, 16 GB.
+const LARGEST_MODEL: u128 = 1_000_000_000;
 
 /// `a.b=value` as the table `{a: {b: value}}`; a value that is no TOML is taken as a string.
 fn parse_set(set: &str) -> Result<toml::Table, String> {
@@ -526,7 +552,47 @@ fn refused_line(table: &toml::Table, text: &str) -> Option<usize> {
         })
     }
     let at = refused(table, &[], DeTable::parse(text).ok()?.get_ref(), &text.parse().ok()?)?;
-    Some(1 + text[..at].matches('\n').count())
+    Some(line_at(text, at))
+}
+
+/// The line, from 1, that holds the byte `at` of `text`.
+fn line_at(text: &str, at: usize) -> usize {
+    1 + text.as_bytes()[..at.min(text.len())].iter().filter(|&&byte| byte == b'\n').count()
+}
+
+/// What gave `key` its value: the last `--set` or file with it, else the last with its section (a value can
+/// be out of range because of its neighbours).
+fn origin(key: &str, overlays: &[(String, String)], sets: &[String]) -> String {
+    let of = |path: &[&str]| {
+        let set =
+            sets.iter().rev().find(|set| parse_set(set).is_ok_and(|table| holds(&table, path)));
+        let line =
+            |(origin, text): &(String, String)| Some(format!("{origin}:{}", key_line(text, path)?));
+        set.map(|set| format!("--set {set}")).or_else(|| overlays.iter().rev().find_map(line))
+    };
+    let path: Vec<&str> = key.split('.').collect();
+    of(&path).or_else(|| of(&path[..1])).unwrap_or_else(|| "settings".to_owned())
+}
+
+fn holds(table: &toml::Table, path: &[&str]) -> bool {
+    let (key, rest) = path.split_first().expect("a key is not empty");
+    match table.get(*key) {
+        Some(toml::Value::Table(table)) if !rest.is_empty() => holds(table, rest),
+        value => value.is_some() && rest.is_empty(),
+    }
+}
+
+/// The line of the TOML `text`, from 1, where the key `path` stands.
+fn key_line(text: &str, path: &[&str]) -> Option<usize> {
+    fn find(table: &DeTable<'_>, path: &[&str]) -> Option<usize> {
+        let (name, rest) = path.split_first()?;
+        let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
+        match value.get_ref() {
+            DeValue::Table(table) if !rest.is_empty() => find(table, rest),
+            _ => rest.is_empty().then(|| key.span().start),
+        }
+    }
+    find(DeTable::parse(text).ok()?.get_ref(), path).map(|at| line_at(text, at))
 }
 
 /// Lays `over` over `table`, section by section.

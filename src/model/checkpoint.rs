@@ -29,7 +29,10 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// A file could not be written.
-    #[error("{path}: cannot write: {source}")]
+    #[error(
+        "{path}: cannot write: {source}; free space or mend what the system names, then run the same \
+         command again"
+    )]
     Write {
         /// The file or folder.
         path: PathBuf,
@@ -37,7 +40,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// A JSON file is malformed or lacks a key.
-    #[error("{path}: not the expected JSON: {source}")]
+    #[error("{path}: not the expected JSON: {source}; give the file that came with the model")]
     Json {
         /// The file.
         path: PathBuf,
@@ -53,7 +56,10 @@ pub enum CheckpointError {
         what: String,
     },
     /// The file of parameters is no safetensors file.
-    #[error("{path}: not a safetensors file, or a truncated one: {detail}")]
+    #[error(
+        "{path}: not a safetensors file, or a truncated one: {detail}; copy the model again, or run the \
+         stage again that wrote it"
+    )]
     Format {
         /// The file.
         path: PathBuf,
@@ -110,6 +116,20 @@ impl<'a> FileSource<'a> {
         Ok(Self { path, tensors, device, fresh, used: BTreeSet::new(), problems: Vec::new() })
     }
 
+    /// A source for a decoder of this many layers.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Tensors`] when the file has not even a tensor for each.
+    pub fn with_layers(self, layers: usize) -> Result<Self, CheckpointError> {
+        let tensors = self.tensors.len();
+        if layers <= tensors {
+            return Ok(self);
+        }
+        let problem = format!("{tensors} tensors, but config.json says num_hidden_layers {layers}");
+        Err(CheckpointError::Tensors { path: self.path.to_owned(), problems: vec![problem] })
+    }
+
     /// Fails if any tensor was missing, misshaped, or left over; those named in `ignored` may be left.
     ///
     /// # Errors
@@ -133,10 +153,12 @@ impl<'a> FileSource<'a> {
 }
 
 impl Source for FileSource<'_> {
-    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
-        let len = shape.iter().product();
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<Vec<f32>> {
         if let Some(fresh) = self.fresh.filter(|fresh| fresh.name == name) {
-            return fresh_values(fresh.seed, &format!("{} {name}", fresh.purpose), len, init);
+            // A shape that the file does not bear out may be of any size.
+            let purpose = format!("{} {name}", fresh.purpose);
+            let draw = || fresh_values(fresh.seed, &purpose, shape.iter().product(), init);
+            return self.problems.is_empty().then(draw);
         }
         self.used.insert(name.to_owned());
         let read = match self.tensors.tensor(name) {
@@ -144,14 +166,17 @@ impl Source for FileSource<'_> {
             Ok(view) if view.shape() != shape => {
                 Err(format!("{name}: shape {:?}, expected {shape:?}", view.shape()))
             }
-            Ok(view) => {
-                to_f32(&view).map_err(|dtype| format!("{name}: unsupported type {dtype:?}"))
-            }
+            Ok(view) => match to_f32(&view) {
+                Err(dtype) => {
+                    Err(format!("{name}: unsupported type {dtype:?}, expected F32, F16 or BF16"))
+                }
+                Ok(values) => match values.iter().find(|value| !value.is_finite()) {
+                    Some(value) => Err(format!("{name}: holds {value}, expected finite numbers")),
+                    None => Ok(values),
+                },
+            },
         };
-        read.unwrap_or_else(|problem| {
-            self.problems.push(problem);
-            vec![0.0; len]
-        })
+        read.map_err(|problem| self.problems.push(problem)).ok()
     }
 
     fn device(&self) -> &Device {
@@ -223,9 +248,13 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let (name, old) = (self.path.join("."), param.val());
-            let values = self.source.values(&name, &old.dims(), Init::Ones);
-            let data = TensorData::new(values, old.dims());
-            named_param(&name, Tensor::from_data(data, &old.device()))
+            match self.source.values(&name, &old.dims(), Init::Ones) {
+                Some(values) => {
+                    let data = TensorData::new(values, old.dims());
+                    named_param(&name, Tensor::from_data(data, &old.device()))
+                }
+                None => param,
+            }
         }
     }
     let unused = Device::default(); // each parameter stays on its own device

@@ -36,6 +36,9 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
 }
 
+/// The largest dimension: no model comes near, and tables of it fit in memory.
+const LARGEST: usize = 1 << 24;
+
 /// The keys of `config.json` that this program reads and writes.
 #[derive(Serialize, Deserialize)]
 struct HfConfig {
@@ -118,13 +121,13 @@ impl ModelConfig {
             max_position_embeddings: hf.max_position_embeddings.unwrap_or(2048),
         };
         match config.problem() {
-            Some(problem) => unsupported(problem),
+            Some((key, problem)) => unsupported(format!("{key}: {problem}")),
             None => Ok(config),
         }
     }
 
-    /// What makes this shape impossible, if anything does.
-    pub fn problem(&self) -> Option<String> {
+    /// What makes this shape impossible, if anything does: the key of `config.json`, and what is wrong.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
         let positive = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -134,17 +137,44 @@ impl ModelConfig {
             ("num_key_value_heads", self.kv_heads),
             ("head_dim", self.head_dim),
         ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Some(format!("{key} is 0; it must be at least 1"));
+        let allowed = 1..=LARGEST;
+        if let Some((key, value)) = positive.into_iter().find(|(_, n)| !allowed.contains(n)) {
+            return Some((key, format!("{value}; expected a whole number from 1 to {LARGEST}")));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let (heads, kv_heads) = (self.heads, self.kv_heads);
-            return Some(format!("{kv_heads} key-value heads do not divide {heads} query heads"));
+            let problem = format!("{kv_heads}; expected a divisor of the {heads} query heads");
+            return Some(("num_key_value_heads", problem));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Some(format!("head_dim {} is odd; rotary positions need pairs", self.head_dim));
+            let problem =
+                format!("{}; expected an even number for rotary positions", self.head_dim);
+            return Some(("head_dim", problem));
+        }
+        if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
+            return Some(("rope_theta", format!("{}; expected above 0", self.rope_theta)));
+        }
+        if !(self.rms_norm_eps >= 0.0 && self.rms_norm_eps.is_finite()) {
+            return Some(("rms_norm_eps", format!("{}; expected 0 or above", self.rms_norm_eps)));
         }
         None
+    }
+
+    /// About how many parameters a model of this shape has; the norms are left out.
+    pub fn parameters(&self) -> u128 {
+        let [d, f, v, heads, kv_heads, head, layers] = [
+            self.hidden_size,
+            self.intermediate_size,
+            self.vocab_size,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.layers,
+        ]
+        .map(|n| n as u128);
+        let attention = 2 * d * head * (heads + kv_heads);
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        layers * (attention + 3 * d * f) + tables * v * d
     }
 
     /// The text of `config.json` for a model of this shape; `architecture` is `LlamaForCausalLM` or

@@ -90,7 +90,8 @@ impl CausalLm {
         let config = ModelConfig::from_dir(dir)?;
         let path = dir.join(WEIGHTS);
         let bytes = checkpoint::read(&path)?;
-        let mut source = FileSource::new(&path, &bytes, device, None)?;
+        let source = FileSource::new(&path, &bytes, device, None)?;
+        let mut source = source.with_layers(config.layers)?;
         let model = Self::new(&mut source, &config);
         source.finish(if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
         Ok((model, config))
@@ -191,7 +192,8 @@ impl ScalarModel {
         let config = ModelConfig::from_dir(dir)?;
         let path = dir.join(WEIGHTS);
         let bytes = checkpoint::read(&path)?;
-        let mut source = FileSource::new(&path, &bytes, device, fresh)?;
+        let source = FileSource::new(&path, &bytes, device, fresh)?;
+        let mut source = source.with_layers(config.layers)?;
         let model = Self::new(&mut source, &config);
         source.finish(ignored)?;
         Ok((model, config))

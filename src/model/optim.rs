@@ -10,6 +10,7 @@ use burn::tensor::{Bytes, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{CheckpointError, restore, to_safetensors};
+use crate::bounds::Bounds;
 
 /// How a model is optimized.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,24 +35,18 @@ pub struct OptimizerSettings {
 }
 
 impl OptimizerSettings {
-    /// What is out of range, if anything is.
-    pub fn problem(&self) -> Option<String> {
-        let checks = [
-            (
-                self.learning_rate > 0.0 && self.learning_rate.is_finite(),
-                "learning_rate",
-                "above 0",
-            ),
-            ((0.0..1.0).contains(&self.beta_1), "beta_1", "in [0, 1)"),
-            ((0.0..1.0).contains(&self.beta_2), "beta_2", "in [0, 1)"),
-            (self.epsilon > 0.0, "epsilon", "above 0"),
-            (self.weight_decay >= 0.0, "weight_decay", "0 or above"),
-            ((0.0..1.0).contains(&self.warmup_fraction), "warmup_fraction", "in [0, 1)"),
-            ((0.0..=1.0).contains(&self.final_fraction), "final_fraction", "in [0, 1]"),
-            (self.max_gradient_norm > 0.0, "max_gradient_norm", "above 0"),
-        ];
-        let failed = checks.iter().find(|(holds, ..)| !holds)?;
-        Some(format!("{} must be {}", failed.1, failed.2))
+    /// Each key with its value, and what it may be.
+    pub fn bounds(&self) -> [(&'static str, f64, Bounds); 8] {
+        [
+            ("learning_rate", self.learning_rate, Bounds::Positive),
+            ("beta_1", self.beta_1, Bounds::BelowOne),
+            ("beta_2", self.beta_2, Bounds::BelowOne),
+            ("epsilon", self.epsilon, Bounds::Positive),
+            ("weight_decay", self.weight_decay, Bounds::NotNegative),
+            ("warmup_fraction", self.warmup_fraction, Bounds::BelowOne),
+            ("final_fraction", self.final_fraction, Bounds::ZeroToOne),
+            ("max_gradient_norm", self.max_gradient_norm, Bounds::PositiveOrInfinite),
+        ]
     }
 
     /// The learning rate of `step` (from 0) of `total`: a linear warm-up, then a cosine decay.

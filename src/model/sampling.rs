@@ -23,17 +23,6 @@ impl Sampling {
     /// Always the most likely token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
 
-    /// What is out of range, if anything is.
-    pub fn problem(&self) -> Option<String> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Some(format!("temperature {} is not a number from 0 up", self.temperature));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Some(format!("top_p {} is not in (0, 1]", self.top_p));
-        }
-        None
-    }
-
     /// Draws a token id from one row of logits, `[vocabulary]`.
     ///
     /// # Panics
@@ -141,25 +130,6 @@ mod tests {
     fn top_p_counts_in_shares_of_what_top_k_kept() {
         let both = Sampling { top_k: 2, top_p: 0.6, ..Sampling::PLAIN };
         close(frequencies(both), [1.0, 0.0, 0.0]); // .5 of all, .625 of what is left
-    }
-
-    #[test]
-    fn settings_out_of_range_are_named() {
-        for fine in [Sampling::PLAIN, Sampling::GREEDY] {
-            assert_eq!(fine.problem(), None);
-        }
-        for temperature in [-0.1, f64::NAN, f64::INFINITY] {
-            assert_eq!(
-                Sampling { temperature, ..Sampling::PLAIN }.problem(),
-                Some(format!("temperature {temperature} is not a number from 0 up"))
-            );
-        }
-        for top_p in [0.0, 1.1, f64::NAN] {
-            assert_eq!(
-                Sampling { top_p, ..Sampling::PLAIN }.problem(),
-                Some(format!("top_p {top_p} is not in (0, 1]"))
-            );
-        }
     }
 
     #[test]

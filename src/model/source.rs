@@ -18,9 +18,9 @@ pub enum Init {
 
 /// Gives a parameter for a name and a shape.
 pub trait Source {
-    /// The values of the parameter called `name`, row by row; `init` says how to start it where the source
-    /// has none.
-    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Vec<f32>;
+    /// The values of the parameter called `name`, row by row; `init` says how to start a fresh one. Nothing
+    /// where the source lacks it, which the source reports in the end.
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<Vec<f32>>;
 
     /// Where the parameters live.
     fn device(&self) -> &Device;
@@ -32,8 +32,11 @@ pub trait Source {
         shape: [usize; D],
         init: Init,
     ) -> Param<Tensor<D>> {
-        let data = TensorData::new(self.values(name, &shape, init), shape);
-        named_param(name, Tensor::from_data(data, self.device()))
+        let value = match self.values(name, &shape, init) {
+            Some(values) => Tensor::from_data(TensorData::new(values, shape), self.device()),
+            None => Tensor::zeros([1; D], self.device()), // the model is never used
+        };
+        named_param(name, value)
     }
 }
 
@@ -47,8 +50,8 @@ pub struct Fresh<'a> {
 }
 
 impl Source for Fresh<'_> {
-    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
-        fresh_values(self.seed, name, shape.iter().product(), init)
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<Vec<f32>> {
+        Some(fresh_values(self.seed, name, shape.iter().product(), init))
     }
 
     fn device(&self) -> &Device {

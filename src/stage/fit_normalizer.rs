@@ -99,8 +99,16 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let sections = ["method", "data", "segmentation", "normalizer", "sampling"];
     let dir = context.method_dir(settings.method, "normalizer");
     let folder = context.open(dir, "fit-normalizer", &sections, &inputs)?;
-    if folder.summary::<serde_json::Value>()?.is_some() {
-        return Ok(read_json(&path(context), "fit-normalizer")?);
+    if let Some(fitted) = folder.summary::<Normalizer>()? {
+        let path = path(context);
+        let file: NormalizerFile = read_json(&path, "fit-normalizer")?;
+        if file.normalizer != fitted {
+            context.progress.line(&format!(
+                "{}: edited by hand, and left alone; remove its folder to fit it again",
+                path.display()
+            ));
+        }
+        return Ok(file);
     }
     let tokenizer = &task.tokenizer;
     let rows_at_once = 2 * settings.reward.rows_at_once;

@@ -158,11 +158,11 @@ fn write_pairs(path: &Path, pairs: &[Pair]) -> Result<(), FolderError> {
     let line = |pair: &Pair| serde_json::to_string(pair).expect("a plain struct serialises") + "\n";
     let text: String = pairs.iter().map(line).collect();
     atomic::write_file(path, text.as_bytes())
-        .map_err(|source| FolderError::Io { path: path.to_owned(), source })
+        .map_err(|source| FolderError::Write { path: path.to_owned(), source })
 }
 
 fn read_pairs(path: &Path) -> Result<Vec<Pair>, FolderError> {
-    let io = |source| FolderError::Io { path: path.to_owned(), source };
+    let io = |source| FolderError::Read { path: path.to_owned(), source };
     let file = std::io::BufReader::new(std::fs::File::open(path).map_err(io)?);
     let mut pairs = Vec::new();
     for (number, line) in file.lines().enumerate() {

@@ -92,7 +92,7 @@ pub fn run(context: &Context) -> Result<Results, Error> {
     write_json(&context.run.join("results.json"), &results)?;
     let path = context.run.join("table.md");
     crate::atomic::write_file(&path, table(&results).as_bytes())
-        .map_err(|source| FolderError::Io { path, source })?;
+        .map_err(|source| FolderError::Write { path, source })?;
     Ok(results)
 }
 

@@ -87,7 +87,7 @@ pub(super) fn write_model(
     save: impl FnOnce(&Path) -> Result<(), CheckpointError>,
 ) -> Result<(), Error> {
     let path = dir.join("model");
-    let io = |source| Error::Folder(FolderError::Io { path: path.clone(), source });
+    let io = |source| Error::Folder(FolderError::Write { path: path.clone(), source });
     atomic::write_dir(&path, io, |dir| {
         save(dir)?;
         Ok(task.tokenizer.save(dir)?)

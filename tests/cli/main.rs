@@ -1,7 +1,13 @@
 //! The program as a user types it, end to end, on models so small that a stage takes a tenth of a second.
 
 mod bad_input;
+#[cfg(unix)]
+mod crash;
 mod display;
+mod errors;
+#[cfg(unix)]
+mod full_disk;
 mod real_input;
+mod regressions;
 mod resume;
 mod support;

@@ -1,7 +1,7 @@
 //! A stopped run that goes on gives bit for bit what an unbroken run gives.
 
 use std::fs;
-use std::path::Path;
+use std::io::Write;
 
 use tempfile::TempDir;
 
@@ -73,64 +73,6 @@ fn an_adaptive_kl_coefficient_survives_a_stop() {
         .map(|line| line["kl_coefficient"].as_f64().unwrap())
         .collect();
     assert!(coefficients.windows(2).any(|pair| pair[0] != pair[1]), "{coefficients:?}");
-}
-
-/// Starts `stage`, sends it `signal` as soon as `lines` lines of metrics are there, and gives its status.
-#[cfg(unix)]
-fn interrupt(
-    run: &Path,
-    (command, _, dir): Stage,
-    arguments: &[&str],
-    lines: usize,
-    signal: &str,
-) -> std::process::ExitStatus {
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
-    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("segment-rlhf"))
-        .arg(command)
-        .args(["--settings", crate::support::TINY, "--threads", "1", "--run"])
-        .arg(run)
-        .args(arguments)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let metrics = run.join(dir).join("metrics.jsonl");
-    let start = Instant::now();
-    while fs::read_to_string(&metrics).unwrap_or_default().lines().count() < lines {
-        assert!(start.elapsed() < Duration::from_secs(60), "no metrics after a minute");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-    child.wait().unwrap()
-}
-
-#[cfg(unix)]
-#[test]
-fn an_interrupt_ends_in_a_checkpoint_from_which_the_run_is_bit_identical() {
-    let long = ["--set", "sft.epochs=30"];
-    let (run, unbroken) = ready_and_unbroken(SFT, &long);
-    let status = interrupt(run.path(), SFT, &long, 1, "-INT");
-    assert_eq!(status.code(), Some(130));
-    assert!(run.path().join("sft/checkpoints").exists());
-    finish(run.path(), &["sft"], &long);
-    assert_same(&unbroken.path().join("sft"), &run.path().join("sft"));
-}
-
-#[cfg(unix)]
-#[test]
-fn a_kill_loses_at_most_what_follows_the_checkpoint() {
-    let long = ["--set", "ppo.iterations=20"];
-    let (run, unbroken) = ready_and_unbroken(PPO, &long);
-    let dir = run.path().join(PPO.2);
-    for lines in [2, 6] {
-        let status = interrupt(run.path(), PPO, &long, lines, "-KILL");
-        assert_eq!(status.code(), None, "the signal ended the program");
-        assert!(!dir.join("summary.json").exists());
-    }
-    finish(run.path(), &["ppo"], &long);
-    assert_same(&unbroken.path().join(PPO.2), &dir);
 }
 
 #[test]
@@ -211,4 +153,52 @@ fn when_every_checkpoint_is_damaged_the_stage_is_not_silently_begun_anew() {
     ]);
     fs::remove_dir_all(dir).unwrap();
     finish(run.path(), &["sft"], &[]);
+}
+
+#[test]
+fn what_a_kill_leaves_half_written_is_dropped() {
+    let (run, unbroken) = ready_and_unbroken(SFT, &[]);
+    program(run.path(), &["sft", "--stop-after", "5"]).ended_with(130);
+    let dir = run.path().join("sft");
+    for log in ["metrics.jsonl", "timings.jsonl"] {
+        let mut file = fs::File::options().append(true).open(dir.join(log)).unwrap();
+        file.write_all(b"{\"step\": 5}\n{\"step\": 6, \"lo").unwrap();
+    }
+    for left in [
+        ".metrics.jsonl.tmp",
+        ".summary.json.tmp",
+        "checkpoints/.step-00000006.tmp/policy.safetensors",
+        "checkpoints/.step-00000007.tmp/.policy.adamw.tmp",
+        ".model.tmp/config.json",
+        ".model.old/config.json",
+    ] {
+        fs::create_dir_all(dir.join(left).parent().unwrap()).unwrap();
+        fs::write(dir.join(left), "half").unwrap();
+    }
+    finish(run.path(), &["sft"], &[]);
+    assert_same(&unbroken.path().join("sft"), &dir);
+}
+
+#[test]
+fn half_written_settings_do_not_bind_a_stage_that_has_not_begun() {
+    let run = TempDir::new().unwrap();
+    fs::create_dir(run.path().join("sft")).unwrap();
+    fs::write(run.path().join("sft/settings.toml"), "[settings]\nseed = 3\n").unwrap();
+    fs::write(run.path().join("sft/.settings.toml.tmp"), "[sett").unwrap();
+    finish(run.path(), &["sft"], &[]);
+    assert!(!run.path().join("sft/.settings.toml.tmp").exists());
+}
+
+#[test]
+fn checkpoints_that_a_kill_left_in_a_finished_stage_go() {
+    let (run, unbroken) = ready_and_unbroken(SFT, &[]);
+    program(run.path(), &["sft", "--stop-after", "5"]).ended_with(130);
+    let stopped = copy(&run.path().join("sft/checkpoints"));
+    finish(run.path(), &["sft"], &[]);
+    let left = run.path().join("sft/checkpoints/step-00000005");
+    fs::create_dir_all(&left).unwrap();
+    let manifest = stopped.path().join("step-00000005/manifest.json");
+    fs::copy(manifest, left.join("manifest.json")).unwrap();
+    finish(run.path(), &["sft"], &[]);
+    assert_same(&unbroken.path().join("sft"), &run.path().join("sft"));
 }

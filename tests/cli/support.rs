@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use assert_cmd::Command;
-use assert_cmd::cargo::cargo_bin;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// The program.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_segment-rlhf");
 /// The settings of every test.
 pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/tiny.toml");
 
@@ -46,12 +47,34 @@ pub fn program(run: &Path, arguments: &[&str]) -> Output {
 
 /// The same with `threads` threads an operation.
 pub fn program_with_threads(run: &Path, arguments: &[&str], threads: &str) -> Output {
-    let output = Command::new(cargo_bin!("segment-rlhf"))
-        .args(arguments)
-        .args(["--settings", TINY, "--threads", threads, "--run"])
-        .arg(run)
-        .output()
-        .unwrap();
+    output(Command::new(PROGRAM).args(command_line(run, arguments, threads)))
+}
+
+/// The same, with standard output into the file `path`.
+#[cfg(target_os = "linux")]
+pub fn program_into(run: &Path, arguments: &[&str], path: &str) -> Output {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    output(Command::new(PROGRAM).args(command_line(run, arguments, "1")).stdout(file))
+}
+
+/// The same, where no file can grow above a size: a write that fails as on a full disk, but for the reason.
+#[cfg(unix)]
+pub fn program_with_file_limit(run: &Path, kilobytes: usize, arguments: &[&str]) -> Output {
+    let blocks = 2 * kilobytes; // of 512 bytes
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    let line = command_line(run, arguments, "1");
+    output(Command::new("sh").args(["-c", &script, PROGRAM]).args(line))
+}
+
+/// The program's arguments, for the run folder `run` and the tiny settings.
+pub fn command_line(run: &Path, arguments: &[&str], threads: &str) -> Vec<String> {
+    let run = run.to_str().unwrap();
+    let common = ["--settings", TINY, "--threads", threads, "--run", run];
+    arguments.iter().chain(&common).map(|&text| text.to_owned()).collect()
+}
+
+fn output(command: &mut Command) -> Output {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Output {
         code: output.status.code().expect("the program was not killed"),

@@ -116,15 +116,35 @@ fn an_option_that_the_decoder_lacks_is_refused_by_name() {
             json!({"rope_parameters": {"rope_type": "yarn"}}),
             r#"rope_type "yarn"; supported: "default""#,
         ),
-        (json!({"vocab_size": 0}), "vocab_size is 0; it must be at least 1"),
-        (json!({"hidden_size": 0}), "hidden_size is 0; it must be at least 1"),
-        (json!({"intermediate_size": 0}), "intermediate_size is 0; it must be at least 1"),
-        (json!({"num_hidden_layers": 0}), "num_hidden_layers is 0; it must be at least 1"),
-        (json!({"num_attention_heads": 0}), "num_attention_heads is 0; it must be at least 1"),
-        (json!({"num_key_value_heads": 0}), "num_key_value_heads is 0; it must be at least 1"),
-        (json!({"head_dim": 0}), "head_dim is 0; it must be at least 1"),
-        (json!({"num_key_value_heads": 3}), "3 key-value heads do not divide 4 query heads"),
-        (json!({"head_dim": 3}), "head_dim 3 is odd; rotary positions need pairs"),
+        (json!({"vocab_size": 0}), "vocab_size: 0; expected a whole number from 1 to 16777216"),
+        (json!({"hidden_size": 0}), "hidden_size: 0; expected a whole number from 1 to 16777216"),
+        (
+            json!({"intermediate_size": 0}),
+            "intermediate_size: 0; expected a whole number from 1 to 16777216",
+        ),
+        (
+            json!({"num_hidden_layers": 0}),
+            "num_hidden_layers: 0; expected a whole number from 1 to 16777216",
+        ),
+        (
+            json!({"num_attention_heads": 0}),
+            "num_attention_heads: 0; expected a whole number from 1 to 16777216",
+        ),
+        (
+            json!({"num_key_value_heads": 0}),
+            "num_key_value_heads: 0; expected a whole number from 1 to 16777216",
+        ),
+        (json!({"head_dim": 0}), "head_dim: 0; expected a whole number from 1 to 16777216"),
+        (
+            json!({"num_key_value_heads": 3}),
+            "num_key_value_heads: 3; expected a divisor of the 4 query heads",
+        ),
+        (json!({"head_dim": 3}), "head_dim: 3; expected an even number for rotary positions"),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}),
+            "rope_theta: 0; expected above 0",
+        ),
+        (json!({"rms_norm_eps": -1.0}), "rms_norm_eps: -1; expected 0 or above"),
     ];
     for (changes, expected) in cases {
         let error = config_with(changes).unwrap_err();
@@ -231,7 +251,10 @@ fn a_tensor_of_whole_numbers_is_refused() {
     });
     let bytes = safetensors::serialize(views, None).unwrap();
     std::fs::write(dir.path().join(WEIGHTS), bytes).unwrap();
-    assert_eq!(problems(load(dir.path())), ["model.norm.weight: unsupported type I32"]);
+    assert_eq!(
+        problems(load(dir.path())),
+        ["model.norm.weight: unsupported type I32, expected F32, F16 or BF16"]
+    );
 }
 
 #[test]

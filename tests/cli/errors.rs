@@ -1,0 +1,896 @@
+//! Every error that the program can give: what provokes it, its text, its exit status. The last test compares
+//! the table with the errors in the source, so that none is added without a row.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use segment_rlhf::experiment::settings::Settings;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::{
+    Output, SENTENCES, characters, copy, edit_json, files, finish, llama, program,
+};
+
+/// An error, the exit status, parts of the text, and what provokes it, given a run that is trained up to its
+/// normalizer.
+type Row = (&'static str, i32, &'static [&'static str], fn(&Path) -> Tried);
+
+/// What the program said, and the run's folder.
+struct Tried(TempDir, Output);
+
+/// Runs `arguments` in an empty folder.
+fn try_in_empty(arguments: &[&str]) -> Tried {
+    try_in(TempDir::new().unwrap(), arguments)
+}
+
+fn try_in(run: TempDir, arguments: &[&str]) -> Tried {
+    let output = program(run.path(), arguments);
+    Tried(run, output)
+}
+
+/// Ten sound preference pairs, then `line`.
+fn pairs(line: impl AsRef<[u8]>) -> Tried {
+    data_file(&[&fs::read(SENTENCES).unwrap(), line.as_ref()].concat(), "train-reward")
+}
+
+/// A data file of these bytes.
+fn data_file(bytes: &[u8], command: &str) -> Tried {
+    let (data, model) = (TempDir::new().unwrap(), llama());
+    let path = data.path().join("data.jsonl");
+    fs::write(&path, bytes).unwrap();
+    let model = model.path().to_str().unwrap();
+    try_in_empty(&[command, "--model", model, "--data", path.to_str().unwrap()])
+}
+
+/// A model in which `spoil` has changed something.
+fn model(spoil: fn(&Path)) -> Tried {
+    model_and(spoil, &[])
+}
+
+fn model_and(spoil: fn(&Path), arguments: &[&str]) -> Tried {
+    let model = llama();
+    spoil(model.path());
+    let path = model.path().to_str().unwrap();
+    let start = ["train-reward", "--model", path, "--data", SENTENCES];
+    try_in_empty(&[&start, arguments].concat())
+}
+
+fn config(key: &'static str, value: Value) -> impl Fn(&Path) {
+    move |dir| edit_json(&dir.join("config.json"), |config| config[key] = value.clone())
+}
+
+/// The model's tensor `name` filled with `value`.
+fn fill(dir: &Path, name: &str, value: f32) {
+    let path = dir.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let read = SafeTensors::deserialize(&bytes).unwrap();
+    let old = read.tensor(name).unwrap();
+    let values: Vec<u8> =
+        value.to_le_bytes().iter().copied().cycle().take(old.data().len()).collect();
+    let mut tensors: std::collections::BTreeMap<_, _> = read.tensors().into_iter().collect();
+    let filled = TensorView::new(Dtype::F32, old.shape().to_vec(), &values).unwrap();
+    tensors.insert(name.to_owned(), filled);
+    fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+/// A settings file of this text.
+fn settings(text: &str) -> Tried {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("own.toml");
+    fs::write(&path, text).unwrap();
+    try_in_empty(&["sft", "--settings", path.to_str().unwrap()])
+}
+
+fn set(value: &str) -> Tried {
+    try_in_empty(&["sft", "--set", value])
+}
+
+/// The trained run after `edit`, and then this command.
+fn trained(ready: &Path, edit: impl FnOnce(&Path), arguments: &[&str]) -> Tried {
+    let run = copy(ready);
+    edit(run.path());
+    try_in(run, arguments)
+}
+
+/// PPO with a normalizer in which `edit` has changed something.
+fn normalizer(ready: &Path, edit: fn(&mut Value)) -> Tried {
+    let path = "segment/normalizer/normalizer.json";
+    trained(ready, |run| edit_json(&run.join(path), edit), &["ppo"])
+}
+
+fn location_aware(w_mean: f64, w_std: f64, std_floor: Option<f64>) -> Value {
+    json!({
+        "kind": "location_aware", "w_mean": w_mean, "b_mean": 0.0, "w_std": w_std, "b_std": 0.5,
+        "std_floor": std_floor,
+    })
+}
+
+/// The program with a limit on the size of a file, which meets every write as a full disk would.
+#[cfg(unix)]
+fn limited(run: TempDir, kilobytes: usize, arguments: &[&str]) -> Tried {
+    let output = crate::support::program_with_file_limit(run.path(), kilobytes, arguments);
+    Tried(run, output)
+}
+
+const DATA: &[Row] = &[
+    ("DataError::Read", 2, &["data.jsonl: cannot be read", "check the path"], |_| {
+        let model = llama();
+        let path = model.path().to_str().unwrap();
+        try_in_empty(&["train-reward", "--model", path, "--data", "no/data.jsonl"])
+    }),
+    (
+        "DataError::Utf8",
+        2,
+        &["data.jsonl:11: not UTF-8 (byte 13 of the line); save the file as UTF-8"],
+        |_| pairs(b"{\"prompt\": \"\xFF\"}"),
+    ),
+    (
+        "DataError::Json",
+        2,
+        &["data.jsonl:11: not JSON (", "column 10", "expected one JSON object"],
+        |_| pairs("{\"prompt\": "),
+    ),
+    ("DataError::WrongType", 2, &["data.jsonl:11: the line is a list; expected an object"], |_| {
+        pairs("[1, 2]")
+    }),
+    (
+        "DataError::WrongType",
+        2,
+        &["data.jsonl:11: `chosen` is a number; expected a text or a list of messages"],
+        |_| pairs(r#"{"prompt": "p", "chosen": 3, "rejected": "r"}"#),
+    ),
+    (
+        "DataError::MissingKey",
+        2,
+        &["data.jsonl:11: the key `rejected` is missing; a line is", "message lists"],
+        |_| pairs(r#"{"prompt": "p", "chosen": "c"}"#),
+    ),
+    ("DataError::MissingKey", 2, &["data.jsonl:11: the key `prompt` is missing"], |_| {
+        pairs(r#"{"chosen": "c", "rejected": "r"}"#)
+    }),
+    (
+        "DataError::UnknownRole",
+        2,
+        &[
+            "data.jsonl:11: the role of `chosen[0]` is \"robot\"; expected system, user or assistant",
+        ],
+        |_| {
+            pairs(
+                r#"{"prompt": "p", "chosen": [{"role": "robot", "content": "c"}], "rejected": "r"}"#,
+            )
+        },
+    ),
+    (
+        "DataError::NoResponse",
+        2,
+        &["data.jsonl:11: `chosen` must end with a message of the assistant"],
+        |_| {
+            pairs(
+                r#"{"prompt": "p", "chosen": [{"role": "user", "content": "c"}], "rejected": "r"}"#,
+            )
+        },
+    ),
+    (
+        "DataError::EmptyResponse",
+        2,
+        &["data.jsonl:11: the response in `rejected` is empty; remove the line"],
+        |_| pairs(r#"{"prompt": "p", "chosen": "c", "rejected": "  "}"#),
+    ),
+    (
+        "DataError::EmptyPrompt",
+        2,
+        &["data.jsonl:11: the prompt is empty; a model needs at least one token to start from"],
+        |_| pairs(r#"{"prompt": [], "chosen": "c", "rejected": "r"}"#),
+    ),
+    (
+        "DataError::PromptMismatch",
+        2,
+        &["data.jsonl:11: `prompt` and `chosen` have different prompts; both must answer the same"],
+        |_| {
+            let user = r#"{"role": "user", "content": "q"}"#;
+            let answer = r#"{"role": "assistant", "content": "c"}"#;
+            pairs(format!(
+                r#"{{"prompt": "p", "chosen": [{user}, {answer}], "rejected": [{user}, {answer}]}}"#
+            ))
+        },
+    ),
+    ("DataError::NoPairs", 2, &["data.jsonl: no preference pairs; expected one JSON"], |_| {
+        data_file(b"\n", "train-reward")
+    }),
+    ("DataError::NoConversations", 2, &["data.jsonl: no conversations; expected one"], |_| {
+        data_file(b"\n", "sft")
+    }),
+    ("DataError::NoPrompts", 2, &["prompts.jsonl: no prompts; expected one JSON object"], |_| {
+        let (run, model) = (TempDir::new().unwrap(), llama());
+        let input = ["--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+        finish(run.path(), &["train-reward", "fit-normalizer"], &input);
+        let prompts = model.path().join("prompts.jsonl");
+        fs::write(&prompts, "\n").unwrap();
+        let prompts = ["ppo", "--prompts", prompts.to_str().unwrap()];
+        try_in(run, &[&prompts, &input[..]].concat())
+    }),
+    (
+        "DataError::EncodeLine",
+        2,
+        &[
+            "sentences.jsonl:1: the tokenizer cannot encode the text (WordLevel error: Missing [UNK]",
+        ],
+        |_| model(words),
+    ),
+    ("DataError::Encode", 2, &["error: the tokenizer cannot encode the text ("], |_| {
+        let model = llama();
+        words(model.path());
+        let path = model.path().to_str().unwrap();
+        try_in_empty(&["segment", "--model", path, "--prompt", "a", "--response", "what"])
+    }),
+];
+
+/// Gives the model a tokenizer of three words, without one for the unknown.
+fn words(dir: &Path) {
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {
+            "type": "WordLevel", "unk_token": "<unknown>", "vocab": {"a": 0, "b": 1, "</s>": 2},
+        },
+    });
+    fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = json!({"eos_token": "</s>", "role_format": {
+        "system": "{}", "user": "{}", "assistant": "{}",
+    }});
+    fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+}
+
+const MODEL: &[Row] = &[
+    (
+        "CheckpointError::Read",
+        2,
+        &["model.safetensors: cannot read:", "--model expects a folder with config.json"],
+        |_| model(|dir| fs::remove_file(dir.join("model.safetensors")).unwrap()),
+    ),
+    (
+        "CheckpointError::Json",
+        2,
+        &["config.json: not the expected JSON: missing field", "the file that came with the model"],
+        |_| model(|dir| fs::write(dir.join("config.json"), "{}").unwrap()),
+    ),
+    (
+        "CheckpointError::Unsupported",
+        2,
+        &["config.json: unsupported model_type Some(\"mistral\"); supported: \"llama\""],
+        |_| model(|dir| config("model_type", "mistral".into())(dir)),
+    ),
+    (
+        "CheckpointError::Unsupported",
+        2,
+        &["config.json: unsupported hidden_size: 1000000000000; expected a whole number from 1 to"],
+        |_| model(|dir| config("hidden_size", 1_000_000_000_000u64.into())(dir)),
+    ),
+    (
+        "CheckpointError::Unsupported",
+        2,
+        &["unsupported num_key_value_heads: 3; expected a divisor of the 4 query heads"],
+        |_| model(|dir| config("num_key_value_heads", 3.into())(dir)),
+    ),
+    (
+        "CheckpointError::Unsupported",
+        2,
+        &["config.json: unsupported head_dim: 7; expected an even number for rotary positions"],
+        |_| model(|dir| config("head_dim", 7.into())(dir)),
+    ),
+    (
+        "CheckpointError::Format",
+        2,
+        &["model.safetensors: not a safetensors file, or a truncated one:", "copy the model again"],
+        |_| {
+            model(|dir| {
+                let path = dir.join("model.safetensors");
+                let bytes = fs::read(&path).unwrap();
+                fs::write(path, &bytes[..bytes.len() - 100]).unwrap();
+            })
+        },
+    ),
+    (
+        "CheckpointError::Tensors",
+        2,
+        &[
+            "model.safetensors: the tensors are not those of this architecture:",
+            ": missing, expected",
+        ],
+        |_| model(|dir| config("num_hidden_layers", 3.into())(dir)),
+    ),
+    (
+        "CheckpointError::Tensors",
+        2,
+        &["tensors, but config.json says num_hidden_layers 10000000"],
+        |_| model(|dir| config("num_hidden_layers", 10_000_000.into())(dir)),
+    ),
+    (
+        "CheckpointError::Tensors",
+        2,
+        &["\n  model.norm.weight: holds NaN, expected finite numbers"],
+        |_| model(|dir| fill(dir, "model.norm.weight", f32::NAN)),
+    ),
+    (
+        "SegmentationError::NotFinite",
+        2,
+        &["the entropy of response token 0 is not finite: look at the reference model's logits"],
+        |_| model(|dir| fill(dir, "lm_head.weight", f32::MAX)),
+    ),
+    ("DataError::Read", 2, &["tokenizer.json: cannot be read"], |_| {
+        model(|dir| fs::remove_file(dir.join("tokenizer.json")).unwrap())
+    }),
+    ("DataError::Json", 2, &["tokenizer.json:2: not JSON (", "column 1)"], |_| {
+        model(|dir| fs::write(dir.join("tokenizer.json"), "{\n]").unwrap())
+    }),
+    (
+        "DataError::Tokenizer",
+        2,
+        &["tokenizer.json: not a tokenizer (", "expected a Hugging Face tokenizer.json"],
+        |_| model(|dir| fs::write(dir.join("tokenizer.json"), "{}").unwrap()),
+    ),
+    ("DataError::Tokenizer", 2, &["not a tokenizer (two tokens have the id 3)"], |_| {
+        model(|dir| edit_json(&dir.join("tokenizer.json"), |t| t["model"]["vocab"]["b"] = 3.into()))
+    }),
+    (
+        "DataError::TokenizerSetting",
+        2,
+        &["tokenizer_config.json: `eos_token` must be a text, or an object with `content`"],
+        |_| {
+            model(|dir| {
+                fs::write(dir.join("tokenizer_config.json"), r#"{"eos_token": 3}"#).unwrap()
+            })
+        },
+    ),
+    (
+        "DataError::RoleFormat",
+        2,
+        &[
+            "tokenizer_config.json: `role_format` must be",
+            "role user is \"User:\"",
+            "exactly one {}",
+        ],
+        |_| {
+            model(|dir| {
+                let format = json!({"system": "{}", "user": "User:", "assistant": "{}"});
+                let config = json!({"eos_token": "</s>", "role_format": format});
+                fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+            })
+        },
+    ),
+    (
+        "DataError::UnknownToken",
+        2,
+        &[
+            "generation_config.json: `eos_token_id` is 500, which the tokenizer's vocabulary does not",
+        ],
+        |_| {
+            model(|dir| {
+                let path = dir.join("generation_config.json");
+                edit_json(&path, |config| config["eos_token_id"] = 500.into());
+            })
+        },
+    ),
+    ("DataError::NoEos", 2, &["no end-of-sequence token; name one as `eos_token` in"], |_| {
+        model(|dir| {
+            for name in ["config.json", "generation_config.json"] {
+                edit_json(&dir.join(name), |config| config["eos_token_id"] = json!(null));
+            }
+        })
+    }),
+    ("Error::Usage", 2, &["tokenizer.json has 200 token ids, but config.json says"], |_| {
+        model(|dir| {
+            fs::write(dir.join("tokenizer.json"), characters(200).to_string()).unwrap();
+        })
+    }),
+    (
+        "Error::Usage",
+        2,
+        &["tokens, but the model was made for 16 (max_position_embeddings): lower"],
+        |_| model(|dir| config("max_position_embeddings", 16.into())(dir)),
+    ),
+    ("Error::Usage", 2, &["the embedded task needs a model of its own vocabulary"], |_| {
+        let model = llama();
+        try_in_empty(&["train-reward", "--model", model.path().to_str().unwrap()])
+    }),
+    ("Error::Usage", 2, &["give --prompt TEXT: this model is not the embedded task's"], |_| {
+        let model = llama();
+        try_in_empty(&["generate", "--model", model.path().to_str().unwrap()])
+    }),
+    (
+        "NormalizerError::NonPositiveStd",
+        2,
+        &[
+            "error: normalizer: the standard deviation is 0, expected more than 0: do the rewards vary?",
+        ],
+        |_| {
+            // One pair whose responses are the same: one reward, twice.
+            let (run, model) = (TempDir::new().unwrap(), llama());
+            let data = model.path().join("same.jsonl");
+            fs::write(&data, r#"{"prompt": "p", "chosen": "c", "rejected": "c"}"#).unwrap();
+            let data = data.to_str().unwrap();
+            let model = model.path().to_str().unwrap();
+            let input = ["--model", model, "--data", data, "--method", "bandit"];
+            finish(run.path(), &["train-reward"], &input);
+            try_in(run, &[&["fit-normalizer"], &input[..]].concat())
+        },
+    ),
+];
+
+const SETTINGS: &[Row] = &[
+    (
+        "SettingsError::Read",
+        2,
+        &["own.toml: cannot read:", "--settings expects a TOML file"],
+        |_| try_in_empty(&["sft", "--settings", "no/own.toml"]),
+    ),
+    (
+        "SettingsError::Toml",
+        2,
+        &["own.toml:4: unknown field `rolouts`, expected one of", "`rollouts`", "in `ppo`"],
+        |_| settings("seed = 1\n\n[ppo]\nrolouts = 3\n"),
+    ),
+    ("SettingsError::Toml", 2, &["own.toml:4: unknown field `rate`"], |_| {
+        settings("[ppo]\nclip = 0.1\n[ppo.actor]\nrate = 1\n")
+    }),
+    ("SettingsError::Toml", 2, &["own.toml:1: unknown field `pppo`"], |_| settings("[pppo]\n")),
+    ("SettingsError::Toml", 2, &["own.toml:3: ", "expected usize", "in `ppo.epochs`"], |_| {
+        settings("# text\n[ppo]\nepochs = \"x\"\n")
+    }),
+    ("SettingsError::Toml", 2, &["own.toml:2: unclosed table, expected `]`"], |_| {
+        settings("seed = 1\n[ppo\n")
+    }),
+    ("SettingsError::Toml", 2, &["--set ppo.rolouts=3: unknown field `rolouts`"], |_| {
+        set("ppo.rolouts=3")
+    }),
+    (
+        "SettingsError::Toml",
+        2,
+        &["--set seed: expected key=value, such as ppo.iterations=24"],
+        |_| set("seed"),
+    ),
+    ("SettingsError::Toml", 2, &["--set seed=-1: ", "expected u64", "in `seed`"], |_| {
+        set("seed=-1")
+    }),
+    (
+        "SettingsError::Toml",
+        2,
+        &["--set method=sequence: unknown variant `sequence`", "`segment_as_bandit`"],
+        |_| set("method=sequence"),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["own.toml:3: ppo.epochs = 0; expected a whole number from 1 to 100000000"],
+        |_| settings("# text\n[ppo]\nepochs = 0\n"),
+    ),
+    ("SettingsError::Range", 2, &["own.toml:2: ppo.gamma = 1.5; expected in [0, 1]"], |_| {
+        settings("[ppo]\ngamma = 1.5\n")
+    }),
+    (
+        "SettingsError::Range",
+        2,
+        &["own.toml:2: ppo.actor.learning_rate = 0; expected above 0"],
+        |_| settings("[ppo]\nactor.learning_rate = 0.0\n"),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["--set model.kv_heads=3: model.kv_heads = 3; expected a divisor of the 2 query heads"],
+        |_| set("model.kv_heads=3"),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["--set model.head_dim=7: model.head_dim = 7; expected an"],
+        |_| set("model.head_dim=7"),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["model.hidden_size = 10000000; expected a model of at most 1e9 parameters, not 1.22e9"],
+        |_| set("model.hidden_size=10000000"),
+    ),
+    ("SettingsError::Range", 2, &["model.rope_theta = -1; expected above 0"], |_| {
+        set("model.rope_theta=-1")
+    }),
+    ("SettingsError::Range", 2, &["sampling.top_p = 0; expected in (0, 1]"], |_| {
+        set("sampling.top_p=0")
+    }),
+    (
+        "SettingsError::Range",
+        2,
+        &["segmentation.entropy_cutoff = -1; expected 0 or above, or inf"],
+        |_| set("segmentation.entropy_cutoff=-1"),
+    ),
+    ("SettingsError::Range", 2, &["data.held_out_share = 1; expected in [0, 1)"], |_| {
+        set("data.held_out_share=1")
+    }),
+    (
+        "SettingsError::Range",
+        2,
+        &["data.response_tokens = 1; expected a whole number from 2"],
+        |_| set("data.response_tokens=1"),
+    ),
+    ("SettingsError::Range", 2, &["reproduce.methods = []; expected at least one method"], |_| {
+        set("reproduce.methods=[]")
+    }),
+    (
+        "SettingsError::SamplingForPpo",
+        2,
+        &["PPO samples from the policy itself, since the KL", "(now 0.7, 0 and 1)"],
+        |_| try_in_empty(&["ppo", "--set", "sampling.temperature=0.7"]),
+    ),
+    ("Error::Usage", 2, &["sft on --data needs --model DIR to start from"], |_| {
+        try_in_empty(&["sft", "--data", SENTENCES])
+    }),
+    ("Error::Usage", 2, &["--model goes with the single stages"], |_| {
+        try_in_empty(&["reproduce", "--model", "m"])
+    }),
+    ("Error::Usage", 2, &["--prompts goes with --data"], |_| {
+        try_in_empty(&["ppo", "--prompts", SENTENCES])
+    }),
+    ("Error::Usage", 2, &["preferences samples pairs of the embedded task"], |_| {
+        try_in_empty(&["preferences", "--data", SENTENCES])
+    }),
+    #[cfg(not(feature = "wgpu"))]
+    (
+        "Error::Device",
+        2,
+        &["--device wgpu: this build lacks it", "cargo build --release --features wgpu"],
+        |_| try_in_empty(&["sft", "--device", "wgpu"]),
+    ),
+    #[cfg(feature = "wgpu")]
+    ("Error::Device", 2, &["--device cuda: this build lacks it"], |_| {
+        try_in_empty(&["sft", "--device", "cuda"])
+    }),
+    // What clap says.
+    ("arguments", 2, &["unexpected argument '--sed'", "--help"], |_| {
+        try_in_empty(&["sft", "--sed", "1"])
+    }),
+    ("arguments", 2, &["'all' for '--method <METHOD>'", "possible values: bandit,"], |_| {
+        try_in_empty(&["sft", "--method", "all"])
+    }),
+    ("arguments", 2, &["invalid value '-1' for '--seed <SEED>'"], |_| {
+        try_in_empty(&["sft", "--seed=-1"])
+    }),
+    ("arguments", 2, &["unrecognized subcommand 'train'"], |_| try_in_empty(&["train"])),
+    ("arguments", 2, &["invalid value '0' for '--samples <SAMPLES>'"], |_| {
+        try_in_empty(&["generate", "--samples", "0"])
+    }),
+];
+
+const RUN: &[Row] = &[
+    (
+        "FolderError::Missing",
+        2,
+        &["sft: not there or not finished; run `segment-rlhf sft`"],
+        |_| try_in_empty(&["ppo"]),
+    ),
+    (
+        "FolderError::Missing",
+        2,
+        &["normalizer.json: not there", "run `segment-rlhf fit-normalizer --method token` first"],
+        |ready| {
+            let run = copy(ready);
+            finish(run.path(), &["train-reward"], &["--method", "token"]);
+            try_in(run, &["ppo", "--method", "token"])
+        },
+    ),
+    (
+        "FolderError::OtherSettings",
+        2,
+        &[
+            "sft: started with other settings:\n  settings.seed: 0 there, 3 here\n",
+            "name another folder with --run, remove this one, or give the same settings",
+        ],
+        |ready| trained(ready, |_| (), &["sft", "--seed", "3"]),
+    ),
+    (
+        "FolderError::Corrupt",
+        2,
+        &[
+            "normalizer.json: not the expected content: EOF",
+            "line 1 column 11; remove the folder of",
+        ],
+        |ready| {
+            let path = "segment/normalizer/normalizer.json";
+            trained(ready, |run| fs::write(run.join(path), r#"{"method": "#).unwrap(), &["ppo"])
+        },
+    ),
+    ("FolderError::Corrupt", 2, &["sft/settings.toml: not the expected content"], |ready| {
+        trained(ready, |run| fs::write(run.join("sft/settings.toml"), "seed").unwrap(), &["sft"])
+    }),
+    (
+        "FolderError::Corrupt",
+        2,
+        &[
+            "metrics.jsonl: not the expected content: 2 lines, but the checkpoint was written after 4",
+        ],
+        |_| {
+            let run = TempDir::new().unwrap();
+            program(run.path(), &["sft", "--stop-after", "4"]).ended_with(130);
+            fs::write(run.path().join("sft/metrics.jsonl"), "{}\n{}\n{\"half\": ").unwrap();
+            try_in(run, &["sft"])
+        },
+    ),
+    ("FolderError::Read", 2, &["sft/settings.toml: cannot read:", "check its permissions"], |_| {
+        let run = TempDir::new().unwrap();
+        fs::create_dir_all(run.path().join("sft/settings.toml")).unwrap();
+        try_in(run, &["sft"])
+    }),
+    (
+        "FolderError::NoGoodCheckpoint",
+        2,
+        &[
+            "checkpoints: no checkpoint can be used: checkpoint step-00000002 is damaged \
+             (policy.adamw: 3 bytes that are not the",
+            "remove the folder to start the stage again",
+        ],
+        |_| {
+            let run = TempDir::new().unwrap();
+            program(run.path(), &["sft", "--stop-after", "2"]).ended_with(130);
+            let path = "sft/checkpoints/step-00000002/policy.adamw";
+            fs::write(run.path().join(path), "cut").unwrap();
+            try_in(run, &["sft"])
+        },
+    ),
+    (
+        "Error::Mismatch",
+        2,
+        &["normalizer.json: made for the reward model 0123", "segment-rlhf fit-normalizer"],
+        |ready| normalizer(ready, |file| file["reward_model"] = "0123456789abcdef".into()),
+    ),
+    (
+        "Error::Mismatch",
+        2,
+        &["normalizer.json: made for the method token, but this run has segment"],
+        |ready| normalizer(ready, |file| file["method"] = "token".into()),
+    ),
+    (
+        "Error::Mismatch",
+        2,
+        &["normalizer.json: made for the actions Token, but this run has Segment"],
+        |ready| normalizer(ready, |file| file["actions"] = "token".into()),
+    ),
+    (
+        "Error::Mismatch",
+        2,
+        &["reward.json: made for the actions", "set the same method and segmentation"],
+        |ready| trained(ready, |_| (), &["ppo", "--set", "segmentation.entropy_cutoff=2"]),
+    ),
+    (
+        "Error::Mismatch",
+        2,
+        &["reward.json: made for the EOS policy AsPublished", "set the same segmentation.eos"],
+        |ready| trained(ready, |_| (), &["ppo", "--set", "segmentation.eos=included"]),
+    ),
+    (
+        "Error::Mismatch",
+        2,
+        &[
+            "reward.json: made for the reference model",
+            "give the --model that the reward model was",
+        ],
+        |ready| {
+            let other = TempDir::new().unwrap();
+            finish(other.path(), &["sft"], &["--seed", "1"]);
+            let reward = ready.join("segment/reward");
+            let reward = ["--reward-model", reward.to_str().unwrap(), "--seed", "1"];
+            try_in(other, &[&["fit-normalizer"], &reward[..]].concat())
+        },
+    ),
+    (
+        "NormalizerError::StdCrossesZero",
+        2,
+        // 0.5 + ln p is 0 at p = e^-0.5.
+        &["normalizer.json: Std(p) = 1 ln p + 0.5 reaches 0 at p = 0.606531", "set std_floor"],
+        |ready| normalizer(ready, |file| file["normalizer"] = location_aware(0.0, 1.0, None)),
+    ),
+    (
+        "Error::UnusableNormalizer",
+        2,
+        &["normalizer.json: the standard deviation is 0, expected more than 0"],
+        |ready| {
+            let scalar = |file: &mut Value| {
+                file["normalizer"] = json!({"kind": "scalar", "mean": 0.0, "std": 0.0});
+            };
+            normalizer(ready, scalar)
+        },
+    ),
+    (
+        "NormalizerError::InvalidFloor",
+        2,
+        &["normalizer.json: std_floor is -1, expected a finite number above 0"],
+        |ready| normalizer(ready, |file| file["normalizer"] = location_aware(0.0, 0.0, Some(-1.0))),
+    ),
+    (
+        "NormalizerError::NotFinite",
+        2,
+        &["normalizer.json: the mean at the first location is -inf, expected a finite number"],
+        |ready| normalizer(ready, |file| file["normalizer"] = location_aware(1e308, 0.0, None)),
+    ),
+    (
+        "Error::Interrupted",
+        130,
+        &["stopped; run the same command again to go on from the checkpoint in", "sft"],
+        |_| try_in_empty(&["sft", "--stop-after", "1"]),
+    ),
+    (
+        "NonFinite",
+        1,
+        &[
+            "the policy gradient of model.",
+            "is not finite at step 1; the last good checkpoint is kept",
+        ],
+        |_| try_in_empty(&["sft", "--set", "sft.optimizer.learning_rate=1e30"]),
+    ),
+    ("Error::Usage", 2, &["--response is empty; give at least one token"], |ready| {
+        trained(ready, |_| (), &["segment", "--response", ""])
+    }),
+    #[cfg(target_os = "linux")]
+    ("Error::Output", 1, &["standard output: No space left on device"], |ready| {
+        let run = copy(ready);
+        let output = crate::support::program_into(run.path(), &["segment"], "/dev/full");
+        Tried(run, output)
+    }),
+    #[cfg(unix)]
+    (
+        "FolderError::Write",
+        1,
+        &[
+            "sft/settings.toml: cannot write: File too large",
+            "free space or mend what the system names, then run the same command again: \
+             the last checkpoint is intact",
+        ],
+        |_| limited(TempDir::new().unwrap(), 0, &["sft"]),
+    ),
+    #[cfg(unix)]
+    (
+        "CheckpointError::Write",
+        1,
+        &["model.safetensors: cannot write: File too large", "then run the same command again"],
+        |_| limited(TempDir::new().unwrap(), 8, &["sft", "--set", "checkpoint.every=100"]),
+    ),
+    #[cfg(unix)]
+    (
+        "DataError::Write",
+        1,
+        &["tokenizer.json: cannot be written (File too large", "then run the same command again"],
+        |_| {
+            // A model smaller than its tokenizer.
+            let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny");
+            let model = copy(&tiny);
+            let tokenizer = model.path().join("tokenizer.json");
+            let text = fs::read_to_string(&tokenizer).unwrap();
+            fs::write(&tokenizer, text.replace("<pad>", &"x".repeat(20_000))).unwrap();
+            let config = model.path().join("tokenizer_config.json");
+            edit_json(&config, |config| config["pad_token"] = json!(null));
+            let data = model.path().join("data.jsonl");
+            fs::write(&data, r#"{"prompt": "a", "response": "b"}"#).unwrap();
+            let model = model.path().to_str().unwrap();
+            let input = ["sft", "--model", model, "--data", data.to_str().unwrap()];
+            limited(TempDir::new().unwrap(), 12, &input)
+        },
+    ),
+];
+
+/// Errors of the library that no command meets, each with the reason.
+const UNREACHABLE: &[(&str, &str)] = &[
+    ("DataError::Limit", "the settings refuse such limits first"),
+    ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
+    ("NormalizerError::TooFewPoints", "every response has a reward"),
+    ("NormalizerError::LengthMismatch", "the stage passes as many x as y"),
+    ("NormalizerError::OneLocation", "the stage then fits a scalar"),
+    ("NormalizerError::InvalidEpsilon", "the stage passes 1.35"),
+    ("NormalizerError::NotConverged", "the Huber regression converges on finite rewards"),
+    ("NormalizerError::InvalidLocation", "a location is 1 / a positive number of tokens"),
+    ("SegmentationError::InvalidCutoff", "the settings refuse such cutoffs first"),
+    ("SegmentationError::Empty", "a response has a token, and EOS alone is a segment"),
+    ("SegmentationError::LengthMismatch", "both come from the same response"),
+];
+
+#[track_caller]
+fn check(rows: &[Row], ready: &Path) {
+    for (error, code, texts, provoke) in rows {
+        let Tried(run, output) = provoke(ready);
+        let output = output.ended_with(*code).says(texts);
+        let said = output.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+        assert_eq!(said, 1, "{error} is said once: {}", output.stderr);
+        assert_eq!(output.stdout, "", "{error}: a result is printed for a refused command");
+        let half = |path: &PathBuf| path.iter().any(|part| part.to_string_lossy().starts_with('.'));
+        let left = files(run.path());
+        assert!(!left.iter().any(half), "{error}: half-written: {left:?}");
+    }
+}
+
+#[test]
+fn every_error_in_data_names_its_file_and_line() {
+    check(DATA, Path::new(""));
+}
+
+#[test]
+fn every_error_in_a_model_names_its_file() {
+    check(MODEL, Path::new(""));
+}
+
+#[test]
+fn every_error_in_settings_and_arguments_names_its_origin() {
+    check(SETTINGS, Path::new(""));
+}
+
+#[test]
+fn every_error_in_a_run_says_what_to_do() {
+    let ready = TempDir::new().unwrap();
+    finish(ready.path(), &["sft", "train-reward", "fit-normalizer"], &[]);
+    check(RUN, ready.path());
+}
+
+#[test]
+fn every_error_in_the_source_has_a_row() {
+    let reached = [DATA, MODEL, SETTINGS, RUN].concat().into_iter().map(|(error, ..)| error);
+    let unreached = UNREACHABLE.iter().map(|(error, _)| *error);
+    let listed: BTreeSet<String> =
+        reached.chain(unreached).filter(|error| *error != "arguments").map(str::to_owned).collect();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let in_source: BTreeSet<String> = files(&source)
+        .iter()
+        .flat_map(|file| errors_in(&fs::read_to_string(source.join(file)).unwrap()))
+        .collect();
+    assert!(in_source.len() > 30, "{in_source:?}");
+    let missing: Vec<_> = in_source.difference(&listed).collect();
+    assert!(missing.is_empty(), "without a row: {missing:?}");
+    if cfg!(target_os = "linux") {
+        let gone: Vec<_> = listed.difference(&in_source).collect();
+        assert!(gone.is_empty(), "not in the source: {gone:?}");
+    }
+}
+
+/// The errors that a source file declares with a text of their own: `Enum::Variant`, or a struct.
+fn errors_in(source: &str) -> Vec<String> {
+    let word = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let (mut found, mut container) = (Vec::new(), String::new());
+    let mut lines = source.lines().map(str::trim);
+    while let Some(mut line) = lines.next() {
+        if let Some(name) = line.strip_prefix("pub enum ") {
+            container = word(name);
+        }
+        if !line.starts_with("#[error(") || line == "#[error(transparent)]" {
+            continue;
+        }
+        while !line.ends_with(")]") {
+            line = lines.next().expect("the attribute ends");
+        }
+        let declared = lines.next().expect("an error stands below its text");
+        found.push(match declared.strip_prefix("pub struct ") {
+            Some(name) => word(name),
+            None => format!("{container}::{}", word(declared)),
+        });
+    }
+    found
+}
+
+#[test]
+fn a_value_out_of_range_names_the_line_that_gave_it_or_its_section() {
+    let refused = |text: &str, sets: &[String]| {
+        let own = ("own.toml".to_owned(), text.to_owned());
+        Settings::resolve(&[own], sets).unwrap_err().to_string()
+    };
+    let both = "[model]\nheads = 3\nkv_heads = 2\n";
+    assert!(refused(both, &[]).starts_with("own.toml:3: model.kv_heads = 2; expected a divisor"));
+    // The default of 4 stands nowhere in the file.
+    assert!(
+        refused("# text\n[model]\nheads = 3\n", &[]).starts_with("own.toml:2: model.kv_heads = 4")
+    );
+    // The last that gives the key is the one to mend.
+    let set = ["model.kv_heads=5".to_owned()];
+    assert!(refused(both, &set).starts_with("--set model.kv_heads=5: model.kv_heads = 5"));
+    let dotted = "[model]\nkv_heads = 1\n[ppo.actor]\nbeta_1 = 1.0\n";
+    assert!(
+        refused(dotted, &set[..0]).starts_with("own.toml:4: ppo.actor.beta_1 = 1; expected in")
+    );
+}
