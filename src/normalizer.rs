@@ -422,16 +422,15 @@ impl Normalizer {
                 finite("b_mean", b_mean)?;
                 finite("w_std", w_std)?;
                 finite("b_std", b_std)?;
+                if let Some(floor) = std_floor.filter(|floor| !(floor.is_finite() && *floor > 0.0))
+                {
+                    return Err(NormalizerError::InvalidFloor { floor });
+                }
                 // Both are monotone in p, and finite at p = 1.
                 finite("the mean at the first location", self.mean(min_location))?;
                 finite("the standard deviation at the first location", self.std(min_location))?;
-                if let Some(floor) = std_floor {
-                    let valid = floor.is_finite() && floor > 0.0;
-                    return if valid {
-                        Ok(())
-                    } else {
-                        Err(NormalizerError::InvalidFloor { floor })
-                    };
+                if std_floor.is_some() {
+                    return Ok(());
                 }
                 // Std is monotone in p: its least value stands at an end of the range.
                 let location = if w_std > 0.0 { min_location } else { 1.0 };
