@@ -93,6 +93,12 @@ pub fn settings(bytes: &[u8]) {
     }
 }
 
+thread_local! {
+    static FILES: [(&'static str, Vec<u8>); 3] =
+        ["config.json", "model.safetensors", "tokenizer.json"]
+            .map(|name| (name, fs::read(tiny().join(name)).unwrap()));
+}
+
 /// A model's folder in which the file named by the first byte holds the others.
 pub fn model(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
@@ -106,9 +112,11 @@ pub fn model(bytes: &[u8]) {
     };
     let dir = fresh("model");
     fs::create_dir(&dir).unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(tiny().join(name), dir.join(name)).unwrap();
-    }
+    FILES.with(|files| {
+        for (name, content) in files {
+            fs::write(dir.join(name), content).unwrap();
+        }
+    });
     fs::write(dir.join(replaced), bytes).unwrap();
     if b"cs".contains(which) {
         let device = Device::flex();

@@ -66,8 +66,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`DataError::Json`] and [`DataError::Tokenizer`] where `json` is no tokenizer, [`DataError::UnknownToken`] where
-    /// `eos` or `pad` is not in its vocabulary.
+    /// [`DataError::Json`] and [`DataError::Tokenizer`] where `json` is no tokenizer,
+    /// [`DataError::UnknownToken`] where `eos` or `pad` is not in its vocabulary.
     pub fn from_json(
         json: &str,
         eos: &str,

@@ -20,7 +20,7 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub enum CheckpointError {
     /// A file could not be read.
     #[error(
-        "{path}: cannot read: {source}; --model expects a folder with config.json and model.safetensors"
+        "{path}: cannot read: {source}; a model's folder holds config.json and model.safetensors"
     )]
     Read {
         /// The file.

@@ -45,7 +45,7 @@ impl Task {
     /// # Errors
     ///
     /// [`Error::Data`] for a tokenizer that cannot be used; [`Error::Usage`] when the embedded task meets a
-    /// model that does not speak its language.
+    /// model that does not speak its language, or is asked for responses longer than the model was made for.
     pub fn open(context: &Context, model_dir: Option<&Path>) -> Result<Self, Error> {
         let settings = &context.settings.data;
         let limits = Limits {
@@ -73,7 +73,12 @@ impl Task {
         }
         let held_out_share = settings.held_out_share;
         let new_tokens = context.settings.sampling.max_new_tokens;
-        Ok(Self { tokenizer, source, limits, held_out_share, positions, new_tokens })
+        let task = Self { tokenizer, source, limits, held_out_share, positions, new_tokens };
+        if matches!(task.source, Source::Letters) && model_dir.is_some() {
+            let prompt = letters::prompts()[0].tokens().len(); // they are all of one length
+            task.check_lengths(std::iter::once(prompt + new_tokens))?;
+        }
+        Ok(task)
     }
 
     /// Refuses sequences longer than the model was made for.

@@ -27,16 +27,16 @@ const STAGES: [(&str, &[&str]); 7] = [
 const ARGUMENTS: [&str; 4] =
     ["--set", "checkpoint.every=1", "--set", r#"reproduce.methods=["segment_as_bandit", "token"]"#];
 
-/// What the signals met.
+/// What the signals that met the running program left.
 #[derive(Default)]
 struct Hits {
-    /// No checkpoint and no result of a stage was there.
+    /// No checkpoint, and no result of a stage.
     before: usize,
-    /// A checkpoint or a result of a stage was there.
+    /// A checkpoint, or the result of a stage of a reproduction.
     between: usize,
-    /// The result of the whole was there.
+    /// The result of the whole.
     after: usize,
-    /// Among all of them: a file or folder was half-written.
+    /// Among all of them: something half-written.
     writing: usize,
     /// Runs that came to their end, and were compared with the unbroken one.
     compared: usize,
@@ -68,12 +68,15 @@ fn strike(stage: &str, before: &[&str], signal: &str, moments: usize) -> Hits {
     while met < moments {
         let mut child = start(run.path(), stage);
         sleep(Duration::from_secs_f64(draw.random_range(0.0..whole)));
-        if child.try_wait().unwrap().is_none() {
-            met += 1;
+        let running = child.try_wait().unwrap().is_none();
+        if running {
             send(signal, &mut child);
         }
         let status = child.wait().unwrap();
-        hits.record(run.path(), stage);
+        if running {
+            met += 1;
+            hits.record(run.path(), stage);
+        }
         match status.code() {
             // The end came before the signal, or before the next moment at which the stage stops.
             Some(0) => {
@@ -179,7 +182,9 @@ fn reproduce_ended_at_any_moment_is_bit_identical() {
 #[test]
 #[ignore = "takes minutes: 100 moments of each signal in each stage"]
 fn crash_table() {
-    println!("| stage | signal | met | before | between | after | half-written | runs compared |");
+    println!(
+        "| stage | signal | met | no checkpoint | checkpoint | result | half-written | compared |"
+    );
     println!("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |");
     for (stage, before) in STAGES {
         for signal in ["KILL", "TERM", "INT"] {

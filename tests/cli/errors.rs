@@ -247,7 +247,7 @@ const MODEL: &[Row] = &[
     (
         "CheckpointError::Read",
         2,
-        &["model.safetensors: cannot read:", "--model expects a folder with config.json"],
+        &["model.safetensors: cannot read:", "a model's folder holds config.json and"],
         |_| model(|dir| fs::remove_file(dir.join("model.safetensors")).unwrap()),
     ),
     (
@@ -726,6 +726,12 @@ const RUN: &[Row] = &[
             "is not finite at step 1; the last good checkpoint is kept",
         ],
         |_| try_in_empty(&["sft", "--set", "sft.optimizer.learning_rate=1e30"]),
+    ),
+    (
+        "Error::Usage",
+        2,
+        &["(max_position_embeddings): lower data.prompt_tokens", "or sampling.max_new_tokens"],
+        |ready| trained(ready, |_| (), &["ppo", "--set", "sampling.max_new_tokens=100000000"]),
     ),
     ("Error::Usage", 2, &["--response is empty; give at least one token"], |ready| {
         trained(ready, |_| (), &["segment", "--response", ""])
