@@ -108,8 +108,17 @@ struct Copy {
 impl Copy {
     fn new() -> Self {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutation");
-        for name in ["Cargo.toml", "Cargo.lock", "src", "tests", "benches", "experiments", "paper"]
-        {
+        let parts = [
+            "Cargo.toml",
+            "Cargo.lock",
+            "README.md",
+            "src",
+            "tests",
+            "benches",
+            "experiments",
+            "paper",
+        ];
+        for name in parts {
             copy(&crate_dir().join(name), &dir.join(name));
         }
         Self { dir }
@@ -145,6 +154,14 @@ impl Copy {
 fn copy(from: &Path, to: &Path) {
     if from.is_dir() {
         fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(to).unwrap() {
+            let entry = entry.unwrap();
+            if !from.join(entry.file_name()).exists() {
+                fs::remove_file(entry.path())
+                    .or_else(|_| fs::remove_dir_all(entry.path()))
+                    .unwrap();
+            }
+        }
         for entry in fs::read_dir(from).unwrap() {
             let entry = entry.unwrap();
             copy(&entry.path(), &to.join(entry.file_name()));

@@ -102,11 +102,7 @@ fn cut(entropies: &[f64], cutoff: f64, ends_with_eos: bool) -> Vec<Range<usize>>
     let n = entropies.len();
     let end = if ends_with_eos && n > 1 { n - 1 } else { n };
     let mut starts = vec![0];
-    for i in 1..end {
-        if entropies[i] > cutoff {
-            starts.push(i);
-        }
-    }
+    starts.extend((1..end).filter(|&i| entropies[i] > cutoff));
     let ends = starts.iter().skip(1).copied().chain([end]);
     starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
 }
