@@ -1,18 +1,16 @@
 //! Models on disk, in Hugging Face's layout: `config.json` and `model.safetensors`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, TensorView};
 
 use super::layers::named_param;
-use super::source::{Init, Source, fresh_values};
+use super::source::{Init, Placement, Source};
+use super::weights::{FileSource, WEIGHTS};
 use crate::atomic;
-
-/// The file that holds a model's parameters.
-pub const WEIGHTS: &str = "model.safetensors";
 
 /// Why a model could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -76,135 +74,6 @@ pub enum CheckpointError {
     },
 }
 
-/// Parameters read from a safetensors file; collects everything that does not fit.
-pub struct FileSource<'a> {
-    path: &'a Path,
-    tensors: SafeTensors<'a>,
-    device: &'a Device,
-    fresh: Option<FreshParam<'a>>,
-    used: BTreeSet<String>,
-    problems: Vec<String>,
-}
-
-/// A parameter that is drawn anew instead of read.
-#[derive(Clone, Copy)]
-pub struct FreshParam<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// What it is drawn for: two heads of one run start differently.
-    pub purpose: &'a str,
-    /// The run's seed.
-    pub seed: u64,
-}
-
-impl<'a> FileSource<'a> {
-    /// A source over `bytes`, the content of the safetensors file `path`, but for the parameter `fresh`.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Format`] when `bytes` are no safetensors file.
-    pub fn new(
-        path: &'a Path,
-        bytes: &'a [u8],
-        device: &'a Device,
-        fresh: Option<FreshParam<'a>>,
-    ) -> Result<Self, CheckpointError> {
-        let tensors = SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::Format {
-            path: path.to_owned(),
-            detail: error.to_string(),
-        })?;
-        Ok(Self { path, tensors, device, fresh, used: BTreeSet::new(), problems: Vec::new() })
-    }
-
-    /// A source for a decoder of this many layers.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Tensors`] when the file has not even a tensor for each.
-    pub fn with_layers(self, layers: usize) -> Result<Self, CheckpointError> {
-        let tensors = self.tensors.len();
-        if layers <= tensors {
-            return Ok(self);
-        }
-        let problem = format!("{tensors} tensors, but config.json says num_hidden_layers {layers}");
-        Err(CheckpointError::Tensors { path: self.path.to_owned(), problems: vec![problem] })
-    }
-
-    /// Fails if any tensor was missing, misshaped, or left over; those named in `ignored` may be left.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Tensors`] with all of them.
-    pub fn finish(mut self, ignored: &[&str]) -> Result<(), CheckpointError> {
-        let extra: BTreeSet<&str> = self
-            .tensors
-            .names()
-            .into_iter()
-            .filter(|name| !self.used.contains(*name) && !ignored.contains(name))
-            .collect();
-        self.problems.extend(extra.iter().map(|name| format!("{name}: extra")));
-        if self.problems.is_empty() {
-            Ok(())
-        } else {
-            let problems = self.problems;
-            Err(CheckpointError::Tensors { path: self.path.to_owned(), problems })
-        }
-    }
-}
-
-impl Source for FileSource<'_> {
-    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<Vec<f32>> {
-        if let Some(fresh) = self.fresh.filter(|fresh| fresh.name == name) {
-            // A shape that the file does not bear out may be of any size.
-            let purpose = format!("{} {name}", fresh.purpose);
-            let draw = || fresh_values(fresh.seed, &purpose, shape.iter().product(), init);
-            return self.problems.is_empty().then(draw);
-        }
-        self.used.insert(name.to_owned());
-        let read = match self.tensors.tensor(name) {
-            Err(_) => Err(format!("{name}: missing, expected shape {shape:?}")),
-            Ok(view) if view.shape() != shape => {
-                Err(format!("{name}: shape {:?}, expected {shape:?}", view.shape()))
-            }
-            Ok(view) => match to_f32(&view) {
-                Err(dtype) => {
-                    Err(format!("{name}: unsupported type {dtype:?}, expected F32, F16 or BF16"))
-                }
-                Ok(values) => match values.iter().find(|value| !value.is_finite()) {
-                    Some(value) => Err(format!("{name}: holds {value}, expected finite numbers")),
-                    None => Ok(values),
-                },
-            },
-        };
-        read.map_err(|problem| self.problems.push(problem)).ok()
-    }
-
-    fn device(&self) -> &Device {
-        self.device
-    }
-}
-
-/// The values of a tensor stored as f32, f16 or bf16.
-fn to_f32(view: &TensorView<'_>) -> Result<Vec<f32>, Dtype> {
-    let dtype = match view.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        other => return Err(other),
-    };
-    let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-    Ok(data.iter::<f32>().collect())
-}
-
-/// The bytes of `path`.
-///
-/// # Errors
-///
-/// [`CheckpointError::Read`].
-pub fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })
-}
-
 /// Every parameter of `module` by its Hugging Face name, as f32.
 pub fn parameters<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     #[derive(Default)]
@@ -249,16 +118,15 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let (name, old) = (self.path.join("."), param.val());
             match self.source.values(&name, &old.dims(), Init::Ones) {
-                Some(values) => {
-                    let data = TensorData::new(values, old.dims());
-                    named_param(&name, Tensor::from_data(data, &old.device()))
+                Some(data) => {
+                    named_param(&name, Tensor::from_data(data, (&old.device(), old.dtype())))
                 }
                 None => param,
             }
         }
     }
-    let unused = Device::default(); // each parameter stays on its own device
-    let source = FileSource::new(path, bytes, &unused, None)?;
+    let unused = Placement::from(&Device::default()); // each parameter stays on its own device
+    let source = FileSource::from_bytes(path, bytes, unused)?;
     let mut restore = Restore { path: Vec::new(), source };
     let module = module.map(&mut restore);
     restore.source.finish(&[])?;

@@ -7,19 +7,20 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::cache::KvCache;
-use super::checkpoint::{self, CheckpointError, FileSource, FreshParam, WEIGHTS};
+use super::checkpoint::{self, CheckpointError};
 use super::config::ModelConfig;
 use super::grid::Grid;
-use super::layers::{Embedding, Layer, Linear, RmsNorm, apply, fan_in};
+use super::layers::{Embedding, Layer, Linear, Norm, apply, fan_in};
 use super::rope::Rope;
-use super::source::{Fresh, Init, Source};
+use super::source::{Fresh, Init, Placement, Source};
+use super::weights::{FileSource, FreshParam};
 
 /// Token ids to final hidden states.
 #[derive(Module, Debug)]
 pub struct Decoder {
     embed_tokens: Embedding,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Norm,
     #[module(skip)]
     rope: Rope,
 }
@@ -31,7 +32,7 @@ impl Decoder {
         Self {
             embed_tokens: Embedding::new(source, "model.embed_tokens", shape, Init::Normal(1.0)),
             layers: (0..config.layers).map(|i| Layer::new(source, &layer(i), config)).collect(),
-            norm: RmsNorm::new(source, "model.norm", config.hidden_size, config.rms_norm_eps),
+            norm: Norm::rms(source, "model.norm", config.hidden_size, config.rms_norm_eps),
             rope: Rope::new(config.head_dim, config.rope_theta),
         }
     }
@@ -77,8 +78,8 @@ impl CausalLm {
     }
 
     /// A model with fresh parameters.
-    pub fn fresh(config: &ModelConfig, seed: u64, device: &Device) -> Self {
-        Self::new(&mut Fresh { seed, device }, config)
+    pub fn fresh(config: &ModelConfig, seed: u64, placement: impl Into<Placement>) -> Self {
+        Self::new(&mut Fresh { seed, placement: placement.into() }, config)
     }
 
     /// Reads the checkpoint in the folder `dir`.
@@ -86,12 +87,12 @@ impl CausalLm {
     /// # Errors
     ///
     /// Every [`CheckpointError`] but `Write`.
-    pub fn load(dir: &Path, device: &Device) -> Result<(Self, ModelConfig), CheckpointError> {
+    pub fn load(
+        dir: &Path,
+        placement: impl Into<Placement>,
+    ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
-        let path = dir.join(WEIGHTS);
-        let bytes = checkpoint::read(&path)?;
-        let source = FileSource::new(&path, &bytes, device, None)?;
-        let mut source = source.with_layers(config.layers)?;
+        let mut source = FileSource::open(dir, placement.into())?.with_layers(config.layers)?;
         let model = Self::new(&mut source, &config);
         source.finish(if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
         Ok((model, config))
@@ -168,10 +169,10 @@ impl ScalarModel {
         dir: &Path,
         purpose: &str,
         seed: u64,
-        device: &Device,
+        placement: impl Into<Placement>,
     ) -> Result<(Self, ModelConfig), CheckpointError> {
-        let fresh = FreshParam { name: HEAD, purpose, seed };
-        Self::read(dir, device, Some(fresh), &["lm_head.weight"])
+        let fresh = FreshParam { name: HEAD, purpose: purpose.to_owned(), seed };
+        Self::read(dir, placement.into(), Some(fresh), &["lm_head.weight"])
     }
 
     /// Reads the scalar model in the folder `dir`.
@@ -179,21 +180,22 @@ impl ScalarModel {
     /// # Errors
     ///
     /// Every [`CheckpointError`] but `Write`.
-    pub fn load(dir: &Path, device: &Device) -> Result<(Self, ModelConfig), CheckpointError> {
-        Self::read(dir, device, None, &[])
+    pub fn load(
+        dir: &Path,
+        placement: impl Into<Placement>,
+    ) -> Result<(Self, ModelConfig), CheckpointError> {
+        Self::read(dir, placement.into(), None, &[])
     }
 
     fn read(
         dir: &Path,
-        device: &Device,
-        fresh: Option<FreshParam<'_>>,
+        placement: Placement,
+        fresh: Option<FreshParam>,
         ignored: &[&str],
     ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
-        let path = dir.join(WEIGHTS);
-        let bytes = checkpoint::read(&path)?;
-        let source = FileSource::new(&path, &bytes, device, fresh)?;
-        let mut source = source.with_layers(config.layers)?;
+        let source = FileSource::open(dir, placement)?.with_layers(config.layers)?;
+        let mut source = source.with_fresh(fresh);
         let model = Self::new(&mut source, &config);
         source.finish(ignored)?;
         Ok((model, config))

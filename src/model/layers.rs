@@ -10,22 +10,41 @@ use super::config::ModelConfig;
 use super::rope::Rotation;
 use super::source::{Init, Source};
 
-/// A linear map without bias; the weight has shape `[outputs, inputs]`.
+/// A linear map; the weight has shape `[outputs, inputs]`.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[outputs, inputs]`
     pub weight: Param<Tensor<2>>,
+    /// `[outputs]`
+    pub bias: Option<Param<Tensor<1>>>,
 }
 
 impl Linear {
-    /// Takes `NAME.weight` from `source`.
+    /// Takes `NAME.weight` from `source`; without bias.
     pub fn new<S: Source>(source: &mut S, name: &str, shape: [usize; 2], init: Init) -> Self {
-        Self { weight: source.param(&format!("{name}.weight"), shape, init) }
+        Self { weight: source.param(&format!("{name}.weight"), shape, init), bias: None }
+    }
+
+    /// Takes `NAME.weight` from `source`, and `NAME.bias` if `biased`.
+    pub fn with_bias<S: Source>(
+        source: &mut S,
+        name: &str,
+        shape: [usize; 2],
+        init: Init,
+        biased: bool,
+    ) -> Self {
+        let linear = Self::new(source, name, shape, init);
+        let bias = biased.then(|| source.param(&format!("{name}.bias"), [shape[0]], Init::Zeros));
+        Self { bias, ..linear }
     }
 
     /// `[B, T, inputs]` to `[B, T, outputs]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        apply(x, self.weight.val())
+        let y = apply(x, self.weight.val());
+        match &self.bias {
+            Some(bias) => y.add(bias.val().unsqueeze()),
+            None => y,
+        }
     }
 }
 
@@ -36,25 +55,40 @@ pub(super) fn apply(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     x.reshape([b * t, inputs]).matmul(weight.transpose()).reshape([b, t, outputs])
 }
 
-/// Root-mean-square normalization: x / √(mean(x²) + ε), scaled per channel.
+/// Normalization of the channels, scaled per channel: RMSNorm, x / √(mean(x²) + ε); with a bias LayerNorm,
+/// which takes the mean off x before, and adds the bias in the end.
 #[derive(Module, Debug)]
-pub struct RmsNorm {
+pub struct Norm {
     /// `[channels]`
     pub weight: Param<Tensor<1>>,
+    /// `[channels]`
+    pub bias: Option<Param<Tensor<1>>>,
     epsilon: f64,
 }
 
-impl RmsNorm {
-    /// Takes `NAME.weight` from `source`.
-    pub fn new<S: Source>(source: &mut S, name: &str, channels: usize, epsilon: f64) -> Self {
+impl Norm {
+    /// RMSNorm: takes `NAME.weight` from `source`.
+    pub fn rms<S: Source>(source: &mut S, name: &str, channels: usize, epsilon: f64) -> Self {
         let weight = source.param(&format!("{name}.weight"), [channels], Init::Ones);
-        Self { weight, epsilon }
+        Self { weight, bias: None, epsilon }
+    }
+
+    /// LayerNorm: takes `NAME.weight` and `NAME.bias` from `source`.
+    pub fn layer<S: Source>(source: &mut S, name: &str, channels: usize, epsilon: f64) -> Self {
+        let norm = Self::rms(source, name, channels, epsilon);
+        let bias = source.param(&format!("{name}.bias"), [channels], Init::Zeros);
+        Self { bias: Some(bias), ..norm }
     }
 
     /// Keeps the shape `[B, T, channels]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = if self.bias.is_some() { x.clone().sub(x.mean_dim(2)) } else { x };
         let scale = x.clone().square().mean_dim(2).add_scalar(self.epsilon).sqrt();
-        x.div(scale).mul(self.weight.val().unsqueeze())
+        let y = x.div(scale).mul(self.weight.val().unsqueeze());
+        match &self.bias {
+            Some(bias) => y.add(bias.val().unsqueeze()),
+            None => y,
+        }
     }
 }
 
@@ -176,17 +210,16 @@ impl Attention {
 pub struct Layer {
     self_attn: Attention,
     mlp: Mlp,
-    input_layernorm: RmsNorm,
-    post_attention_layernorm: RmsNorm,
+    input_layernorm: Norm,
+    post_attention_layernorm: Norm,
 }
 
 impl Layer {
     /// Takes the parameters under `name` from `source`.
     pub fn new<S: Source>(source: &mut S, name: &str, config: &ModelConfig) -> Self {
         let (d, epsilon) = (config.hidden_size, config.rms_norm_eps);
-        let norm = |source: &mut S, part: &str| {
-            RmsNorm::new(source, &format!("{name}.{part}"), d, epsilon)
-        };
+        let norm =
+            |source: &mut S, part: &str| Norm::rms(source, &format!("{name}.{part}"), d, epsilon);
         Self {
             self_attn: Attention::new(source, &format!("{name}.self_attn"), config),
             mlp: Mlp::new(source, &format!("{name}.mlp"), config),

@@ -11,9 +11,11 @@ pub mod optim;
 pub mod rope;
 pub mod sampling;
 pub mod source;
+pub mod weights;
 
 pub use cache::KvCache;
 pub use checkpoint::CheckpointError;
 pub use config::ModelConfig;
 pub use decoder::{CausalLm, ScalarModel};
 pub use grid::Grid;
+pub use source::Placement;
