@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Bool, DType, Device, Tensor};
 
 use super::cache::KvCache;
 use super::checkpoint::{self, CheckpointError};
 use super::config::ModelConfig;
+use super::config_json::Head;
 use super::grid::Grid;
 use super::layers::{Embedding, Layer, Linear, Norm, apply, fan_in};
 use super::rope::Rope;
@@ -23,6 +24,9 @@ pub struct Decoder {
     norm: Norm,
     #[module(skip)]
     rope: Rope,
+    /// How far back each layer sees.
+    #[module(skip)]
+    windows: Vec<Option<usize>>,
 }
 
 impl Decoder {
@@ -32,8 +36,9 @@ impl Decoder {
         Self {
             embed_tokens: Embedding::new(source, "model.embed_tokens", shape, Init::Normal(1.0)),
             layers: (0..config.layers).map(|i| Layer::new(source, &layer(i), config)).collect(),
-            norm: Norm::rms(source, "model.norm", config.hidden_size, config.rms_norm_eps),
-            rope: Rope::new(config.head_dim, config.rope_theta),
+            norm: Norm::of(source, "model.norm", config),
+            rope: Rope::of(config),
+            windows: (0..config.layers).map(|layer| config.window(layer)).collect(),
         }
     }
 
@@ -49,14 +54,29 @@ impl Decoder {
         let seen = cache.as_ref().map_or(0, |cache| cache.len());
         assert_eq!(columns.start, seen, "columns follow those already seen");
         let device = self.embed_tokens.weight.device();
-        let hidden = grid.hidden(columns.clone(), &device);
+        let (full, window) = self.hidden(grid, columns.clone(), &device);
         let mut x = self.embed_tokens.forward(grid.token_ids(columns.clone(), &device));
         let rotation = grid.rotation(&self.rope, columns, &device, x.dtype());
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[i]);
-            x = layer.forward(x, &rotation, &hidden, cache);
+            let hidden = window.as_ref().filter(|_| self.windows[i].is_some()).unwrap_or(&full);
+            x = layer.forward(x, &rotation, hidden, cache);
         }
         self.norm.forward(x)
+    }
+
+    /// What queries must not see in layers without a sliding window, and in those with one, where it
+    /// reaches less far back than the columns do.
+    fn hidden(
+        &self,
+        grid: &Grid,
+        columns: Range<usize>,
+        device: &Device,
+    ) -> (Tensor<4, Bool>, Option<Tensor<4, Bool>>) {
+        let window = self.windows.iter().flatten().next().copied();
+        let window = window.filter(|&tokens| tokens < columns.end);
+        let full = grid.hidden(columns.clone(), None, device);
+        (full, window.map(|tokens| grid.hidden(columns, Some(tokens), device)))
     }
 }
 
@@ -92,7 +112,7 @@ impl CausalLm {
         placement: impl Into<Placement>,
     ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
-        let mut source = FileSource::open(dir, placement.into())?.with_layers(config.layers)?;
+        let mut source = FileSource::open(dir, &config, placement.into())?;
         let model = Self::new(&mut source, &config);
         source.finish(if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
         Ok((model, config))
@@ -104,7 +124,7 @@ impl CausalLm {
     ///
     /// [`CheckpointError::Write`].
     pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
-        checkpoint::save(self, &config.to_json("LlamaForCausalLM"), dir)
+        checkpoint::save(self, config, Head::CausalLm, dir)
     }
 
     /// The logits read in `columns`, `[B, S, vocabulary]`: those of column c predict the token of c+1.
@@ -129,6 +149,11 @@ impl CausalLm {
     /// Where the parameters live.
     pub fn device(&self) -> Device {
         self.model.embed_tokens.weight.device()
+    }
+
+    /// The type of the parameters.
+    pub fn dtype(&self) -> DType {
+        self.model.embed_tokens.weight.val().dtype()
     }
 
     fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
@@ -194,8 +219,7 @@ impl ScalarModel {
         ignored: &[&str],
     ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
-        let source = FileSource::open(dir, placement)?.with_layers(config.layers)?;
-        let mut source = source.with_fresh(fresh);
+        let mut source = FileSource::open(dir, &config, placement)?.with_fresh(fresh);
         let model = Self::new(&mut source, &config);
         source.finish(ignored)?;
         Ok((model, config))
@@ -207,7 +231,7 @@ impl ScalarModel {
     ///
     /// [`CheckpointError::Write`].
     pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
-        checkpoint::save(self, &config.to_json("LlamaForSequenceClassification"), dir)
+        checkpoint::save(self, config, Head::Score, dir)
     }
 
     /// The score read in each of `columns`, `[B, S]`.

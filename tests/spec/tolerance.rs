@@ -10,6 +10,10 @@ pub const CPU_F32: f64 = 1e-5;
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 pub const GPU_F32: f64 = 1e-4;
 
+/// transformers in f32, whose rotary angles are rounded to f32 too: in f64 its own logits, of magnitude 6, move
+/// by up to 1e-5.
+pub const TRANSFORMERS: f64 = 1e-4;
+
 /// Central differences in f64 at [`STEP`]: the cancellation of a loss of magnitude 1 alone is 1e-11.
 pub const FINITE_DIFFERENCE: f64 = 1e-8;
 
