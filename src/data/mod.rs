@@ -1,8 +1,10 @@
-//! Preference pairs, prompts, tokenizers, role formats, and the embedded task.
+//! Preference pairs, prompts, tokenizers, chat templates, role formats, and the embedded task.
 
 pub mod chat;
 pub mod diagnostics;
 pub mod error;
 pub mod letters;
 pub mod pairs;
+mod python;
+pub mod template;
 pub mod tokenizer;
