@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 use super::config::ModelConfig;
 use super::config_json::Head;
 use super::layers::named_param;
+use super::lora::{is_adapted, is_trained};
 use super::names::{Layout, Place};
 use super::source::{Init, Placement, Source};
 use super::weights::{FileSource, WEIGHTS};
@@ -60,6 +61,17 @@ pub enum CheckpointError {
         /// The option, and what is supported instead.
         what: String,
     },
+    /// Adapters name a base that is not there.
+    #[error(
+        "{path}: base_model_name_or_path names {base}, which holds no model; put the folder of the base \
+         there, or its place here"
+    )]
+    NoBase {
+        /// The file.
+        path: PathBuf,
+        /// The folder that it names.
+        base: PathBuf,
+    },
     /// The file of parameters is no safetensors file.
     #[error(
         "{path}: not a safetensors file, or a truncated one: {detail}; copy the model again, or run the \
@@ -83,8 +95,16 @@ pub enum CheckpointError {
 
 /// Every parameter of `module` by its name, as f32.
 pub fn parameters<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
+    collect(module, |_| true)
+}
+
+/// The same of those whose names `keep` holds for.
+pub(super) fn collect<M: Module>(
+    module: &M,
+    keep: impl Fn(&str) -> bool,
+) -> BTreeMap<String, TensorData> {
     let f32 = |(name, parameter): (String, Parameter)| (name, (parameter.data)().convert::<f32>());
-    collect(module).into_iter().map(f32).collect()
+    collect_lazily(module, keep).into_iter().map(f32).collect()
 }
 
 /// A parameter that is fetched from its device when it is needed.
@@ -94,14 +114,16 @@ struct Parameter {
     data: Box<dyn Fn() -> TensorData>,
 }
 
-/// Every parameter of `module` by its name.
-fn collect<M: Module>(module: &M) -> BTreeMap<String, Parameter> {
-    #[derive(Default)]
-    struct Collect {
+fn collect_lazily<M: Module>(
+    module: &M,
+    keep: impl Fn(&str) -> bool,
+) -> BTreeMap<String, Parameter> {
+    struct Collect<F> {
+        keep: F,
         path: Vec<String>,
         found: BTreeMap<String, Parameter>,
     }
-    impl ModuleVisitor for Collect {
+    impl<F: Fn(&str) -> bool> ModuleVisitor for Collect<F> {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.path.push(name.to_owned());
         }
@@ -109,24 +131,29 @@ fn collect<M: Module>(module: &M) -> BTreeMap<String, Parameter> {
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let name = self.path.join(".");
+            if !(self.keep)(&name) {
+                return;
+            }
             let value = param.val();
             let (shape, dtype) = (value.dims().to_vec(), value.dtype());
             let data = Box::new(move || value.clone().into_data());
-            self.found.insert(self.path.join("."), Parameter { shape, dtype, data });
+            self.found.insert(name, Parameter { shape, dtype, data });
         }
     }
-    let mut collect = Collect::default();
+    let mut collect = Collect { keep, path: Vec::new(), found: BTreeMap::new() };
     module.visit(&mut collect);
     collect.found
 }
 
-/// `module` with the parameters that [`to_safetensors`] wrote; `path` is what errors call the file.
+/// `module` with the parameters that [`trained_to_safetensors`] wrote; `path` is what errors call the file.
 ///
 /// # Errors
 ///
 /// [`CheckpointError::Format`] and [`CheckpointError::Tensors`].
 pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, CheckpointError> {
     struct Restore<'a> {
+        adapted: bool,
         path: Vec<String>,
         source: FileSource<'a>,
     }
@@ -139,6 +166,9 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let (name, old) = (self.path.join("."), param.val());
+            if !is_trained(self.adapted, &name) {
+                return param;
+            }
             match self.source.values(&name, &old.dims(), Init::Ones) {
                 Some(data) => {
                     named_param(&name, Tensor::from_data(data, (&old.device(), old.dtype())))
@@ -149,7 +179,7 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
     }
     let unused = Placement::from(&Device::default()); // each parameter stays on its own device
     let source = FileSource::from_bytes(path, bytes, unused)?;
-    let mut restore = Restore { path: Vec::new(), source };
+    let mut restore = Restore { adapted: is_adapted(&module), path: Vec::new(), source };
     let module = module.map(&mut restore);
     restore.source.finish(&[])?;
     Ok(module)
@@ -157,7 +187,16 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
 
 /// The content of a safetensors file with every parameter of `module`, in f32.
 pub fn to_safetensors<M: Module>(module: &M) -> Vec<u8> {
-    let parameters = parameters(module);
+    serialize(&parameters(module))
+}
+
+/// The same of the parameters that training changes: of a model with adapters, these and the scalar head.
+pub fn trained_to_safetensors<M: Module>(module: &M) -> Vec<u8> {
+    let adapted = is_adapted(module);
+    serialize(&collect(module, |name| is_trained(adapted, name)))
+}
+
+pub(super) fn serialize(parameters: &BTreeMap<String, TensorData>) -> Vec<u8> {
     let views = parameters.iter().map(|(name, data)| {
         let view = TensorView::new(Dtype::F32, data.shape().to_vec(), data.as_bytes());
         (name.as_str(), view.expect("a tensor's bytes fit its shape"))
@@ -178,7 +217,7 @@ pub fn save<M: Module>(
     head: Head,
     dir: &Path,
 ) -> Result<(), CheckpointError> {
-    let parameters = collect(module);
+    let parameters = collect_lazily(module, |_| true);
     let dtype = parameters.values().map(|parameter| parameter.dtype).next().unwrap_or(DType::F32);
     let tensors = in_files(parameters, &Layout::of(config));
     let write = |name: &str, content: &mut dyn FnMut(&mut File) -> io::Result<()>| {

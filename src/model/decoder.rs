@@ -3,18 +3,22 @@
 use std::ops::Range;
 use std::path::Path;
 
-use burn::module::Module;
-use burn::tensor::{Bool, DType, Device, Tensor};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Bool, DType, Device, Gradients, Tensor};
 
 use super::cache::KvCache;
 use super::checkpoint::{self, CheckpointError};
 use super::config::ModelConfig;
 use super::config_json::Head;
 use super::grid::Grid;
-use super::layers::{Embedding, Layer, Linear, Norm, apply, fan_in};
-use super::rope::Rope;
-use super::source::{Fresh, Init, Placement, Source};
-use super::weights::{FileSource, FreshParam};
+use super::layers::{Embedding, Layer, Linear, Norm, apply, cast, fan_in, named_param, wide};
+use super::lora::{self, Adapter, LoraSettings, ModelSource};
+use super::recompute::{Pass, Tape, Trainable};
+use super::rope::{Rope, Rotation};
+use super::source::{Fresh, Init, Placement, Source, fresh_values};
+use super::weights::FreshParam;
+use crate::device::{Checkpointing, Precision};
 
 /// Token ids to final hidden states.
 #[derive(Module, Debug)]
@@ -27,6 +31,12 @@ pub struct Decoder {
     /// How far back each layer sees.
     #[module(skip)]
     windows: Vec<Option<usize>>,
+    /// The type of activations, where it is not that of the parameters.
+    #[module(skip)]
+    compute: Option<Precision>,
+    /// Where each layer is computed again in the backward pass: what its forward pass keeps for that.
+    #[module(skip)]
+    tape: Option<Tape>,
 }
 
 impl Decoder {
@@ -39,7 +49,25 @@ impl Decoder {
             norm: Norm::of(source, "model.norm", config),
             rope: Rope::of(config),
             windows: (0..config.layers).map(|layer| config.window(layer)).collect(),
+            compute: None,
+            tape: None,
         }
+    }
+
+    fn dtype(&self) -> DType {
+        self.compute.map_or_else(|| self.embed_tokens.weight.dtype(), Precision::dtype)
+    }
+
+    /// The same with activations in `precision`, and with the layers computed again in the backward pass if
+    /// `checkpointing` says so.
+    fn computing(self, precision: Precision, checkpointing: Checkpointing) -> Self {
+        let tape = (checkpointing == Checkpointing::Layers).then(Tape::default);
+        Self { compute: Some(precision), tape, ..self }
+    }
+
+    fn embed(&self, grid: &Grid, columns: Range<usize>) -> Tensor<3> {
+        let tokens = grid.token_ids(columns, &self.embed_tokens.weight.device());
+        cast(self.embed_tokens.forward(tokens), self.dtype())
     }
 
     /// The hidden states of `columns`, `[B, S, D]`.
@@ -54,30 +82,105 @@ impl Decoder {
         let seen = cache.as_ref().map_or(0, |cache| cache.len());
         assert_eq!(columns.start, seen, "columns follow those already seen");
         let device = self.embed_tokens.weight.device();
-        let (full, window) = self.hidden(grid, columns.clone(), &device);
-        let mut x = self.embed_tokens.forward(grid.token_ids(columns.clone(), &device));
-        let rotation = grid.rotation(&self.rope, columns, &device, x.dtype());
+        if let Some(tape) = self.tape.as_ref().filter(|_| device.is_autodiff()) {
+            return self.norm.forward(self.record(tape, grid, columns.end));
+        }
+        let positions = self.positions(grid, columns.clone(), &device);
+        let mut x = self.embed(grid, columns);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[i]);
-            let hidden = window.as_ref().filter(|_| self.windows[i].is_some()).unwrap_or(&full);
-            x = layer.forward(x, &rotation, hidden, cache);
+            let hidden = positions.hidden(self.windows[i]);
+            x = layer.forward(x, &positions.rotation, hidden, cache);
         }
         self.norm.forward(x)
     }
 
-    /// What queries must not see in layers without a sliding window, and in those with one, where it
-    /// reaches less far back than the columns do.
-    fn hidden(
-        &self,
-        grid: &Grid,
-        columns: Range<usize>,
-        device: &Device,
-    ) -> (Tensor<4, Bool>, Option<Tensor<4, Bool>>) {
+    /// What the layers must know of `columns` beside what they hold.
+    fn positions(&self, grid: &Grid, columns: Range<usize>, device: &Device) -> Positions {
         let window = self.windows.iter().flatten().next().copied();
         let window = window.filter(|&tokens| tokens < columns.end);
-        let full = grid.hidden(columns.clone(), None, device);
-        (full, window.map(|tokens| grid.hidden(columns, Some(tokens), device)))
+        Positions {
+            hidden: grid.hidden(columns.clone(), None, device),
+            hidden_by_window: window
+                .map(|tokens| grid.hidden(columns.clone(), Some(tokens), device)),
+            rotation: grid.rotation(&self.rope, columns, device, self.dtype()),
+        }
     }
+
+    /// The output of the last layer, as a leaf, with the input of each on the tape.
+    fn record(&self, tape: &Tape, grid: &Grid, end: usize) -> Tensor<3> {
+        let mut x = self.embed(grid, 0..end).without_autodiff();
+        let positions = self.positions(grid, 0..end, &x.device());
+        let mut inputs = Vec::with_capacity(self.layers.len());
+        for (layer, window) in self.layers.iter().zip(&self.windows) {
+            inputs.push(x.clone());
+            let hidden = positions.hidden(*window);
+            x = layer.valid().forward(x, &positions.rotation, hidden, None);
+        }
+        let output = x.autodiff().require_grad();
+        tape.push(Pass { grid: grid.clone(), end, inputs, output: output.clone() });
+        output
+    }
+
+    /// As [`Trainable::replay`].
+    fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
+        let device = self.embed_tokens.weight.device();
+        for Pass { grid, end, inputs, output } in self.tape.iter().flat_map(Tape::take) {
+            let Some(mut slope) = output.grad(found) else { continue };
+            let positions = self.positions(&grid, 0..end, &device);
+            for ((layer, window), input) in self.layers.iter().zip(&self.windows).zip(inputs).rev()
+            {
+                let x = input.autodiff().require_grad();
+                let hidden = positions.hidden(*window);
+                let y = layer.forward(x.clone(), &positions.rotation, hidden, None);
+                let gradients = y.mul(slope.autodiff()).sum().backward();
+                slope = x.grad(&gradients).expect("a layer depends on its input");
+                add(GradientsParams::from_grads(gradients, layer));
+            }
+            if self.embed_tokens.weight.is_require_grad() {
+                let y = self.embed(&grid, 0..end);
+                let gradients = y.mul(slope.autodiff()).sum().backward();
+                add(GradientsParams::from_grads(gradients, &self.embed_tokens));
+            }
+        }
+    }
+}
+
+/// What the layers must know of some columns beside what they hold.
+struct Positions {
+    /// True where a query must not see a key.
+    hidden: Tensor<4, Bool>,
+    /// The same in layers with a sliding window, where it reaches less far back than the columns do.
+    hidden_by_window: Option<Tensor<4, Bool>>,
+    rotation: Rotation,
+}
+
+impl Positions {
+    /// What queries must not see in a layer of this window.
+    fn hidden(&self, window: Option<usize>) -> &Tensor<4, Bool> {
+        self.hidden_by_window.as_ref().filter(|_| window.is_some()).unwrap_or(&self.hidden)
+    }
+}
+
+/// `model` without autodiff, in `dtype` but for what stays in 32 bits: adapters and a scalar head.
+fn inference<M: Module>(model: &M, dtype: DType) -> M {
+    struct Cast {
+        dtype: DType,
+        path: Vec<String>,
+    }
+    impl ModuleMapper for Cast {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let wide = lora::is_trained(true, &self.path.join("."));
+            if wide { param } else { param.map(|value| cast(value, self.dtype)) }
+        }
+    }
+    model.valid().map(&mut Cast { dtype, path: Vec::new() })
 }
 
 /// A causal language model: policy, and frozen reference.
@@ -112,7 +215,8 @@ impl CausalLm {
         placement: impl Into<Placement>,
     ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
-        let mut source = FileSource::open(dir, &config, placement.into())?;
+        let files = lora::open(dir)?;
+        let mut source = ModelSource::new(&files, &config, placement.into(), None)?;
         let model = Self::new(&mut source, &config);
         source.finish(if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
         Ok((model, config))
@@ -151,9 +255,46 @@ impl CausalLm {
         self.model.embed_tokens.weight.device()
     }
 
-    /// The type of the parameters.
+    /// The type of the activations.
     pub fn dtype(&self) -> DType {
-        self.model.embed_tokens.weight.val().dtype()
+        self.model.dtype()
+    }
+
+    /// The same with activations in `precision`, whatever the type of the parameters, and with the layers
+    /// computed again in the backward pass if `checkpointing` says so.
+    pub fn computing(self, precision: Precision, checkpointing: Checkpointing) -> Self {
+        Self { model: self.model.computing(precision, checkpointing), ..self }
+    }
+
+    /// What this model under training is now: without autodiff, its weights cast once to the type of the
+    /// activations.
+    pub fn inference(&self) -> Self {
+        inference(self, self.dtype())
+    }
+
+    /// The model that `adapter` makes of this one, its base, whose tensors it shares.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Tensors`] when the adapters do not fit.
+    pub fn adapted(&self, adapter: &Adapter) -> Result<Self, CheckpointError> {
+        adapter.onto(self.clone(), &self.device())
+    }
+
+    /// Writes the adapters that training has given the model in the folder `base` into the existing folder
+    /// `dir`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`lora::save`].
+    pub fn save_adapter(
+        &self,
+        config: &ModelConfig,
+        settings: &LoraSettings,
+        base: &Path,
+        dir: &Path,
+    ) -> Result<(), CheckpointError> {
+        lora::save(self, settings, base, &config.to_json(Head::CausalLm, DType::F32), dir)
     }
 
     fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
@@ -161,6 +302,18 @@ impl CausalLm {
             Some(head) => head.forward(hidden),
             None => apply(hidden, self.model.embed_tokens.weight.val()),
         }
+    }
+}
+
+impl Trainable for CausalLm {
+    fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
+        self.model.replay(found, add);
+    }
+}
+
+impl Trainable for ScalarModel {
+    fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
+        self.model.replay(found, add);
     }
 }
 
@@ -172,15 +325,19 @@ pub struct ScalarModel {
 }
 
 /// The name of the scalar head's parameter.
-const HEAD: &str = "score.weight";
+pub(super) const HEAD: &str = "score.weight";
+
+/// How a fresh head over this many channels starts.
+fn head_init(channels: usize) -> Init {
+    Init::Normal(1.0 / ((channels + 1) as f64).sqrt())
+}
 
 impl ScalarModel {
     fn new<S: Source>(source: &mut S, config: &ModelConfig) -> Self {
         let d = config.hidden_size;
-        let init = Init::Normal(1.0 / ((d + 1) as f64).sqrt());
         Self {
             model: Decoder::new(source, config),
-            score: Linear::new(source, "score", [1, d], init),
+            score: Linear::new(source, "score", [1, d], head_init(d)),
         }
     }
 
@@ -219,7 +376,8 @@ impl ScalarModel {
         ignored: &[&str],
     ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
-        let mut source = FileSource::open(dir, &config, placement)?.with_fresh(fresh);
+        let files = lora::open(dir)?;
+        let mut source = ModelSource::new(&files, &config, placement, fresh)?;
         let model = Self::new(&mut source, &config);
         source.finish(ignored)?;
         Ok((model, config))
@@ -234,9 +392,55 @@ impl ScalarModel {
         checkpoint::save(self, config, Head::Score, dir)
     }
 
-    /// The score read in each of `columns`, `[B, S]`.
+    /// The score read in each of `columns`, `[B, S]`, in at least 32 bits.
     pub fn scores(&self, grid: &Grid, columns: Range<usize>) -> Tensor<2> {
         let hidden = self.model.forward(grid, 0..columns.end, None);
-        self.score.forward(hidden.slice_dim(1, columns)).squeeze_dim(2)
+        self.score.forward(wide(hidden.slice_dim(1, columns))).squeeze_dim(2)
+    }
+
+    /// The decoder of `language_model`, whose tensors it shares, under a fresh head of its own, drawn as that
+    /// of [`ScalarModel::from_language_model`].
+    pub fn over(language_model: &CausalLm, purpose: &str, seed: u64) -> Self {
+        let (model, device) = (language_model.model.clone(), language_model.device());
+        let d = model.norm.weight.dims()[0];
+        let values = fresh_values(seed, &format!("{purpose} {HEAD}"), &[1, d], head_init(d));
+        let weight = named_param(HEAD, Tensor::from_data(values, (&device, DType::F32)));
+        Self { model, score: Linear { weight, bias: None } }
+    }
+
+    /// The model that `adapter` makes of the language model `base`, whose tensors it shares.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Tensors`] when the adapters do not fit, or bring no head.
+    pub fn adapted(base: &CausalLm, adapter: &Adapter) -> Result<Self, CheckpointError> {
+        let (model, device) = (base.model.clone(), base.device());
+        let weight = adapter.head(model.norm.weight.dims()[0], &device)?;
+        adapter.onto(Self { model, score: Linear { weight, bias: None } }, &device)
+    }
+
+    /// As [`CausalLm::computing`].
+    pub fn computing(self, precision: Precision, checkpointing: Checkpointing) -> Self {
+        Self { model: self.model.computing(precision, checkpointing), ..self }
+    }
+
+    /// As [`CausalLm::inference`].
+    pub fn inference(&self) -> Self {
+        inference(self, self.model.dtype())
+    }
+
+    /// As [`CausalLm::save_adapter`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`lora::save`].
+    pub fn save_adapter(
+        &self,
+        config: &ModelConfig,
+        settings: &LoraSettings,
+        base: &Path,
+        dir: &Path,
+    ) -> Result<(), CheckpointError> {
+        lora::save(self, settings, base, &config.to_json(Head::Score, DType::F32), dir)
     }
 }

@@ -1,10 +1,10 @@
 //! The parts of the decoder. Parameters are stored and named as Hugging Face stores and names Llama's;
 //! [`super::names`] knows what other families call them.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{LoraAdapter, Module, Param, ParamId};
 use burn::tensor::module::{attention, embedding};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Int, Tensor, activation};
+use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, activation};
 
 use super::cache::LayerCache;
 use super::config::{Activation, AttentionBias, ModelConfig, Residual};
@@ -39,21 +39,45 @@ impl Linear {
         Self { bias, ..linear }
     }
 
-    /// `[B, T, inputs]` to `[B, T, outputs]`.
+    /// `[B, T, inputs]` to `[B, T, outputs]`, in the type of `x`. An adapter is applied beside the weight,
+    /// x Wᵀ + s (x bᵀ) aᵀ, so that no dense W + s a b is made, or kept for the backward pass.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let y = apply(x, self.weight.val());
+        let y = match self.weight.adapter() {
+            None => apply(x, self.weight.base()),
+            Some(LoraAdapter { a, b, scale }) => {
+                let low = apply(x.clone(), b.val()); // [B, T, rank]
+                apply(x, self.weight.base()).add(apply(low, a.val()).mul_scalar(*scale))
+            }
+        };
         match &self.bias {
-            Some(bias) => y.add(bias.val().unsqueeze()),
+            Some(bias) => {
+                let bias = cast(bias.val(), y.dtype());
+                y.add(bias.unsqueeze())
+            }
             None => y,
         }
     }
 }
 
-/// x Wᵀ for `x` of shape `[B, T, inputs]` and `weight` of shape `[outputs, inputs]`.
+/// x Wᵀ for `x` of shape `[B, T, inputs]` and `weight` of shape `[outputs, inputs]`, in the type of `x`.
 pub(super) fn apply(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     let [b, t, inputs] = x.dims();
     let [outputs, _] = weight.dims();
+    let weight = cast(weight, x.dtype());
     x.reshape([b * t, inputs]).matmul(weight.transpose()).reshape([b, t, outputs])
+}
+
+/// `x` in `dtype`; a gradient flows back in the type of `x`.
+pub(super) fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }
+}
+
+/// `x` in at least 32 bits, for sums over many numbers, and for exponentials.
+pub(super) fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
+        _ => x,
+    }
 }
 
 /// Normalization of the channels, scaled per channel: RMSNorm, x / √(mean(x²) + ε); with a bias LayerNorm,
@@ -91,13 +115,14 @@ impl Norm {
         }
     }
 
-    /// Keeps the shape `[B, T, channels]`.
+    /// Keeps the shape `[B, T, channels]` and the type.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let (dtype, x) = (x.dtype(), wide(x));
         let x = if self.bias.is_some() { x.clone().sub(x.mean_dim(2)) } else { x };
         let scale = x.clone().square().mean_dim(2).add_scalar(self.epsilon).sqrt();
-        let y = x.div(scale).mul(self.weight.val().unsqueeze());
+        let y = cast(x.div(scale), dtype).mul(cast(self.weight.val(), dtype).unsqueeze());
         match &self.bias {
-            Some(bias) => y.add(bias.val().unsqueeze()),
+            Some(bias) => y.add(cast(bias.val(), dtype).unsqueeze()),
             None => y,
         }
     }
@@ -245,7 +270,12 @@ impl Attention {
         let (k, v) = (self.repeat_heads(k), self.repeat_heads(v)); // [B, H, K, head]
         let keys = k.dims()[2];
         let mask = hidden.clone().expand([b, self.heads, s, keys]);
+        // With autodiff the softmax is made of single operations, whose sums a half type would round; without,
+        // backends sum in f32 of their own.
+        let dtype = q.dtype();
+        let (q, k, v) = if q.is_autodiff() { (wide(q), wide(k), wide(v)) } else { (q, k, v) };
         let context = attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
+        let context = cast(context, dtype);
         self.o_proj.forward(context.swap_dims(1, 2).reshape([b, s, self.heads * self.head_dim]))
     }
 

@@ -12,7 +12,7 @@ use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, StageFolder};
 use crate::experiment::settings::{Method, Settings};
-use crate::model::{CheckpointError, weights};
+use crate::model::{CheckpointError, lora};
 use crate::rng::Fnv1a;
 
 /// A run: where it lives, what it runs on, and its settings.
@@ -140,7 +140,7 @@ impl Context {
         put("version", env!("CARGO_PKG_VERSION"));
         put("stage", stage);
         put("device", self.device_name.name());
-        put("dtype", "f32");
+        put("dtype", self.settings.precision.compute.name());
         let mut table = toml::Table::new();
         table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
         record.insert("inputs".into(), table.into());
@@ -188,14 +188,16 @@ pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
     Ok(format!("{:016x}", hash.finish()))
 }
 
-/// A fingerprint of the model in the folder `dir`.
+/// A fingerprint of the model in the folder `dir`: of its adapters and of their base, where it has them.
 ///
 /// # Errors
 ///
 /// [`Error::Checkpoint`] when it cannot be read.
 pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
     let mut hash = Fnv1a::default();
-    for path in weights::files(dir)? {
+    let (files, scales) = lora::files(dir)?;
+    scales.iter().for_each(|scale| hash.write(&scale.to_le_bytes()));
+    for path in files {
         let hashed = hash_file(&path, &mut hash);
         hashed.map_err(|source| CheckpointError::Read { path, source })?;
     }

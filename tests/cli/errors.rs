@@ -150,6 +150,25 @@ const DATA: &[Row] = &[
         &["data.jsonl:11: not JSON (", "column 10", "expected one JSON object"],
         |_| pairs("{\"prompt\": "),
     ),
+    #[cfg(feature = "parquet")]
+    ("DataError::Parquet", 2, &["data.jsonl: not a Parquet file that can be read ("], |_| {
+        data_file(b"PAR1, and then nothing", "train-reward")
+    }),
+    #[cfg(feature = "parquet")]
+    ("DataError::Compression", 2, &["data.jsonl: compressed with ZSTD", "SNAPPY, GZIP or"], |_| {
+        data_file(include_bytes!("../data/pairs/zstd.parquet"), "train-reward")
+    }),
+    #[cfg(feature = "parquet")]
+    (
+        "DataError::MissingKey",
+        2,
+        &["data.jsonl:1: the key `chosen` is missing; a line is {\"chosen\", \"rejected\"}"],
+        |_| data_file(include_bytes!("../data/pairs/other_columns.parquet"), "train-reward"),
+    ),
+    #[cfg(not(feature = "parquet"))]
+    ("DataError::WithoutParquet", 2, &["data.jsonl: a Parquet file", "feature `parquet`"], |_| {
+        data_file(b"PAR1", "train-reward")
+    }),
     ("DataError::WrongType", 2, &["data.jsonl:11: the line is a list; expected an object"], |_| {
         pairs("[1, 2]")
     }),
@@ -852,6 +871,12 @@ const RUN: &[Row] = &[
 /// Errors of the library that no command meets, each with the reason.
 const UNREACHABLE: &[(&str, &str)] = &[
     ("DataError::Limit", "the settings refuse such limits first"),
+    #[cfg(feature = "parquet")]
+    ("DataError::WithoutParquet", "this build reads Parquet"),
+    #[cfg(not(feature = "parquet"))]
+    ("DataError::Parquet", "this build reads no Parquet"),
+    #[cfg(not(feature = "parquet"))]
+    ("DataError::Compression", "this build reads no Parquet"),
     ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
     ("NormalizerError::TooFewPoints", "every response has a reward"),
     ("NormalizerError::LengthMismatch", "the stage passes as many x as y"),
