@@ -11,7 +11,7 @@ use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::settings::{DEFAULTS, FULL, Method, QUICK, Settings};
 use crate::stage::{
-    Context, evaluate, fit_normalizer, policy, preferences, reproduce, reward, sft,
+    Context, evaluate, export, fit_normalizer, policy, preferences, reproduce, reward, sft,
 };
 
 /// Segment-level RLHF: entropy segments, segment reward models, location-aware normalizers and PPO.
@@ -46,6 +46,8 @@ enum Command {
     Ppo,
     /// Compares the policy of a method with the reference model
     Evaluate,
+    /// Writes a model, its tokenizer and settings into a folder that transformers loads
+    Export(ExportArgs),
     /// Writes responses to a prompt
     Generate(show::GenerateArgs),
     /// Shows a text cut into segments, with entropies and rewards
@@ -54,6 +56,19 @@ enum Command {
     Settings,
     /// Prints the tables of the paper
     Reported,
+}
+
+#[derive(Args)]
+struct ExportArgs {
+    /// The folder to write: a new or an empty one
+    #[arg(long, value_name = "DIR")]
+    hf: PathBuf,
+    /// Which model of the run [default: policy]; without --model, which names another
+    #[arg(long)]
+    what: Option<export::What>,
+    /// The type of the weights [default: that of the model's own files]
+    #[arg(long)]
+    dtype: Option<export::Weights>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -84,7 +99,8 @@ struct Common {
     /// The device that tensors live on
     #[arg(long, global = true, default_value = "flex")]
     device: DeviceName,
-    /// A Hugging Face Llama checkpoint to start from: config.json, model.safetensors, tokenizer.json
+    /// A Hugging Face checkpoint to start from (Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-NeoX): config.json,
+    /// model.safetensors or shards with an index, tokenizer.json
     #[arg(long, global = true, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The folder of a train-reward stage, in place of the run's own
@@ -130,6 +146,9 @@ impl Cli {
             Command::FitNormalizer => show::json(&fit_normalizer::run(&context)?.normalizer),
             Command::Ppo => show::json(&policy::run(&context)?),
             Command::Evaluate => show::json(&evaluate::run(&context)?),
+            Command::Export(ExportArgs { hf, what, dtype }) => {
+                show::json(&export::run(&context, &hf, what, dtype)?)
+            }
             Command::Generate(args) => show::generate(&context, &args),
             Command::Segment(args) => show::segment(&context, &args),
             Command::Settings | Command::Reported => unreachable!("printed above"),

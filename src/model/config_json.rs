@@ -21,6 +21,22 @@ pub enum Head {
     Score,
 }
 
+impl Head {
+    /// What the model in `dir` is for, as its `config.json` says.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Read`] and [`CheckpointError::Json`].
+    pub fn of(dir: &Path) -> Result<Self, CheckpointError> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+        let hf: HfConfig =
+            serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path, source })?;
+        Ok(if hf.is_classifier() { Self::Score } else { Self::CausalLm })
+    }
+}
+
 /// The keys of `config.json` that are read.
 #[derive(Deserialize)]
 struct HfConfig {
@@ -55,6 +71,13 @@ struct HfConfig {
     quantization_config: Option<Value>,
     num_labels: Option<usize>,
     id2label: Option<Map<String, Value>>,
+}
+
+impl HfConfig {
+    fn is_classifier(&self) -> bool {
+        let names = self.architectures.iter().flatten();
+        names.into_iter().any(|name| name.ends_with("ForSequenceClassification"))
+    }
 }
 
 /// `rope_parameters`, or `rope_scaling` in older files.
@@ -311,9 +334,8 @@ fn family(model_type: Option<&str>) -> Result<Family, String> {
 
 /// Refuses classifiers of several labels.
 fn labels(hf: &HfConfig) -> Result<(), String> {
-    let classifier = |name: &String| name.ends_with("ForSequenceClassification");
     let labels = hf.num_labels.or(hf.id2label.as_ref().map(Map::len));
-    match labels.filter(|_| hf.architectures.iter().flatten().any(classifier)) {
+    match labels.filter(|_| hf.is_classifier()) {
         None | Some(1) => Ok(()),
         Some(labels) => Err(format!("classifier of {labels} labels; supported: one, the reward")),
     }

@@ -38,6 +38,29 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(std::iter::once(index).chain(shards).collect())
 }
 
+/// The type of the weights of the model in the folder `dir`: that of the largest tensor.
+///
+/// # Errors
+///
+/// Those of [`files`], and [`CheckpointError::Format`].
+pub fn stored_type(dir: &Path) -> Result<DType, CheckpointError> {
+    let paths = files(dir)?;
+    let shard = Shard::open(paths.last().expect("at least one file"))?;
+    let tensors = shard.metadata.tensors();
+    let size = |info: &&&TensorInfo| info.data_offsets.1 - info.data_offsets.0;
+    let largest = tensors.values().max_by_key(size);
+    Ok(largest.and_then(|info| dtype(info.dtype)).unwrap_or(DType::F32))
+}
+
+fn dtype(stored: Dtype) -> Option<DType> {
+    match stored {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
 /// The shard of each tensor.
 fn read_index(path: &Path) -> Result<BTreeMap<String, PathBuf>, CheckpointError> {
     #[derive(Deserialize)]
@@ -193,15 +216,9 @@ impl<'a> FileSource<'a> {
         if info.shape != whole {
             return Err(format!("{name}: shape {:?}, expected {whole:?}", info.shape));
         }
-        let dtype = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                return Err(format!(
-                    "{name}: unsupported type {other:?}, expected F32, F16 or BF16"
-                ));
-            }
+        let Some(dtype) = dtype(info.dtype) else {
+            let found = info.dtype;
+            return Err(format!("{name}: unsupported type {found:?}, expected F32, F16 or BF16"));
         };
         let bytes = shard.rows(&info, &place.own);
         let bytes = bytes.map_err(|error| format!("{name}: cannot be read: {error}"))?;

@@ -11,6 +11,7 @@
 
 pub mod context;
 pub mod evaluate;
+pub mod export;
 pub mod fit_normalizer;
 pub mod models;
 pub mod policy;

@@ -617,6 +617,13 @@ const SETTINGS: &[Row] = &[
     ("Error::Usage", 2, &["--prompts goes with --data"], |_| {
         try_in_empty(&["ppo", "--prompts", SENTENCES])
     }),
+    ("Error::Usage", 2, &["--what names a model of the run: leave it out, or --model"], |_| {
+        try_in_empty(&["export", "--hf", "hf", "--what", "reward", "--model", "m"])
+    }),
+    ("Error::Usage", 2, &["src: holds files already; name a new folder with --hf"], |_| {
+        let (model, src) = (llama(), concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
+        try_in_empty(&["export", "--hf", src, "--model", model.path().to_str().unwrap()])
+    }),
     ("Error::Usage", 2, &["preferences samples pairs of the embedded task"], |_| {
         try_in_empty(&["preferences", "--data", SENTENCES])
     }),

@@ -5,6 +5,7 @@ mod bad_input;
 mod crash;
 mod display;
 mod errors;
+mod export;
 #[cfg(unix)]
 mod full_disk;
 mod real_input;

@@ -1,0 +1,176 @@
+//! Writing a model for the rest of the world: a folder that transformers, and what builds on it, loads.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::context::Context;
+use super::task::model_tokenizer;
+use crate::atomic;
+use crate::data::tokenizer::Tokenizer;
+use crate::error::Error;
+use crate::experiment::folder::FolderError;
+use crate::model::{CausalLm, CheckpointError, Head, ModelConfig, Placement, ScalarModel, lora};
+
+/// Which model of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum What {
+    /// The policy that `ppo` trained.
+    Policy,
+    /// The reward model that `train-reward` trained.
+    Reward,
+}
+
+/// The type of the weights in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)]
+pub enum Weights {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Weights {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// The model that it was made of.
+    pub from: PathBuf,
+    /// The folder.
+    pub hf: PathBuf,
+    /// The `model_type` of its config.json.
+    pub model_type: &'static str,
+    /// The type of its weights.
+    pub dtype: &'static str,
+}
+
+/// Writes the model in the folder `--model` names, else the run's policy or reward model, into the new or
+/// empty folder `hf`: config.json, generation_config.json, the weights (adapters merged, of type `weights`,
+/// else of the type that the model's files have), and the tokenizer's files.
+///
+/// # Errors
+///
+/// [`Error::Usage`] when `hf` holds something; every error of reading the model; [`Error::Folder`],
+/// [`Error::Checkpoint`] and [`Error::Data`] when a file cannot be written. Nothing is then left behind.
+pub fn run(
+    context: &Context,
+    hf: &Path,
+    what: Option<What>,
+    weights: Option<Weights>,
+) -> Result<Summary, Error> {
+    let from = match (&context.model, what) {
+        (Some(_), Some(_)) => {
+            return Err(Error::Usage(
+                "--what names a model of the run: leave it out, or --model".into(),
+            ));
+        }
+        (Some(dir), None) => dir.clone(),
+        (None, None | Some(What::Policy)) => context.policy_dir()?.join("model"),
+        (None, Some(What::Reward)) => context.reward_dir()?.join("model"),
+    };
+    let io = |source| Error::Folder(FolderError::Write { path: hf.to_owned(), source });
+    let held = match hf.read_dir() {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(io(error)),
+    };
+    if held {
+        return Err(Error::Usage(format!(
+            "{}: holds files already; name a new folder with --hf",
+            hf.display()
+        )));
+    }
+    let tokenizer = model_tokenizer(&from)?;
+    let head = Head::of(&from)?;
+    let dtype = match weights {
+        Some(weights) => weights.dtype(),
+        None => stored_type(&from)?,
+    };
+    let placement = Placement { device: context.device.clone(), dtype };
+    let (config, save): (ModelConfig, Box<dyn FnOnce(&ModelConfig, &Path) -> _>) = match head {
+        Head::CausalLm => {
+            let (model, config) = CausalLm::load(&from, placement)?;
+            (config, Box::new(move |config, dir| model.save(config, dir)))
+        }
+        Head::Score => {
+            let (model, config) = ScalarModel::load(&from, placement)?;
+            (config, Box::new(move |config, dir| model.save(config, dir)))
+        }
+    };
+    let mut config = config;
+    let ids = token_ids(&tokenizer);
+    for (key, id) in &ids {
+        config.other.entry(key.clone()).or_insert_with(|| id.clone());
+    }
+    atomic::write_dir(hf, io, |dir| {
+        save(&config, dir)?;
+        tokenizer.save(dir)?;
+        if head == Head::CausalLm {
+            write_generation_config(&from, dir, ids)?;
+        }
+        name_tokenizer_class(dir)
+    })?;
+    let model_type = config.family.model_type();
+    Ok(Summary { from, hf: hf.to_owned(), model_type, dtype: dtype.name() })
+}
+
+/// The type that the weights of the model in `dir` have on disk; with adapters, those of their base.
+fn stored_type(dir: &Path) -> Result<DType, CheckpointError> {
+    let (_, base) = lora::open(dir)?;
+    crate::model::weights::stored_type(&base)
+}
+
+/// The ids of the tokens that end a text and that pad one.
+fn token_ids(tokenizer: &Tokenizer) -> Map<String, Value> {
+    let eos = match tokenizer.stop_tokens() {
+        [eos] => json!(eos),
+        several => json!(several),
+    };
+    Map::from_iter([
+        ("eos_token_id".to_owned(), eos),
+        ("pad_token_id".to_owned(), tokenizer.pad().into()),
+    ])
+}
+
+/// What the model came with, with the tokens that end a text.
+fn write_generation_config(from: &Path, to: &Path, ids: Map<String, Value>) -> Result<(), Error> {
+    const NAME: &str = "generation_config.json";
+    let mut keys = read_object(&from.join(NAME))?.unwrap_or_default();
+    keys.extend(ids);
+    write_object(&to.join(NAME), keys)
+}
+
+/// Says that tokenizer.json is all there is to the tokenizer, where the files name no class of their own.
+fn name_tokenizer_class(dir: &Path) -> Result<(), Error> {
+    let path = dir.join("tokenizer_config.json");
+    let mut keys = read_object(&path)?.unwrap_or_default();
+    keys.entry("tokenizer_class").or_insert_with(|| "PreTrainedTokenizerFast".into());
+    write_object(&path, keys)
+}
+
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, CheckpointError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|source| CheckpointError::Json { path: path.to_owned(), source }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(CheckpointError::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn write_object(path: &Path, keys: Map<String, Value>) -> Result<(), Error> {
+    let text = format!("{:#}\n", Value::Object(keys));
+    let written = atomic::write_file(path, text.as_bytes());
+    written.map_err(|source| CheckpointError::Write { path: path.to_owned(), source }.into())
+}
