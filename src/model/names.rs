@@ -26,6 +26,12 @@ pub struct Place {
     pub own: Vec<Range<usize>>,
 }
 
+impl Place {
+    fn block(name: String, rows: usize, own: Range<usize>) -> Self {
+        Self { name, rows, own: vec![own] }
+    }
+}
+
 impl Layout {
     /// The layout of the files of a model.
     pub fn of(config: &ModelConfig) -> Self {
@@ -44,7 +50,7 @@ impl Layout {
             Family::Phi3 => self.phi3(name, rows),
             Family::GptNeox => self.gpt_neox(name, rows),
             Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => {
-                Place { name: name.to_owned(), rows, own: vec![0..rows] }
+                Place::block(name.to_owned(), rows, 0..rows)
             }
         }
     }
@@ -62,10 +68,9 @@ impl Layout {
         ];
         match fused.into_iter().find(|(part, ..)| name.contains(part)) {
             Some((part, whole, start, all)) => {
-                let own = vec![start..start + rows];
-                Place { name: name.replace(part, whole), rows: all, own }
+                Place::block(name.replace(part, whole), all, start..start + rows)
             }
-            None => Place { name: name.to_owned(), rows, own: vec![0..rows] },
+            None => Place::block(name.to_owned(), rows, 0..rows),
         }
     }
 
@@ -94,7 +99,7 @@ impl Layout {
                     own: (0..heads).map(|head| start(head)..start(head) + width).collect(),
                 }
             }
-            None => Place { name: renamed, rows, own: vec![0..rows] },
+            None => Place::block(renamed, rows, 0..rows),
         }
     }
 }

@@ -55,6 +55,9 @@ pub struct Summary {
     pub dtype: &'static str,
 }
 
+/// Writes a loaded model into a folder.
+type Save = Box<dyn FnOnce(&ModelConfig, &Path) -> Result<(), CheckpointError>>;
+
 /// Writes the model in the folder `--model` names, else the run's policy or reward model, into the new or
 /// empty folder `hf`: config.json, generation_config.json, the weights (adapters merged, of type `weights`,
 /// else of the type that the model's files have), and the tokenizer's files.
@@ -98,7 +101,7 @@ pub fn run(
         None => stored_type(&from)?,
     };
     let placement = Placement { device: context.device.clone(), dtype };
-    let (config, save): (ModelConfig, Box<dyn FnOnce(&ModelConfig, &Path) -> _>) = match head {
+    let (mut config, save): (ModelConfig, Save) = match head {
         Head::CausalLm => {
             let (model, config) = CausalLm::load(&from, placement)?;
             (config, Box::new(move |config, dir| model.save(config, dir)))
@@ -108,7 +111,6 @@ pub fn run(
             (config, Box::new(move |config, dir| model.save(config, dir)))
         }
     };
-    let mut config = config;
     let ids = token_ids(&tokenizer);
     for (key, id) in &ids {
         config.other.entry(key.clone()).or_insert_with(|| id.clone());
