@@ -8,5 +8,6 @@ pub mod letters;
 pub mod pairs;
 mod python;
 pub mod rows;
+pub mod store;
 pub mod template;
 pub mod tokenizer;

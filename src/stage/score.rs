@@ -4,7 +4,6 @@
 use std::ops::Range;
 use std::path::Path;
 
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
@@ -199,20 +198,4 @@ impl Scorer {
         });
         scored.collect()
     }
-}
-
-/// Reads the entropies of responses from the model in `dir`.
-///
-/// # Errors
-///
-/// [`Error::Checkpoint`].
-pub fn entropies(
-    dir: &Path,
-    device: &Device,
-    rows: &[(&[u32], &[u32])],
-    rows_at_once: usize,
-) -> Result<Vec<Vec<f32>>, Error> {
-    let (model, _) = CausalLm::load(dir, device)?;
-    let views = view_tokens(&model, rows, rows_at_once);
-    Ok(views.into_iter().map(|view| view.entropies).collect())
 }

@@ -261,11 +261,12 @@ fn reward_training(dir: &Path, more: &[&str]) -> (Vec<f64>, f64) {
     let tokenizer = &task.tokenizer;
     let scorer = Scorer::load(&context, tokenizer.sentence_ends(), tokenizer.eos(), 8).unwrap();
     let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let gap = |pair: &preferences::Pair| {
         let scored = scorer.score(&pair.rows(), 0).unwrap();
         scored[0].sequence_score - scored[1].sequence_score
     };
-    let gaps: Vec<f64> = pairs.train.iter().map(gap).collect();
+    let gaps: Vec<f64> = pairs.iter().map(gap).collect();
     (text.lines().map(loss).collect(), gaps.iter().sum::<f64>() / gaps.len() as f64)
 }
 
@@ -294,13 +295,13 @@ fn each_kind_of_normalizer_is_fitted_on_both_responses_of_every_pair() {
     let tokenizer = &task.tokenizer;
     let scorer = Scorer::load(&context, tokenizer.sentence_ends(), tokenizer.eos(), 8).unwrap();
     let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let rewards: Vec<Vec<f64>> = pairs
-        .train
         .iter()
         .flat_map(|pair| scorer.score(&pair.rows(), 0).unwrap())
         .map(|scored| scored.rewards)
         .collect();
-    assert_eq!(rewards.len(), 2 * pairs.train.len());
+    assert_eq!(rewards.len(), 2 * pairs.len());
     assert!(rewards.iter().any(|rewards| rewards.len() > 1));
     let all = rewards.concat();
     let last: Vec<f64> = rewards.iter().map(|rewards| rewards[rewards.len() - 1]).collect();
