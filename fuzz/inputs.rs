@@ -62,9 +62,12 @@ pub fn pairs(bytes: &[u8]) {
             Err(error) => names(&path, error),
             Ok(_) => assert!(pairs > 0),
         }
-        match read_prompts(&path, tokenizer, limits) {
-            Err(error) => names(&path, error),
-            Ok((prompts, _)) => prompts.iter().for_each(|tokens| prompt(tokens)),
+        let read = read_prompts(&path, tokenizer, limits, |tokens| {
+            prompt(&tokens);
+            Ok(())
+        });
+        if let Err(error) = read {
+            names(&path, error);
         }
         let read = read_conversations(&path, tokenizer, limits, |(tokens, answer)| {
             prompt(&tokens);

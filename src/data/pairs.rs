@@ -37,6 +37,7 @@ use serde_json::{Map, Value};
 use super::chat::{Message, Role};
 use super::error::DataError;
 use super::rows::{Row, kind, rows};
+use super::store::prompt_hash;
 use super::tokenizer::Tokenizer;
 
 const PAIR: &str =
@@ -198,18 +199,21 @@ pub fn read_pairs(
     }
 }
 
-/// The prompts in a file, each once and in the file's order, and what was cut and skipped.
+/// Calls `visit` with each prompt in a file, once and in the file's order, and returns what was cut and
+/// skipped.
 ///
-/// A row holds a `prompt` (a text or messages), or is a preference pair.
+/// A row holds a `prompt` (a text or messages), or is a preference pair. A prompt is known again by the
+/// hash of its tokens, so that they need not stay in memory.
 ///
 /// # Errors
 ///
-/// The [`DataError`] of the first bad row, or [`DataError::NoPrompts`].
+/// The [`DataError`] of the first bad row, [`DataError::NoPrompts`], or what `visit` says.
 pub fn read_prompts(
     path: &Path,
     tokenizer: &Tokenizer,
     limits: Limits,
-) -> Result<(Vec<Vec<u32>>, Counts), DataError> {
+    mut visit: impl FnMut(Vec<u32>) -> Result<(), DataError>,
+) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
     let read = |line: &Line, counts: &mut Counts| {
         let prompt = match line.prompt()? {
@@ -221,21 +225,17 @@ pub fn read_prompts(
         };
         Ok(encoder.cut_prompt(encoder.prompt(line, &prompt)?, counts))
     };
-    let (mut prompts, mut seen, mut total) = (Vec::new(), HashSet::new(), Counts::default());
-    for_each_row(path, PROMPT, read, |prompt, counts| {
-        match prompt {
-            None => total += counts,
-            Some(prompt) if seen.insert(prompt.clone()) => {
-                total += counts;
-                prompts.push(prompt);
-            }
-            Some(_) => {}
+    let (mut seen, mut total) = (HashSet::new(), Counts::default());
+    for_each_row(path, PROMPT, read, |prompt, counts| match prompt {
+        Some(prompt) if !seen.insert(prompt_hash(&prompt)) => Ok(()),
+        other => {
+            total += counts;
+            other.map_or(Ok(()), &mut visit)
         }
-        Ok(())
     })?;
-    match prompts.is_empty() {
+    match seen.is_empty() {
         true => Err(DataError::NoPrompts { path: path.into(), skipped: in_brackets(total) }),
-        false => Ok((prompts, total)),
+        false => Ok(total),
     }
 }
 
@@ -617,6 +617,19 @@ mod tests {
         Ok((pairs, counts))
     }
 
+    fn all_prompts(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        limits: Limits,
+    ) -> Result<(Vec<Vec<u32>>, Counts), DataError> {
+        let mut prompts = Vec::new();
+        let counts = read_prompts(path, tokenizer, limits, |prompt| {
+            prompts.push(prompt);
+            Ok(())
+        })?;
+        Ok((prompts, counts))
+    }
+
     fn all_conversations(
         path: &Path,
         tokenizer: &Tokenizer,
@@ -767,7 +780,7 @@ mod tests {
         .join("\n");
         let limits = Limits { prompt_tokens: 3, ..WIDE };
         let (prompts, counts) =
-            with_file(text, |path| read_prompts(path, &tokenizer(), limits)).unwrap();
+            with_file(text, |path| all_prompts(path, &tokenizer(), limits)).unwrap();
         assert_eq!(prompts, [[3, 11, 4], [10, 10, 4], [3, 12, 4]]);
         assert_eq!(counts, Counts { cut_prompts: 1, ..Counts::default() });
     }
@@ -823,7 +836,7 @@ mod tests {
         };
         let line = json!({"prompt": "b", "chosen": turns("c"), "rejected": turns("d")}).to_string();
         assert_eq!(pairs(&line), [pair(&[2, 10, 3, 11, 4], &[12, EOS], &[13, EOS])]);
-        let read = with_file(&line, |path| read_prompts(path, &tokenizer(), WIDE));
+        let read = with_file(&line, |path| all_prompts(path, &tokenizer(), WIDE));
         assert_eq!(read.unwrap().0, [[2, 10, 3, 11, 4]]);
     }
 
@@ -1052,10 +1065,10 @@ mod tests {
 
     #[test]
     fn bad_prompts_and_conversations_are_errors_too() {
-        let (error, text) = failure("{}", read_prompts);
+        let (error, text) = failure("{}", all_prompts);
         assert!(matches!(error, DataError::MissingKey { line: 1, .. }));
         assert_eq!(text, format!("data.jsonl:1: the key `prompt` is missing; a row is {PROMPT}"));
-        let (error, text) = failure("", read_prompts);
+        let (error, text) = failure("", all_prompts);
         assert!(matches!(error, DataError::NoPrompts { .. }));
         assert_eq!(text, "data.jsonl: no prompts; expected one a row, in JSON Lines or Parquet");
         for (line, key) in [("{}", "messages"), (r#"{"prompt": "a"}"#, "response")] {
@@ -1129,7 +1142,7 @@ mod tests {
                     assert_eq!((rejected.len(), rejected[1]), (2, EOS));
                 }
             }
-            let _ = read_prompts(path, &tokenizer, limits);
+            let _ = all_prompts(path, &tokenizer, limits);
             let _ = all_conversations(path, &tokenizer, limits);
         });
     }

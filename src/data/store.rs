@@ -28,12 +28,12 @@ const SUMMARY: &str = "summary.json";
 const ENTRY: usize = 32;
 const TOKEN: usize = size_of::<u32>();
 
-/// A prompt with its responses: two of a preference pair, one of a conversation.
+/// A prompt with its responses: two of a preference pair, one of a conversation, none of a prompt alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredRow {
     /// The prompt's tokens.
     pub prompt: Vec<u32>,
-    /// The responses' tokens; a second one may be empty.
+    /// The responses' tokens; those that are not there are empty.
     pub responses: [Vec<u32>; 2],
     /// What the first scores more than the second, where that is known.
     pub score_gap: Option<f32>,
@@ -49,6 +49,18 @@ impl From<PreferencePair> for StoredRow {
 impl From<Conversation> for StoredRow {
     fn from((prompt, response): Conversation) -> Self {
         Self { prompt, responses: [response, Vec::new()], score_gap: None }
+    }
+}
+
+impl From<Vec<u32>> for StoredRow {
+    fn from(prompt: Vec<u32>) -> Self {
+        Self { prompt, responses: [Vec::new(), Vec::new()], score_gap: None }
+    }
+}
+
+impl From<StoredRow> for Vec<u32> {
+    fn from(row: StoredRow) -> Self {
+        row.prompt
     }
 }
 

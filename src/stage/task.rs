@@ -11,7 +11,7 @@ use crate::data::chat::RoleFormat;
 use crate::data::error::DataError;
 use crate::data::letters::{self, Gold, Prompt};
 use crate::data::pairs::{self, Conversation, Counts, Limits};
-use crate::data::store::{Items, Store, StoreWriter, StoredRow, prompt_hash};
+use crate::data::store::{Items, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::model::ModelConfig;
@@ -83,14 +83,14 @@ impl Task {
         let task = Self { tokenizer, source, dir, limits, held_out_share, positions, new_tokens };
         if matches!(task.source, Source::Letters) && model_dir.is_some() {
             let prompt = letters::prompts()[0].tokens().len(); // they are all of one length
-            task.check_lengths(std::iter::once(prompt + new_tokens))?;
+            task.check_length(prompt + new_tokens)?;
         }
         Ok(task)
     }
 
     /// Refuses sequences longer than the model was made for.
-    fn check_lengths(&self, lengths: impl Iterator<Item = usize>) -> Result<(), Error> {
-        let (longest, positions) = (lengths.max().unwrap_or(0), self.positions);
+    fn check_length(&self, longest: usize) -> Result<(), Error> {
+        let positions = self.positions;
         if longest <= positions {
             return Ok(());
         }
@@ -109,7 +109,7 @@ impl Task {
     pub fn conversations(&self, context: &Context) -> Result<Split<Items<Conversation>>, Error> {
         match &self.source {
             Source::File { data, .. } => {
-                let (split, _) = self.stored(context, data, "conversations", |writer| {
+                let (split, _) = self.stored(context, data, "conversations", 0, |writer| {
                     let push = |conversation| writer.push(&StoredRow::from(conversation));
                     pairs::read_conversations(data, &self.tokenizer, self.limits, push)
                 })?;
@@ -145,7 +145,7 @@ impl Task {
         context: &Context,
     ) -> Result<Option<(Split<Items<T>>, String)>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
-        let pairs = self.stored(context, data, "pairs", |writer| {
+        let pairs = self.stored(context, data, "pairs", 0, |writer| {
             let push = |pair| writer.push(&StoredRow::from(pair));
             pairs::read_pairs(data, &self.tokenizer, self.limits, push)
         })?;
@@ -153,12 +153,14 @@ impl Task {
     }
 
     /// The rows of `data` as token ids, and their fingerprint: from a store of the run, which `fill` makes
-    /// where it is not there yet. The store's name tells the data, the tokenizer and the limits apart.
+    /// where it is not there yet. The store's name tells the data, the tokenizer and the limits apart. A row
+    /// with `new_tokens` more must not be longer than the model was made for.
     fn stored<T>(
         &self,
         context: &Context,
         data: &Path,
         kind: &str,
+        new_tokens: usize,
         fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
     ) -> Result<(Split<Items<T>>, String), Error> {
         let Limits { prompt_tokens, response_tokens } = self.limits;
@@ -181,7 +183,7 @@ impl Task {
             }
         };
         report(context, store.counts);
-        self.check_lengths(std::iter::once(store.longest()))?;
+        self.check_length(store.longest() + new_tokens)?;
         let split = self.split(&store.take_prompt_hashes());
         let store = Arc::new(store);
         let items = |rows| Items::Stored(store.clone(), rows);
@@ -196,23 +198,23 @@ impl Task {
     /// # Errors
     ///
     /// [`Error::Data`].
-    pub fn prompts(&self, context: &Context) -> Result<Split<Vec<Vec<u32>>>, Error> {
+    pub fn prompts(&self, context: &Context) -> Result<Split<Items<Vec<u32>>>, Error> {
         match &self.source {
             Source::Letters => {
                 let (train, held_out) = letters::split();
-                let tokens = |prompts: &[Prompt]| prompts.iter().map(Prompt::tokens).collect();
+                let tokens = |prompts: &[Prompt]| {
+                    Items::Memory(prompts.iter().map(Prompt::tokens).collect())
+                };
                 Ok(Split { train: tokens(&train), held_out: tokens(&held_out) })
             }
             Source::File { data, prompts } => {
                 let path = prompts.as_ref().unwrap_or(data);
-                let (all, counts) = pairs::read_prompts(path, &self.tokenizer, self.limits)?;
-                report(context, counts);
-                self.check_lengths(all.iter().map(|prompt| prompt.len() + self.new_tokens))?;
-                let hashes: Vec<u64> = all.iter().map(|prompt| prompt_hash(prompt)).collect();
-                let Split { train, held_out } = self.split(&hashes);
-                let these =
-                    |rows: Vec<u32>| rows.iter().map(|&i| all[i as usize].clone()).collect();
-                Ok(Split { train: these(train), held_out: these(held_out) })
+                let (split, _) =
+                    self.stored(context, path, "prompts", self.new_tokens, |writer| {
+                        let push = |prompt| writer.push(&StoredRow::from(prompt));
+                        pairs::read_prompts(path, &self.tokenizer, self.limits, push)
+                    })?;
+                Ok(split)
             }
         }
     }

@@ -53,8 +53,8 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, P
         critic,
         normalizer: fit_normalizer::run(context).unwrap().normalizer,
     };
-    let prompts = task.prompts(context).unwrap().train;
-    let prompts: Vec<&[u32]> = prompts.iter().take(8).map(Vec::as_slice).collect();
+    let prompts = task.prompts(context).unwrap().train.read(0..8).unwrap();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let sampler = Sampler {
         policy: &parts.policy,
         config: &config,
@@ -215,8 +215,8 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
     };
     let prompts = task.prompts(&context).unwrap().train;
     let order = permutation(settings.seed, "rollout prompts", 0, prompts.len());
-    let prompts: Vec<&[u32]> =
-        order.iter().cycle().take(8).map(|&i| prompts[i].as_slice()).collect();
+    let prompts = prompts.read(order.iter().copied().cycle().take(8)).unwrap();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let rollouts = sampler.roll_out(&prompts, streams(settings.seed, "rollouts", 0..8), 0).unwrap();
     let mean_of = |row: &dyn Fn(&Rollout, usize) -> f64| {
         let rows = rollouts.iter().map(|rollout| {
