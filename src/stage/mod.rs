@@ -14,6 +14,7 @@ pub mod context;
 mod cuts;
 pub mod evaluate;
 pub mod fit_normalizer;
+pub mod models;
 pub mod policy;
 pub mod preferences;
 pub mod reproduce;

@@ -11,7 +11,6 @@ use super::context::{Context, model_fingerprint};
 use super::cuts::Cuts;
 use super::preferences::{self, Pair};
 use super::score::{RewardCard, Segmenter};
-use super::sft::write_model;
 use super::supervised::{BatchResult, Epochs, train};
 use super::task::Task;
 use crate::bt_loss::segment_bt_loss;
@@ -22,7 +21,7 @@ use crate::experiment::folder::write_json;
 use crate::experiment::settings::RewardSettings;
 use crate::model::generate::{ReadAt, pad_rows, read_scalars, view_tokens};
 use crate::model::optim::Trainer;
-use crate::model::{CausalLm, Grid, ScalarModel};
+use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
 use crate::segment_reward::{aggregate, aggregation_weights, segment_rewards, sequence_scores};
 use crate::segmentation::Actions;
 
@@ -68,7 +67,7 @@ impl<'a> Examples<'a> {
             return Ok(Self { pairs, segmenter, cuts: None });
         }
         let pairs_at_once = context.settings.reward.rows_at_once;
-        let (model, _) = CausalLm::load(reference, &context.device)?;
+        let (model, _) = CausalLm::load(reference, context.frozen())?;
         let title = context.title("train-reward: segments");
         let stage = context.progress.stage(title, pairs.len().div_ceil(pairs_at_once), 0);
         let mut cuts = Cuts::default();
@@ -117,7 +116,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     check_scores(context, &pairs.train)?;
     let inputs =
         [("method", method.name().into()), ("model", reference.clone()), ("pairs", fingerprint)];
-    let sections = ["data", "segmentation", "reward"];
+    let sections = ["data", "segmentation", "lora", "reward"];
     let dir = context.method_dir(method, "reward");
     let mut folder = context.open(dir, "train-reward", &sections, &inputs)?;
     if let Some(summary) = folder.summary()? {
@@ -129,9 +128,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let prepare = |pairs| Examples::new(context, &reference_dir, &segmenter, pairs);
     let (examples, held_out) = (prepare(&pairs.train)?, prepare(&pairs.held_out)?);
 
-    let device = context.device.clone().autodiff();
-    let (model, config) =
-        ScalarModel::from_language_model(&reference_dir, "reward", settings.seed, &device)?;
+    let config = ModelConfig::from_dir(&reference_dir)?;
+    let model = context.trained_scalar_model(&reference_dir, None, "reward")?;
     let reward = &settings.reward;
     let epochs = Epochs { items: pairs.train.len(), epochs: reward.epochs, batch: reward.batch };
     let trainer = Trainer::new("reward", model, &reward.optimizer, epochs.steps());
@@ -139,8 +137,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
             accumulate(trainer, &examples.read(batch.iter().copied())?, reward)
         })?;
-    let model = trainer.model().valid();
-    let summary = evaluate(context, &task, &model, &held_out)?;
+    let summary = evaluate(context, &task, &trainer.model().inference(), &held_out)?;
     let card = RewardCard {
         method,
         actions,
@@ -149,7 +146,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         reference,
     };
     write_json(&folder.dir().join("reward.json"), &card)?;
-    write_model(folder.dir(), &task, |dir| model.save(&config, dir))?;
+    let model = trainer.model().valid();
+    context.write_scalar_model(folder.dir(), &task, &model, &config, &reference_dir)?;
     folder.finish(&summary)?;
     Ok(summary)
 }
