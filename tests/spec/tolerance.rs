@@ -10,6 +10,13 @@ pub const CPU_F32: f64 = 1e-5;
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 pub const GPU_F32: f64 = 1e-4;
 
+/// bf16: 8 bits of precision, through the layers of a model.
+pub const BF16: f64 = 2e-2;
+
+/// The same for the checkpoints in tests/data/hf, whose weights are drawn twenty times as large as models'
+/// are: there, transformers in bf16 is itself 1.4 % to 5.5 % of the length of the outputs off (PyTorch 2.15).
+pub const BF16_LARGE_WEIGHTS: f64 = 6e-2;
+
 /// Central differences in f64 at [`STEP`]: the cancellation of a loss of magnitude 1 alone is 1e-11.
 pub const FINITE_DIFFERENCE: f64 = 1e-8;
 
