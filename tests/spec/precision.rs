@@ -27,9 +27,10 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name)
 }
 
-/// The sequences of 3 to 96 ids that the tests of this module read.
-fn rows() -> Vec<Vec<u32>> {
-    (0..4).map(|i| tokens(i, 9 + 4 * i as usize)).collect()
+/// Four rows, each alone on its grid.
+fn rows() -> Vec<Grid> {
+    let row = |i| tokens(i, 9 + 4 * i as usize);
+    (0..4).map(|i| Grid::new([(0, row(i))], row(i).len())).collect()
 }
 
 fn bf16(device: &burn::tensor::Device) -> Placement {
@@ -45,22 +46,19 @@ fn a_model_in_bf16_says_what_it_says_in_f32_to_the_precision_of_bf16() {
             (&fresh as &dyn Fn(Placement) -> CausalLm, tolerance::BF16),
             (&read, tolerance::BF16_LARGE_WEIGHTS),
         ] {
-            let (exact, rounded) = (model((&device).into()), model(bf16(&device)));
-            for row in rows() {
-                let n = row.len();
-                let grid = Grid::new([(0, row)], n);
-                let logits = |model: &CausalLm| host(model.logits(&grid, 0..n));
-                assert_within(&logits(&rounded), &logits(&exact), tolerance);
-            }
+            let logits = |placement| -> Vec<f64> {
+                let model = model(placement);
+                rows().iter().flat_map(|grid| host(model.logits(grid, 0..grid.width()))).collect()
+            };
+            assert_within(&logits(bf16(&device)), &logits((&device).into()), tolerance);
         }
         let reward = |placement| ScalarModel::load(&fixture("llama_reward"), placement).unwrap().0;
-        let (exact, rounded) = (reward((&device).into()), reward(bf16(&device)));
-        for row in rows() {
-            let n = row.len();
-            let grid = Grid::new([(0, row)], n);
-            let scores = |model: &ScalarModel| host(model.scores(&grid, 0..n));
-            assert_within(&scores(&rounded), &scores(&exact), tolerance::BF16_LARGE_WEIGHTS);
-        }
+        let scores = |placement| -> Vec<f64> {
+            let model = reward(placement);
+            rows().iter().flat_map(|grid| host(model.scores(grid, 0..grid.width()))).collect()
+        };
+        let (rounded, exact) = (scores(bf16(&device)), scores((&device).into()));
+        assert_within(&rounded, &exact, tolerance::BF16_LARGE_WEIGHTS);
     }
 }
 
@@ -70,7 +68,6 @@ fn assert_within(actual: &[f64], expected: &[f64], tolerance: f64) {
     let length = |of: &mut dyn Iterator<Item = f64>| of.map(|x| x * x).sum::<f64>().sqrt();
     let distance = length(&mut actual.iter().zip(expected).map(|(a, e)| a - e));
     let relative = distance / length(&mut expected.iter().copied());
-    println!("{relative}");
     assert!(relative < tolerance, "{relative}");
     assert!(relative > 0.0, "computed in another type");
 }
