@@ -281,6 +281,21 @@ fn words(dir: &Path) {
 
 const MODEL: &[Row] = &[
     (
+        "CheckpointError::NoBase",
+        2,
+        &["adapter_config.json: base_model_name_or_path names /no/where, which holds no model"],
+        |_| {
+            model(|dir| {
+                fs::remove_file(dir.join("model.safetensors")).unwrap();
+                let config = json!({
+                    "peft_type": "LORA", "base_model_name_or_path": "/no/where", "r": 2,
+                    "lora_alpha": 4, "target_modules": ["q_proj"],
+                });
+                fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+            })
+        },
+    ),
+    (
         "CheckpointError::Read",
         2,
         &["model.safetensors: cannot read:", "a model's folder holds config.json and"],
