@@ -18,10 +18,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
-use std::thread;
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Local, NaiveDateTime};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::chat::Message;
 use super::error::DataError;
@@ -124,12 +125,12 @@ impl ChatTemplate {
 
 /// What `work` gives, or what its error says, from a thread with a stack of [`STACK`] bytes.
 fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(STACK);
-        let work = thread.spawn_scoped(scope, || work().map_err(|error| said(&error)));
-        let work = work.map_err(|error| format!("no memory for its stack: {error}"))?;
-        work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    static THREAD: LazyLock<Result<ThreadPool, ThreadPoolBuildError>> =
+        LazyLock::new(|| ThreadPoolBuilder::new().num_threads(1).stack_size(STACK).build());
+    match &*THREAD {
+        Ok(thread) => thread.install(|| work().map_err(|error| said(&error))),
+        Err(error) => Err(format!("there is no memory for its stack: {error}")),
+    }
 }
 
 /// What a template's error says, and in which line of the template.

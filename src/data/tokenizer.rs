@@ -959,6 +959,26 @@ mod tests {
     }
 
     #[test]
+    fn a_response_is_encoded_where_it_stands() {
+        // Llama-2's kind: what begins a text, or follows a special token, gets a mark before it.
+        let end = json!({"id": 0, "content": "</s>", "special": true, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false});
+        let json = json!({
+            "version": "1.0", "added_tokens": [end],
+            "normalizer": {"type": "Prepend", "prepend": "▁"},
+            "model": {"type": "BPE", "merges": [], "vocab": {"</s>": 0, "▁": 1, "a": 2, "b": 3}},
+        });
+        let template = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}</s>\
+                        {% endif %}{% endfor %}";
+        let dir = templated(template, json!({"eos_token": "</s>"}), json!({}));
+        fs::write(dir.path().join(TOKENIZER), json.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let (prompt, response) = ([message(Role::User, "ab")], message(Role::Assistant, "ba"));
+        let conversation = tokenizer.encode_conversation(&prompt, &response).unwrap();
+        assert_eq!(conversation, (vec![1, 2, 3], vec![3, 2, 0]));
+    }
+
+    #[test]
     fn a_token_across_the_boundary_is_read_on_either_side() {
         // "The" and " hotel" are tokens, as are parts of them: after "ho", " hotel" is not found again.
         let template = "{% if add_generation_prompt %}The ho{% else %}The hotel<|eos|>{% endif %}";
