@@ -112,7 +112,8 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     }
     let tokenizer = &task.tokenizer;
     let rows_at_once = 2 * settings.reward.rows_at_once;
-    let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
+    let scorer =
+        Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
     let pairs = &pairs.train;
     let calibration = &pairs[..pairs.len().min(settings.normalizer.pairs)];
     let rows: Vec<(&[u32], &[u32])> = calibration.iter().flat_map(Pair::rows).collect();

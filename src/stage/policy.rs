@@ -70,8 +70,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     settings.check_for_ppo()?;
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
-    let (eos, ends) = (task.tokenizer.eos(), task.tokenizer.sentence_ends());
-    let scorer = Scorer::load(context, ends, eos, settings.ppo.rows_at_once)?;
+    let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
+    let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
     let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
     let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
     let mut inputs = vec![
@@ -192,11 +192,11 @@ impl<'a> Ppo<'a> {
 
     /// Rollouts, and the optimizer steps over them.
     fn iterate(&mut self) -> Result<(IterationMetrics, IterationTimings), Error> {
-        let (iteration, eos) = (self.done, self.task.tokenizer.eos());
+        let (iteration, stops) = (self.done, self.task.tokenizer.stop_tokens());
         let start = Instant::now();
         let rollouts = self.roll_out()?;
         let rollout_seconds = start.elapsed().as_secs_f64();
-        let mut line = metrics_of(iteration, &rollouts, eos, self.state.kl_coefficient);
+        let mut line = metrics_of(iteration, &rollouts, stops, self.state.kl_coefficient);
         let gold = |r: &Rollout| Some(self.task.gold(&r.prompt, &r.response)?.reward());
         let gold: Option<Vec<f64>> = rollouts.iter().map(gold).collect();
         line.gold = gold.map(|gold| mean(gold.into_iter()));
@@ -231,7 +231,7 @@ impl<'a> Ppo<'a> {
             settings: &settings.ppo,
             interpolation: settings.interpolation(),
             kl_coefficient: self.state.kl_coefficient,
-            generation: settings.generation(self.task.tokenizer.eos()),
+            generation: settings.generation(self.task.tokenizer.stop_tokens()),
         };
         sampler.roll_out(&prompts, draws, iteration)
     }

@@ -279,6 +279,20 @@ fn words(dir: &Path) {
     fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
 
+/// A model whose chat template is `source`.
+fn template(source: &str) -> TempDir {
+    let model = llama();
+    fs::write(model.path().join("chat_template.jinja"), source).unwrap();
+    model
+}
+
+/// Reward training of a model whose chat template is `source`.
+fn train_with(source: &str) -> Tried {
+    let model = template(source);
+    let path = model.path().to_str().unwrap();
+    try_in_empty(&["train-reward", "--model", path, "--data", SENTENCES])
+}
+
 const MODEL: &[Row] = &[
     (
         "CheckpointError::NoBase",
@@ -442,6 +456,69 @@ const MODEL: &[Row] = &[
             model(|dir| {
                 fs::write(dir.join("tokenizer_config.json"), r#"{"eos_token": 3}"#).unwrap()
             })
+        },
+    ),
+    (
+        "DataError::TokenizerSetting",
+        2,
+        &["tokenizer_config.json: `chat_template` must be a text, or a list of {\"name\""],
+        |_| {
+            model(|dir| {
+                let config = json!({"chat_template": [{"name": "rag", "template": "a"}]});
+                fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+            })
+        },
+    ),
+    (
+        "DataError::Template",
+        2,
+        &[
+            "chat_template.jinja: the chat template does not compile (",
+            ", line 2 of the template); mend it, or give a `role_format` in tokenizer_config.json",
+        ],
+        |_| train_with("a\n{% if %}"),
+    ),
+    (
+        "DataError::Template",
+        2,
+        &["tokenizer_config.json: the chat template does not compile (unknown statement unheard"],
+        |_| {
+            model(|dir| {
+                let config = json!({"chat_template": "{% unheard %}"});
+                fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+            })
+        },
+    ),
+    (
+        "DataError::Render",
+        2,
+        &[
+            "sentences.jsonl:1: the chat template does not write these messages (No questions, line 1 of",
+        ],
+        |_| train_with("{{ raise_exception('No questions') }}"),
+    ),
+    (
+        "DataError::Render",
+        2,
+        &[
+            "the chat template does not write these messages (it takes more than 1000000 steps, line",
+        ],
+        |_| {
+            let endless = "{% for i in range(99999) %}".repeat(3) + &"{% endfor %}".repeat(3);
+            train_with(&endless)
+        },
+    ),
+    (
+        "DataError::NotAPrefix",
+        2,
+        &[
+            "the chat template does not begin a conversation with its prompt: after \"say \" the prompt has",
+            "\"now\", the conversation \"then\"; give a template or a `role_format` that does",
+        ],
+        |_| {
+            let model = template("say {{ 'now' if add_generation_prompt else 'then' }}");
+            let path = model.path().to_str().unwrap();
+            try_in_empty(&["segment", "--model", path, "--prompt", "a", "--response", "b"])
         },
     ),
     (
