@@ -90,10 +90,10 @@ struct Common {
     /// The folder of a train-reward stage, in place of the run's own
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
-    /// Preference pairs in JSONL, in place of the embedded task
+    /// Preference pairs in JSON Lines or Parquet, in place of the embedded task
     #[arg(long, global = true, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Prompts for ppo and evaluate in JSONL, in place of those of --data
+    /// Prompts for ppo and evaluate in JSON Lines or Parquet, in place of those of --data
     #[arg(long, global = true, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// CPU threads of one tensor operation [default: 1 for reproduce, else all]

@@ -1,4 +1,5 @@
-//! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, and the embedded task.
+//! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, and the
+//! embedded task.
 
 pub mod chat;
 pub mod diagnostics;
@@ -7,5 +8,6 @@ pub mod letters;
 pub mod pairs;
 mod python;
 pub mod rows;
+pub mod store;
 pub mod template;
 pub mod tokenizer;

@@ -136,7 +136,7 @@ section! {
     /// The section `[reward]`.
     RewardSettings {
         epochs: usize, batch: usize, rows_at_once: usize, aggregation: Aggregation, margin: f64,
-        optimizer: OptimizerSettings,
+        margin_scale: f64, optimizer: OptimizerSettings,
     }
 }
 section! {
@@ -454,6 +454,7 @@ impl Settings {
                 Bounds::NotNegativeOrInfinite,
             ),
             ("reward.margin", reward.margin, Bounds::Finite),
+            ("reward.margin_scale", reward.margin_scale, Bounds::Finite),
             ("sampling.temperature", sampling.temperature, Bounds::NotNegative),
             ("sampling.top_p", sampling.top_p, Bounds::UpToOne),
             ("ppo.kl_coefficient", ppo.kl_coefficient, Bounds::NotNegative),

@@ -30,9 +30,9 @@ pub struct Context {
     pub model: Option<PathBuf>,
     /// The reward model's folder, in place of the run's own.
     pub reward_model: Option<PathBuf>,
-    /// Preference pairs or conversations in JSONL, in place of the embedded task.
+    /// Preference pairs or conversations in JSON Lines or Parquet, in place of the embedded task.
     pub data: Option<PathBuf>,
-    /// Prompts in JSONL, in place of those of `data`.
+    /// Prompts in JSON Lines or Parquet, in place of those of `data`.
     pub prompts: Option<PathBuf>,
     /// Asks the run to end.
     pub stop: Stop,

@@ -79,8 +79,8 @@ impl<'a> Evaluator<'a> {
     ///
     /// [`Error::Data`].
     pub fn new(context: &'a Context, task: &'a Task, scorer: &'a Scorer) -> Result<Self, Error> {
-        let mut prompts = task.prompts(context)?.held_out;
-        prompts.truncate(context.settings.evaluation.prompts);
+        let prompts = task.prompts(context)?.held_out;
+        let prompts = prompts.read(0..prompts.len().min(context.settings.evaluation.prompts))?;
         Ok(Self { context, task, scorer, prompts })
     }
 

@@ -13,6 +13,7 @@ use super::fit_normalizer::NormalizerFile;
 use super::rollout::{Rollout, Sampler, metrics_of};
 use super::score::Scorer;
 use super::task::{Task, permutation};
+use crate::data::store::Items;
 use crate::error::Error;
 use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder};
 use crate::experiment::settings::PpoSettings;
@@ -103,7 +104,7 @@ struct Ppo<'a> {
     scorer: &'a Scorer,
     normalizer: Normalizer,
     evaluator: Evaluator<'a>,
-    prompts: Vec<Vec<u32>>,
+    prompts: Items<Vec<u32>>,
     config: ModelConfig,
     policy: Trainer<CausalLm>,
     critic: Trainer<ScalarModel>,
@@ -220,7 +221,8 @@ impl<'a> Ppo<'a> {
     fn roll_out(&self) -> Result<Vec<Rollout>, Error> {
         let (settings, iteration) = (&self.context.settings, self.done);
         let count = settings.ppo.rollouts;
-        let prompts = choose(&self.prompts, count, settings.seed, iteration);
+        let prompts = choose(&self.prompts, count, settings.seed, iteration)?;
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let draws = streams(settings.seed, "rollouts", iteration * count..(iteration + 1) * count);
         let sampler = Sampler {
             policy: &self.policy.model().inference(),
@@ -288,9 +290,14 @@ fn steps_an_iteration(ppo: &PpoSettings) -> usize {
 }
 
 /// The prompts of an iteration: a random choice without repetition, as long as there are enough.
-fn choose(prompts: &[Vec<u32>], count: usize, seed: u64, iteration: usize) -> Vec<&[u32]> {
+fn choose(
+    prompts: &Items<Vec<u32>>,
+    count: usize,
+    seed: u64,
+    iteration: usize,
+) -> Result<Vec<Vec<u32>>, Error> {
     let order = permutation(seed, "rollout prompts", iteration, prompts.len());
-    order.iter().cycle().take(count).map(|&i| &prompts[i][..]).collect()
+    Ok(prompts.read(order.iter().copied().cycle().take(count))?)
 }
 
 /// Means over the optimizer steps of an iteration.

@@ -13,7 +13,7 @@ use crate::experiment::folder::read_json;
 use crate::experiment::settings::{Method, Settings};
 use crate::model::generate::{ReadAt, TokenView, read_scalars, view_tokens};
 use crate::model::optim::NonFinite;
-use crate::model::{CausalLm, Placement, ScalarModel};
+use crate::model::{CausalLm, ScalarModel};
 use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
 use crate::segmentation::{Actions, EosPolicy, ResponseView, SegmentationError, segments};
 
@@ -215,20 +215,4 @@ impl Scorer {
         });
         scored.collect()
     }
-}
-
-/// Reads the entropies of responses from the model in `dir`.
-///
-/// # Errors
-///
-/// [`Error::Checkpoint`].
-pub fn entropies(
-    dir: &Path,
-    placement: Placement,
-    rows: &[(&[u32], &[u32])],
-    rows_at_once: usize,
-) -> Result<Vec<Vec<f32>>, Error> {
-    let (model, _) = CausalLm::load(dir, placement)?;
-    let views = view_tokens(&model, rows, rows_at_once);
-    Ok(views.into_iter().map(|view| view.entropies).collect())
 }

@@ -162,7 +162,7 @@ const DATA: &[Row] = &[
     (
         "DataError::MissingKey",
         2,
-        &["data.jsonl:1: the key `chosen` is missing; a line is {\"chosen\", \"rejected\"}"],
+        &["data.jsonl:1: the key `chosen` is missing; a row is {\"chosen\", \"rejected\"}"],
         |_| data_file(include_bytes!("../data/pairs/other_columns.parquet"), "train-reward"),
     ),
     #[cfg(not(feature = "parquet"))]
@@ -181,7 +181,7 @@ const DATA: &[Row] = &[
     (
         "DataError::MissingKey",
         2,
-        &["data.jsonl:11: the key `rejected` is missing; a line is", "message lists"],
+        &["data.jsonl:11: the key `rejected` is missing; a row is", "message lists"],
         |_| pairs(r#"{"prompt": "p", "chosen": "c"}"#),
     ),
     ("DataError::MissingKey", 2, &["data.jsonl:11: the key `prompt` is missing"], |_| {
@@ -210,12 +210,6 @@ const DATA: &[Row] = &[
         },
     ),
     (
-        "DataError::EmptyResponse",
-        2,
-        &["data.jsonl:11: the response in `rejected` is empty; remove the line"],
-        |_| pairs(r#"{"prompt": "p", "chosen": "c", "rejected": "  "}"#),
-    ),
-    (
         "DataError::EmptyPrompt",
         2,
         &["data.jsonl:11: the prompt is empty; a model needs at least one token to start from"],
@@ -226,20 +220,25 @@ const DATA: &[Row] = &[
         2,
         &["data.jsonl:11: `prompt` and `chosen` have different prompts; both must answer the same"],
         |_| {
-            let user = r#"{"role": "user", "content": "q"}"#;
-            let answer = r#"{"role": "assistant", "content": "c"}"#;
-            pairs(format!(
-                r#"{{"prompt": "p", "chosen": [{user}, {answer}], "rejected": [{user}, {answer}]}}"#
-            ))
+            let prompt = r#"[{"role": "user", "content": "p"}]"#;
+            let side =
+                r#"[{"role": "user", "content": "q"}, {"role": "assistant", "content": "c"}]"#;
+            pairs(format!(r#"{{"prompt": {prompt}, "chosen": {side}, "rejected": {side}}}"#))
         },
     ),
-    ("DataError::NoPairs", 2, &["data.jsonl: no preference pairs; expected one JSON"], |_| {
-        data_file(b"\n", "train-reward")
+    ("DataError::NoPairs", 2, &["data.jsonl: no preference pairs; expected one a row"], |_| {
+        data_file(b"", "train-reward")
     }),
+    (
+        "DataError::NoPairs",
+        2,
+        &["data.jsonl: no preference pairs (skipped rows: 1 of equal responses); expected"],
+        |_| data_file(br#"{"prompt": "p", "chosen": "c", "rejected": "c"}"#, "train-reward"),
+    ),
     ("DataError::NoConversations", 2, &["data.jsonl: no conversations; expected one"], |_| {
         data_file(b"\n", "sft")
     }),
-    ("DataError::NoPrompts", 2, &["prompts.jsonl: no prompts; expected one JSON object"], |_| {
+    ("DataError::NoPrompts", 2, &["prompts.jsonl: no prompts; expected one a row"], |_| {
         let (run, model) = (TempDir::new().unwrap(), llama());
         let input = ["--model", model.path().to_str().unwrap(), "--data", SENTENCES];
         finish(run.path(), &["train-reward", "fit-normalizer"], &input);
@@ -583,14 +582,12 @@ const MODEL: &[Row] = &[
             "error: normalizer: the standard deviation is 0, expected more than 0: do the rewards vary?",
         ],
         |_| {
-            // One pair whose responses are the same: one reward, twice.
+            // A reward model whose head is 0 gives every response one reward.
             let (run, model) = (TempDir::new().unwrap(), llama());
-            let data = model.path().join("same.jsonl");
-            fs::write(&data, r#"{"prompt": "p", "chosen": "c", "rejected": "c"}"#).unwrap();
-            let data = data.to_str().unwrap();
             let model = model.path().to_str().unwrap();
-            let input = ["--model", model, "--data", data, "--method", "bandit"];
+            let input = ["--model", model, "--data", SENTENCES, "--method", "bandit"];
             finish(run.path(), &["train-reward"], &input);
+            fill(&run.path().join("bandit/reward/model"), "score.weight", 0.0);
             try_in(run, &[&["fit-normalizer"], &input[..]].concat())
         },
     ),
@@ -700,6 +697,9 @@ const SETTINGS: &[Row] = &[
         &["PPO samples from the policy itself, since the KL", "(now 0.7, 0 and 1)"],
         |_| try_in_empty(&["ppo", "--set", "sampling.temperature=0.7"]),
     ),
+    ("Error::Usage", 2, &["reward.margin_scale is 0.5, but no pair has scores: give"], |_| {
+        model_and(|_| (), &["--set", "reward.margin_scale=0.5"])
+    }),
     ("Error::Usage", 2, &["sft on --data needs --model DIR to start from"], |_| {
         try_in_empty(&["sft", "--data", SENTENCES])
     }),

@@ -127,3 +127,66 @@ fn other_prompts_are_another_evaluation() {
         .ended_with(2)
         .says(&["started with other settings", "inputs.prompts: absent there"]);
 }
+
+/// The folders of `RUN/data`, each with the moment at which its tokens were written.
+fn stores(run: &Path) -> Vec<(String, std::time::SystemTime)> {
+    let entries = std::fs::read_dir(run.join("data")).unwrap().map(|entry| entry.unwrap());
+    let mut stores: Vec<_> = entries
+        .map(|entry| {
+            let written = std::fs::metadata(entry.path().join("tokens")).unwrap().modified();
+            (entry.file_name().into_string().unwrap(), written.unwrap())
+        })
+        .collect();
+    stores.sort();
+    stores
+}
+
+#[test]
+fn data_are_tokenised_once_for_all_stages_and_methods() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let run = run.path();
+    let input = ["--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+    finish(run, &["train-reward"], &input);
+    let first = stores(run);
+    assert_eq!(first.len(), 1);
+    finish(run, &["fit-normalizer", "ppo"], &input);
+    finish(run, &["train-reward"], &[&input[..], &["--method", "bandit"]].concat());
+    assert_eq!(stores(run), first);
+    // Other limits are other tokens; a damaged store is made again.
+    let other = ["--method", "token", "--set", "data.prompt_tokens=30"];
+    finish(run, &["train-reward"], &[&input[..], &other].concat());
+    assert_eq!(stores(run).len(), 2);
+    let tokens = run.join("data").join(&first[0].0).join("tokens");
+    let whole = std::fs::read(&tokens).unwrap();
+    std::fs::write(&tokens, &whole[..8]).unwrap();
+    finish(run, &["train-reward"], &[&input[..], &["--method", "sentence"]].concat());
+    assert_eq!(std::fs::read(tokens).unwrap(), whole);
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn a_parquet_file_and_its_rows_as_json_lines_train_the_same_models() {
+    let [run, other] = [(); 2].map(|()| TempDir::new().unwrap());
+    let model = llama();
+    let parquet = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/pairs/preference_700k.parquet");
+    let rows = segment_rlhf::data::rows::rows(Path::new(parquet)).unwrap();
+    let lines: Vec<String> =
+        rows.map(|row| Value::Object(row.unwrap().object).to_string()).collect();
+    let jsonl = model.path().join("pairs.jsonl");
+    std::fs::write(&jsonl, lines.join("\n")).unwrap();
+    let model = model.path().to_str().unwrap();
+    for (run, data) in [(&run, parquet), (&other, jsonl.to_str().unwrap())] {
+        let input = ["--model", model, "--data", data, "--set", "ppo.iterations=1"];
+        let input = [&input[..], &["--set", "reward.margin_scale=0.5"]].concat();
+        let trained = program(run.path(), &[&["train-reward"], &input[..]].concat()).ended_with(0);
+        trained.says(&["1 of 3 pairs have no scores: their margin is reward.margin"]);
+        finish(run.path(), &["sft"], &input);
+        finish(run.path(), &["fit-normalizer", "ppo"], &input);
+    }
+    for stage in ["segment/reward", "sft", "segment/ppo"] {
+        let file = |run: &TempDir| {
+            std::fs::read(run.path().join(stage).join("model/model.safetensors")).unwrap()
+        };
+        assert!(file(&run) == file(&other), "{stage}");
+    }
+}

@@ -132,8 +132,9 @@ fn segment_as_bandit_is_rewarded_once_with_the_sequence_score() {
     let ends = tokenizer.sentence_ends();
     let scorer = Scorer::load(&context, ends, tokenizer.stop_tokens(), 4).unwrap();
     let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let rows: Vec<(&[u32], &[u32])> =
-        pairs.train.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..])).collect();
+        pairs.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..])).collect();
     for (row, scored) in rows.iter().zip(scorer.score(&rows, 0).unwrap()) {
         assert_eq!(scored.rewards, [scored.sequence_score]);
         assert_eq!(scored.segments.len(), 1);

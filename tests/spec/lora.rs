@@ -139,12 +139,8 @@ fn training_changes_adapters_and_a_scalar_head_alone() {
             let bytes = trainer.weights();
             let names = SafeTensors::deserialize(&bytes).unwrap();
             assert_eq!(names.len(), 4 * PROJECTIONS.len() + 1, "what is trained is what is saved");
-            let again = lora().attach(
-                ScalarModel::over(&base(&device), "other", 1),
-                &autodiff,
-                "other",
-                1,
-            );
+            let again =
+                lora().attach(ScalarModel::over(&base(&device), "other", 1), &autodiff, "other", 1);
             let again = Trainer::new("critic", again, &optimizer, 4);
             let files = trainer.files().into_iter().collect();
             let again = again.resume(2, &files).unwrap();
@@ -212,7 +208,8 @@ fn adapters_stand_on_adapters() {
     further.save_adapter(&grouped(), &lora(), first.path(), second.path()).unwrap();
     let (read, _) = CausalLm::load(second.path(), &device).unwrap();
     assert_close(&logits(&read), &logits(&further), tolerance::CPU_F32);
-    let distance = logits(&read).iter().zip(logits(&model)).map(|(a, b)| (a - b).abs()).sum::<f64>();
+    let distance =
+        logits(&read).iter().zip(logits(&model)).map(|(a, b)| (a - b).abs()).sum::<f64>();
     assert!(distance > 1.0, "the second adapters count");
 }
 
@@ -261,7 +258,11 @@ fn adapters_that_do_not_fit_or_that_we_cannot_read_are_refused() {
             json!({"q_proj": 1}),
             "rank_pattern or alpha_pattern; supported: one r and one lora_alpha",
         ),
-        ("target_modules", json!(["wq"]), "targets \"wq\" is none of them; expected \"all-linear\""),
+        (
+            "target_modules",
+            json!(["wq"]),
+            "targets \"wq\" is none of them; expected \"all-linear\"",
+        ),
     ];
     for (key, value, expected) in unsupported {
         match change(key, value) {

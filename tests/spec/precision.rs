@@ -108,7 +108,8 @@ fn log_probabilities_entropies_and_scores_are_in_f32() {
         let (log_probs, logits) = response_log_probs(&model, &grid, first);
         assert_eq!((log_probs.dtype(), logits.dtype()), (DType::F32, DType::BF16));
         // Numbers that bf16 could not hold: their sum over the vocabulary is 1 to f32's precision.
-        let all = burn::tensor::activation::log_softmax(logits.cast(DType::F32), 2).exp().sum_dim(2);
+        let all =
+            burn::tensor::activation::log_softmax(logits.cast(DType::F32), 2).exp().sum_dim(2);
         assert_close(&host(all), &[1.0; 5], tolerance::CPU_F32);
         let scores = scalar_model(&config, 3, &device)
             .computing(Precision::Bf16, Checkpointing::None)
@@ -225,8 +226,7 @@ fn all_gradients<M: Trainable>(model: &M, loss: Tensor<1>) -> BTreeMap<String, V
     let mut sum = GradientsAccumulator::new();
     model.replay(&found, &mut |gradients| sum.accumulate(model, gradients));
     sum.accumulate(model, GradientsParams::from_grads(found, model));
-    let mut collect =
-        Collect { path: Vec::new(), gradients: sum.grads(), found: BTreeMap::new() };
+    let mut collect = Collect { path: Vec::new(), gradients: sum.grads(), found: BTreeMap::new() };
     model.visit(&mut collect);
     collect.found
 }
@@ -249,7 +249,10 @@ fn what_the_backward_pass_computes_again_changes_no_gradient() {
                     all_gradients(&model, loss(&model))
                 };
                 let kept = gradients(Checkpointing::None);
-                assert_eq!(kept.len(), if adapted { 28 } else { 20 + usize::from(!tie_word_embeddings) });
+                assert_eq!(
+                    kept.len(),
+                    if adapted { 28 } else { 20 + usize::from(!tie_word_embeddings) }
+                );
                 for checkpointing in [Checkpointing::Operations, Checkpointing::Layers] {
                     let again = gradients(checkpointing);
                     assert!(again.keys().eq(kept.keys()), "{checkpointing:?}");
