@@ -25,7 +25,6 @@ use crate::model::{CausalLm, ModelConfig};
 use crate::rng::stream;
 use crate::stage::Context;
 use crate::stage::context::{file_fingerprint, model_fingerprint};
-use crate::stage::score_text::encode_prompt;
 use crate::stage::task::model_tokenizer;
 
 /// A benchmark whose judge is elsewhere: what its questions and answers look like.
@@ -217,7 +216,7 @@ impl<'a> Respondent<'a> {
         let mut prompts = Vec::with_capacity(asked.len());
         for &i in asked {
             let (path, place) = (self.request.questions.clone(), questions[i].place);
-            let prompt = encode_prompt(&self.tokenizer, &conversations[i]).map_err(|source| {
+            let prompt = self.tokenizer.encode_prompt(&conversations[i]).map_err(|source| {
                 DataError::EncodeLine { path: path.clone(), line: place, source: source.into() }
             })?;
             if prompt.is_empty() {
@@ -246,7 +245,8 @@ impl<'a> Respondent<'a> {
         let responses = generate(&self.model, &self.config, &rows, generation, streams);
         let answer = |(mut response, room): (Vec<u32>, usize)| {
             response.truncate(room);
-            if response.last() == Some(&self.tokenizer.eos()) {
+            let stops = self.tokenizer.stop_tokens();
+            if response.last().is_some_and(|last| stops.contains(last)) {
                 response.pop();
             }
             let text = self.tokenizer.decode(&response).trim().to_owned();

@@ -20,7 +20,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::report::table::markdown;
 use crate::stage::Context;
-use crate::stage::score_text::{Place, Rater, Text, encode_prompt};
+use crate::stage::score_text::{Place, Rater, Text};
 use crate::stage::task::letters_tokenizer;
 use crate::statistics::mean;
 
@@ -61,7 +61,7 @@ impl Judge {
                 let score = |turn: &Turn| {
                     let path = path.to_owned();
                     let no_gold = BenchmarkError::NoGold { path, place: place.row };
-                    let prompt = encode_prompt(tokenizer, &turn.prompt).ok();
+                    let prompt = tokenizer.encode_prompt(&turn.prompt).ok();
                     let prompt = prompt.and_then(|tokens| Prompt::from_tokens(&tokens));
                     let answer = letters::encode(&turn.answer);
                     match (prompt, answer) {

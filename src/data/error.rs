@@ -252,6 +252,36 @@ pub enum DataError {
         /// Its format.
         format: String,
     },
+    /// A chat template does not compile.
+    #[error(
+        "{path}: the chat template does not compile ({reason}); mend it, or give a `role_format` in \
+         tokenizer_config.json instead"
+    )]
+    Template {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// What the template engine says.
+        reason: String,
+    },
+    /// A chat template raises an exception for these messages, or fails.
+    #[error("the chat template does not write these messages ({reason})")]
+    Render {
+        /// What the template says, or the template engine.
+        reason: String,
+    },
+    /// A chat template writes a prompt otherwise once a response follows it.
+    #[error(
+        "the chat template does not begin a conversation with its prompt: after {common:?} the prompt has \
+         {prompt:?}, the conversation {conversation:?}; give a template or a `role_format` that does"
+    )]
+    NotAPrefix {
+        /// The end of what both begin with.
+        common: String,
+        /// How the prompt goes on.
+        prompt: String,
+        /// How the conversation goes on.
+        conversation: String,
+    },
     /// The tokenizer cannot encode a text.
     #[error("the tokenizer cannot encode the text ({reason})")]
     Encode {

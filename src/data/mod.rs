@@ -1,4 +1,4 @@
-//! Rows of data files, preference pairs, prompts, tokenizers, role formats, and the embedded task.
+//! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, and the embedded task.
 
 pub mod chat;
 pub mod diagnostics;
@@ -6,5 +6,7 @@ pub mod error;
 pub mod fields;
 pub mod letters;
 pub mod pairs;
+mod python;
 pub mod rows;
+pub mod template;
 pub mod tokenizer;

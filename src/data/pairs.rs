@@ -323,7 +323,12 @@ impl<'a> Encoder<'a> {
     }
 
     fn prompt(&mut self, line: &Line, messages: &[Message]) -> Result<Vec<u32>, DataError> {
-        let mut ids = self.encode(line, &self.tokenizer.role_format().prompt(messages))?;
+        let ids = self.tokenizer.encode_prompt(messages);
+        let mut ids = ids.map_err(|source| DataError::EncodeLine {
+            path: line.path.into(),
+            line: line.number,
+            source: source.into(),
+        })?;
         if messages.is_empty() || ids.is_empty() {
             return Err(DataError::EmptyPrompt { path: line.path.into(), line: line.number });
         }

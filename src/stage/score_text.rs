@@ -8,7 +8,7 @@ use super::context::Context;
 use super::fit_normalizer::NormalizerFile;
 use super::score::{Scorer, Segmenter};
 use super::task::model_tokenizer;
-use crate::data::chat::Message;
+use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
 use crate::data::fields::read_rows;
 use crate::data::tokenizer::Tokenizer;
@@ -21,24 +21,6 @@ use crate::normalizer::{Normalizer, location};
 use crate::report::segments::SegmentedText;
 use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
 use crate::segmentation::{Actions, EosPolicy};
-
-/// The tokens of a prompt: messages in the model's own format, up to where the answer begins.
-///
-/// # Errors
-///
-/// [`DataError::Encode`].
-pub fn encode_prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>, DataError> {
-    tokenizer.encode(&tokenizer.role_format().prompt(messages))
-}
-
-/// The tokens of a response, EOS once behind them.
-fn encode_response(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, DataError> {
-    let mut tokens = tokenizer.encode(text)?;
-    let text_tokens = tokens.iter().rposition(|&token| token != tokenizer.eos());
-    tokens.truncate(text_tokens.map_or(0, |last| last + 1));
-    tokens.push(tokenizer.eos());
-    Ok(tokens)
-}
 
 /// A row to be scored.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,7 +75,7 @@ pub struct Place<'a> {
 pub struct Encoded {
     /// The prompt, never empty.
     pub prompt: Vec<u32>,
-    /// The response; its last token is EOS.
+    /// The response; its last token ends it.
     pub response: Vec<u32>,
     /// Whether it lost tokens at its left to fit the model.
     pub cut: bool,
@@ -267,8 +249,9 @@ impl Rater {
             line,
             source: source.into(),
         };
-        let mut prompt = encode_prompt(&self.tokenizer, text.prompt).map_err(at_place)?;
-        let mut response = encode_response(&self.tokenizer, text.response).map_err(at_place)?;
+        let response = Message { role: Role::Assistant, content: text.response.to_owned() };
+        let both = self.tokenizer.encode_conversation(text.prompt, &response);
+        let (mut prompt, mut response) = both.map_err(at_place)?;
         if text.prompt.is_empty() || prompt.is_empty() {
             return Err(DataError::EmptyPrompt { path: path.into(), line });
         }
