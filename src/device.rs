@@ -1,6 +1,8 @@
-//! The device that tensors live on, chosen at run time among those compiled in.
+//! The device that tensors live on, chosen at run time among those compiled in, and what is computed and
+//! kept there.
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
@@ -47,5 +49,54 @@ impl DeviceName {
                 ),
             }),
         }
+    }
+}
+
+/// The type of activations, and of models that are not trained. What is trained stays in f32, and so do
+/// norms, softmax, entropies, scalar heads and losses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// bfloat16: half the memory, the range of f32, 8 bits of precision.
+    Bf16,
+}
+
+impl Precision {
+    /// The name in settings and run folders.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The type of tensors.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// What a forward pass keeps for the backward pass, and what that computes again instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Checkpointing {
+    /// Everything is kept.
+    None,
+    /// Burn's own: the results of cheap operations are computed again.
+    Operations,
+    /// The input of each layer is kept, and the layer is computed again.
+    Layers,
+}
+
+impl Checkpointing {
+    /// `device` with autodiff.
+    pub fn autodiff(self, device: &Device) -> Device {
+        let device = device.clone().autodiff();
+        if self == Self::Operations { device.gradient_checkpointing() } else { device }
     }
 }

@@ -116,7 +116,7 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
     let dir = if use_policy { policy } else { context.reference_dir()? };
     let tokenizer = model_tokenizer(&dir)?;
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
-    let (model, config) = CausalLm::load(&dir, &context.device)?;
+    let (model, config) = CausalLm::load(&dir, context.frozen())?;
     let rows = vec![prompt.as_slice(); usize::from(args.samples)];
     let generation = context.settings.generation(tokenizer.eos());
     let draws = streams(context.settings.seed, "generate", 0..rows.len());
@@ -144,7 +144,7 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
             tokens
         }
         None => {
-            let (model, config) = CausalLm::load(&dir, &context.device)?;
+            let (model, config) = CausalLm::load(&dir, context.frozen())?;
             let draws = streams(context.settings.seed, "generate", 0..1);
             let generation = context.settings.generation(tokenizer.eos());
             let rows = [prompt.as_slice()];
@@ -195,7 +195,7 @@ fn segmented(
     let prompt = tokenizer.decode(prompt);
     let has_reward_model = context.reward_model.is_some() || context.reward_dir().is_ok();
     if !has_reward_model {
-        let (model, _) = CausalLm::load(&context.reference_dir()?, &context.device)?;
+        let (model, _) = CausalLm::load(&context.reference_dir()?, context.frozen())?;
         let view = view_tokens(&model, &rows, 1).remove(0);
         let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
         let segments =

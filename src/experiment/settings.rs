@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::bounds::Bounds;
+use crate::device::{Checkpointing, Precision};
 use crate::interpolation::Interpolation;
 use crate::model::ModelConfig;
 use crate::model::generate::Generation;
+use crate::model::lora::LoraSettings;
 use crate::model::optim::OptimizerSettings;
 use crate::model::sampling::Sampling;
 use crate::normalizer::Regression;
@@ -78,6 +80,8 @@ pub struct Settings {
     pub seed: u64,
     pub method: Method,
     pub model: ModelSettings,
+    pub precision: PrecisionSettings,
+    pub lora: LoraSettings,
     pub task: TaskSettings,
     pub data: DataSettings,
     pub segmentation: SegmentationSettings,
@@ -107,6 +111,10 @@ section! {
         hidden_size: usize, intermediate_size: usize, layers: usize, heads: usize, kv_heads: usize,
         head_dim: usize, rope_theta: f64, rms_norm_eps: f64, tie_word_embeddings: bool,
     }
+}
+section! {
+    /// The section `[precision]`.
+    PrecisionSettings { compute: Precision, checkpointing: Checkpointing }
 }
 section! {
     /// The section `[task]`.
@@ -433,6 +441,9 @@ impl Settings {
         }
         if self.reproduce.methods.is_empty() {
             return Some(("reproduce.methods".into(), "[]; expected at least one method".into()));
+        }
+        if let Some((key, problem)) = self.lora.problem() {
+            return Some((format!("lora.{key}"), problem));
         }
         let Self { segmentation, reward, sampling, ppo, data, normalizer, .. } = self;
         let numbers = [

@@ -1,6 +1,6 @@
 //! Keys and values of the tokens already seen, so that generation reads each token once.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorCreationOptions, TensorData};
 
 use super::config::ModelConfig;
 
@@ -19,12 +19,18 @@ pub struct LayerCache {
 }
 
 impl KvCache {
-    /// An empty cache for `batch` rows of up to `columns` tokens.
-    pub fn new(config: &ModelConfig, batch: usize, columns: usize, device: &Device) -> Self {
-        let shape = [batch, config.kv_heads, columns, config.head_dim];
+    /// An empty cache for `batch` rows of up to `columns` tokens, on a device and in a type.
+    pub fn new(
+        config: &ModelConfig,
+        batch: usize,
+        columns: usize,
+        options: impl Into<TensorCreationOptions>,
+    ) -> Self {
+        let (shape, options) =
+            ([batch, config.kv_heads, columns, config.head_dim], options.into());
         let layer = || LayerCache {
-            keys: Tensor::zeros(shape, device),
-            values: Tensor::zeros(shape, device),
+            keys: Tensor::zeros(shape, options.clone()),
+            values: Tensor::zeros(shape, options.clone()),
             filled: 0,
         };
         Self { layers: (0..config.layers).map(|_| layer()).collect() }

@@ -1,18 +1,17 @@
 //! Models on disk, in Hugging Face's layout: `config.json` and `model.safetensors`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, TensorView};
 
 use super::layers::named_param;
-use super::source::{Init, Source, fresh_values};
+use super::lora::{is_adapted, is_trained};
+use super::source::{Init, Placement, Source};
+use super::weights::{FileSource, WEIGHTS};
 use crate::atomic;
-
-/// The file that holds a model's parameters.
-pub const WEIGHTS: &str = "model.safetensors";
 
 /// Why a model could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +54,17 @@ pub enum CheckpointError {
         /// The option, and what is supported instead.
         what: String,
     },
+    /// Adapters name a base that is not there.
+    #[error(
+        "{path}: base_model_name_or_path names {base}, which holds no model; put the folder of the base \
+         there, or its place here"
+    )]
+    NoBase {
+        /// The file.
+        path: PathBuf,
+        /// The folder that it names.
+        base: PathBuf,
+    },
     /// The file of parameters is no safetensors file.
     #[error(
         "{path}: not a safetensors file, or a truncated one: {detail}; copy the model again, or run the \
@@ -76,143 +86,22 @@ pub enum CheckpointError {
     },
 }
 
-/// Parameters read from a safetensors file; collects everything that does not fit.
-pub struct FileSource<'a> {
-    path: &'a Path,
-    tensors: SafeTensors<'a>,
-    device: &'a Device,
-    fresh: Option<FreshParam<'a>>,
-    used: BTreeSet<String>,
-    problems: Vec<String>,
-}
-
-/// A parameter that is drawn anew instead of read.
-#[derive(Clone, Copy)]
-pub struct FreshParam<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// What it is drawn for: two heads of one run start differently.
-    pub purpose: &'a str,
-    /// The run's seed.
-    pub seed: u64,
-}
-
-impl<'a> FileSource<'a> {
-    /// A source over `bytes`, the content of the safetensors file `path`, but for the parameter `fresh`.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Format`] when `bytes` are no safetensors file.
-    pub fn new(
-        path: &'a Path,
-        bytes: &'a [u8],
-        device: &'a Device,
-        fresh: Option<FreshParam<'a>>,
-    ) -> Result<Self, CheckpointError> {
-        let tensors = SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::Format {
-            path: path.to_owned(),
-            detail: error.to_string(),
-        })?;
-        Ok(Self { path, tensors, device, fresh, used: BTreeSet::new(), problems: Vec::new() })
-    }
-
-    /// A source for a decoder of this many layers.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Tensors`] when the file has not even a tensor for each.
-    pub fn with_layers(self, layers: usize) -> Result<Self, CheckpointError> {
-        let tensors = self.tensors.len();
-        if layers <= tensors {
-            return Ok(self);
-        }
-        let problem = format!("{tensors} tensors, but config.json says num_hidden_layers {layers}");
-        Err(CheckpointError::Tensors { path: self.path.to_owned(), problems: vec![problem] })
-    }
-
-    /// Fails if any tensor was missing, misshaped, or left over; those named in `ignored` may be left.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Tensors`] with all of them.
-    pub fn finish(mut self, ignored: &[&str]) -> Result<(), CheckpointError> {
-        let extra: BTreeSet<&str> = self
-            .tensors
-            .names()
-            .into_iter()
-            .filter(|name| !self.used.contains(*name) && !ignored.contains(name))
-            .collect();
-        self.problems.extend(extra.iter().map(|name| format!("{name}: extra")));
-        if self.problems.is_empty() {
-            Ok(())
-        } else {
-            let problems = self.problems;
-            Err(CheckpointError::Tensors { path: self.path.to_owned(), problems })
-        }
-    }
-}
-
-impl Source for FileSource<'_> {
-    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<Vec<f32>> {
-        if let Some(fresh) = self.fresh.filter(|fresh| fresh.name == name) {
-            // A shape that the file does not bear out may be of any size.
-            let purpose = format!("{} {name}", fresh.purpose);
-            let draw = || fresh_values(fresh.seed, &purpose, shape.iter().product(), init);
-            return self.problems.is_empty().then(draw);
-        }
-        self.used.insert(name.to_owned());
-        let read = match self.tensors.tensor(name) {
-            Err(_) => Err(format!("{name}: missing, expected shape {shape:?}")),
-            Ok(view) if view.shape() != shape => {
-                Err(format!("{name}: shape {:?}, expected {shape:?}", view.shape()))
-            }
-            Ok(view) => match to_f32(&view) {
-                Err(dtype) => {
-                    Err(format!("{name}: unsupported type {dtype:?}, expected F32, F16 or BF16"))
-                }
-                Ok(values) => match values.iter().find(|value| !value.is_finite()) {
-                    Some(value) => Err(format!("{name}: holds {value}, expected finite numbers")),
-                    None => Ok(values),
-                },
-            },
-        };
-        read.map_err(|problem| self.problems.push(problem)).ok()
-    }
-
-    fn device(&self) -> &Device {
-        self.device
-    }
-}
-
-/// The values of a tensor stored as f32, f16 or bf16.
-fn to_f32(view: &TensorView<'_>) -> Result<Vec<f32>, Dtype> {
-    let dtype = match view.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        other => return Err(other),
-    };
-    let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-    Ok(data.iter::<f32>().collect())
-}
-
-/// The bytes of `path`.
-///
-/// # Errors
-///
-/// [`CheckpointError::Read`].
-pub fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })
-}
-
 /// Every parameter of `module` by its Hugging Face name, as f32.
 pub fn parameters<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
-    #[derive(Default)]
-    struct Collect {
+    collect(module, |_| true)
+}
+
+/// The same of those whose names `keep` holds for.
+pub(super) fn collect<M: Module>(
+    module: &M,
+    keep: impl Fn(&str) -> bool,
+) -> BTreeMap<String, TensorData> {
+    struct Collect<F> {
+        keep: F,
         path: Vec<String>,
         found: BTreeMap<String, TensorData>,
     }
-    impl ModuleVisitor for Collect {
+    impl<F: Fn(&str) -> bool> ModuleVisitor for Collect<F> {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.path.push(name.to_owned());
         }
@@ -220,22 +109,25 @@ pub fn parameters<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let data = param.val().into_data().convert::<f32>();
-            self.found.insert(self.path.join("."), data);
+            let name = self.path.join(".");
+            if (self.keep)(&name) {
+                self.found.insert(name, param.val().into_data().convert::<f32>());
+            }
         }
     }
-    let mut collect = Collect::default();
+    let mut collect = Collect { keep, path: Vec::new(), found: BTreeMap::new() };
     module.visit(&mut collect);
     collect.found
 }
 
-/// `module` with the parameters that [`to_safetensors`] wrote; `path` is what errors call the file.
+/// `module` with the parameters that [`trained_to_safetensors`] wrote; `path` is what errors call the file.
 ///
 /// # Errors
 ///
 /// [`CheckpointError::Format`] and [`CheckpointError::Tensors`].
 pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, CheckpointError> {
     struct Restore<'a> {
+        adapted: bool,
         path: Vec<String>,
         source: FileSource<'a>,
     }
@@ -248,18 +140,20 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let (name, old) = (self.path.join("."), param.val());
+            if !is_trained(self.adapted, &name) {
+                return param;
+            }
             match self.source.values(&name, &old.dims(), Init::Ones) {
-                Some(values) => {
-                    let data = TensorData::new(values, old.dims());
-                    named_param(&name, Tensor::from_data(data, &old.device()))
+                Some(data) => {
+                    named_param(&name, Tensor::from_data(data, (&old.device(), old.dtype())))
                 }
                 None => param,
             }
         }
     }
-    let unused = Device::default(); // each parameter stays on its own device
-    let source = FileSource::new(path, bytes, &unused, None)?;
-    let mut restore = Restore { path: Vec::new(), source };
+    let unused = Placement::from(&Device::default()); // each parameter stays on its own device
+    let source = FileSource::from_bytes(path, bytes, unused)?;
+    let mut restore = Restore { adapted: is_adapted(&module), path: Vec::new(), source };
     let module = module.map(&mut restore);
     restore.source.finish(&[])?;
     Ok(module)
@@ -267,7 +161,16 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
 
 /// The content of a safetensors file with every parameter of `module`, in f32.
 pub fn to_safetensors<M: Module>(module: &M) -> Vec<u8> {
-    let parameters = parameters(module);
+    serialize(&parameters(module))
+}
+
+/// The same of the parameters that training changes: of a model with adapters, these and the scalar head.
+pub fn trained_to_safetensors<M: Module>(module: &M) -> Vec<u8> {
+    let adapted = is_adapted(module);
+    serialize(&collect(module, |name| is_trained(adapted, name)))
+}
+
+pub(super) fn serialize(parameters: &BTreeMap<String, TensorData>) -> Vec<u8> {
     let views = parameters.iter().map(|(name, data)| {
         let view = TensorView::new(Dtype::F32, data.shape().to_vec(), data.as_bytes());
         (name.as_str(), view.expect("a tensor's bytes fit its shape"))

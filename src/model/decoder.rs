@@ -3,25 +3,36 @@
 use std::ops::Range;
 use std::path::Path;
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Bool, DType, Device, Gradients, Tensor};
 
 use super::cache::KvCache;
-use super::checkpoint::{self, CheckpointError, FileSource, FreshParam, WEIGHTS};
+use super::checkpoint::{self, CheckpointError};
 use super::config::ModelConfig;
 use super::grid::Grid;
-use super::layers::{Embedding, Layer, Linear, RmsNorm, apply, fan_in};
-use super::rope::Rope;
-use super::source::{Fresh, Init, Source};
+use super::layers::{Embedding, Layer, Linear, Norm, apply, cast, fan_in, named_param, wide};
+use super::lora::{self, Adapter, LoraSettings, ModelSource};
+use super::recompute::{Pass, Tape, Trainable};
+use super::rope::{Rope, Rotation};
+use super::source::{Fresh, Init, Placement, Source, fresh_values};
+use super::weights::FreshParam;
+use crate::device::{Checkpointing, Precision};
 
 /// Token ids to final hidden states.
 #[derive(Module, Debug)]
 pub struct Decoder {
     embed_tokens: Embedding,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Norm,
     #[module(skip)]
     rope: Rope,
+    /// The type of activations, where it is not that of the parameters.
+    #[module(skip)]
+    compute: Option<Precision>,
+    /// Where each layer is computed again in the backward pass: what its forward pass keeps for that.
+    #[module(skip)]
+    tape: Option<Tape>,
 }
 
 impl Decoder {
@@ -31,9 +42,27 @@ impl Decoder {
         Self {
             embed_tokens: Embedding::new(source, "model.embed_tokens", shape, Init::Normal(1.0)),
             layers: (0..config.layers).map(|i| Layer::new(source, &layer(i), config)).collect(),
-            norm: RmsNorm::new(source, "model.norm", config.hidden_size, config.rms_norm_eps),
+            norm: Norm::rms(source, "model.norm", config.hidden_size, config.rms_norm_eps),
             rope: Rope::new(config.head_dim, config.rope_theta),
+            compute: None,
+            tape: None,
         }
+    }
+
+    fn dtype(&self) -> DType {
+        self.compute.map_or_else(|| self.embed_tokens.weight.dtype(), Precision::dtype)
+    }
+
+    /// The same with activations in `precision`, and with the layers computed again in the backward pass if
+    /// `checkpointing` says so.
+    fn computing(self, precision: Precision, checkpointing: Checkpointing) -> Self {
+        let tape = (checkpointing == Checkpointing::Layers).then(Tape::default);
+        Self { compute: Some(precision), tape, ..self }
+    }
+
+    fn embed(&self, grid: &Grid, columns: Range<usize>) -> Tensor<3> {
+        let tokens = grid.token_ids(columns, &self.embed_tokens.weight.device());
+        cast(self.embed_tokens.forward(tokens), self.dtype())
     }
 
     /// The hidden states of `columns`, `[B, S, D]`.
@@ -48,15 +77,84 @@ impl Decoder {
         let seen = cache.as_ref().map_or(0, |cache| cache.len());
         assert_eq!(columns.start, seen, "columns follow those already seen");
         let device = self.embed_tokens.weight.device();
-        let hidden = grid.hidden(columns.clone(), &device);
-        let mut x = self.embed_tokens.forward(grid.token_ids(columns.clone(), &device));
-        let rotation = grid.rotation(&self.rope, columns, &device, x.dtype());
+        if let Some(tape) = self.tape.as_ref().filter(|_| device.is_autodiff()) {
+            return self.norm.forward(self.record(tape, grid, columns.end));
+        }
+        let (hidden, rotation) = self.positions(grid, columns.clone(), &device);
+        let mut x = self.embed(grid, columns);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[i]);
             x = layer.forward(x, &rotation, &hidden, cache);
         }
         self.norm.forward(x)
     }
+
+    /// What a query must not see, and the rotary positions.
+    fn positions(
+        &self,
+        grid: &Grid,
+        columns: Range<usize>,
+        device: &Device,
+    ) -> (Tensor<4, Bool>, Rotation) {
+        let hidden = grid.hidden(columns.clone(), device);
+        (hidden, grid.rotation(&self.rope, columns, device, self.dtype()))
+    }
+
+    /// The output of the last layer, as a leaf, with the input of each on the tape.
+    fn record(&self, tape: &Tape, grid: &Grid, end: usize) -> Tensor<3> {
+        let mut x = self.embed(grid, 0..end).without_autodiff();
+        let (hidden, rotation) = self.positions(grid, 0..end, &x.device());
+        let mut inputs = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            inputs.push(x.clone());
+            x = layer.valid().forward(x, &rotation, &hidden, None);
+        }
+        let output = x.autodiff().require_grad();
+        tape.push(Pass { grid: grid.clone(), end, inputs, output: output.clone() });
+        output
+    }
+
+    /// As [`Trainable::replay`].
+    fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
+        let device = self.embed_tokens.weight.device();
+        for Pass { grid, end, inputs, output } in self.tape.iter().flat_map(Tape::take) {
+            let Some(mut slope) = output.grad(found) else { continue };
+            let (hidden, rotation) = self.positions(&grid, 0..end, &device);
+            for (layer, input) in self.layers.iter().zip(inputs).rev() {
+                let x = input.autodiff().require_grad();
+                let y = layer.forward(x.clone(), &rotation, &hidden, None);
+                let gradients = y.mul(slope.autodiff()).sum().backward();
+                slope = x.grad(&gradients).expect("a layer depends on its input");
+                add(GradientsParams::from_grads(gradients, layer));
+            }
+            if self.embed_tokens.weight.is_require_grad() {
+                let y = self.embed(&grid, 0..end);
+                let gradients = y.mul(slope.autodiff()).sum().backward();
+                add(GradientsParams::from_grads(gradients, &self.embed_tokens));
+            }
+        }
+    }
+}
+
+/// `model` without autodiff, in `dtype` but for what stays in 32 bits: adapters and a scalar head.
+fn inference<M: Module>(model: &M, dtype: DType) -> M {
+    struct Cast {
+        dtype: DType,
+        path: Vec<String>,
+    }
+    impl ModuleMapper for Cast {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let wide = lora::is_trained(true, &self.path.join("."));
+            if wide { param } else { param.map(|value| cast(value, self.dtype)) }
+        }
+    }
+    model.valid().map(&mut Cast { dtype, path: Vec::new() })
 }
 
 /// A causal language model: policy, and frozen reference.
@@ -77,8 +175,8 @@ impl CausalLm {
     }
 
     /// A model with fresh parameters.
-    pub fn fresh(config: &ModelConfig, seed: u64, device: &Device) -> Self {
-        Self::new(&mut Fresh { seed, device }, config)
+    pub fn fresh(config: &ModelConfig, seed: u64, placement: impl Into<Placement>) -> Self {
+        Self::new(&mut Fresh { seed, placement: placement.into() }, config)
     }
 
     /// Reads the checkpoint in the folder `dir`.
@@ -86,12 +184,13 @@ impl CausalLm {
     /// # Errors
     ///
     /// Every [`CheckpointError`] but `Write`.
-    pub fn load(dir: &Path, device: &Device) -> Result<(Self, ModelConfig), CheckpointError> {
+    pub fn load(
+        dir: &Path,
+        placement: impl Into<Placement>,
+    ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
-        let path = dir.join(WEIGHTS);
-        let bytes = checkpoint::read(&path)?;
-        let source = FileSource::new(&path, &bytes, device, None)?;
-        let mut source = source.with_layers(config.layers)?;
+        let files = lora::open(dir)?;
+        let mut source = ModelSource::new(&files, &config, placement.into(), None)?;
         let model = Self::new(&mut source, &config);
         source.finish(if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
         Ok((model, config))
@@ -130,11 +229,65 @@ impl CausalLm {
         self.model.embed_tokens.weight.device()
     }
 
+    /// The type of the activations.
+    pub fn dtype(&self) -> DType {
+        self.model.dtype()
+    }
+
+    /// The same with activations in `precision`, whatever the type of the parameters, and with the layers
+    /// computed again in the backward pass if `checkpointing` says so.
+    pub fn computing(self, precision: Precision, checkpointing: Checkpointing) -> Self {
+        Self { model: self.model.computing(precision, checkpointing), ..self }
+    }
+
+    /// What this model under training is now: without autodiff, its weights cast once to the type of the
+    /// activations.
+    pub fn inference(&self) -> Self {
+        inference(self, self.dtype())
+    }
+
+    /// The model that `adapter` makes of this one, its base, whose tensors it shares.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Tensors`] when the adapters do not fit.
+    pub fn adapted(&self, adapter: &Adapter) -> Result<Self, CheckpointError> {
+        adapter.onto(self.clone(), &self.device())
+    }
+
+    /// Writes the adapters that training has given the model in the folder `base` into the existing folder
+    /// `dir`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`lora::save`].
+    pub fn save_adapter(
+        &self,
+        config: &ModelConfig,
+        settings: &LoraSettings,
+        base: &Path,
+        dir: &Path,
+    ) -> Result<(), CheckpointError> {
+        lora::save(self, settings, base, &config.to_json("LlamaForCausalLM"), dir)
+    }
+
     fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => apply(hidden, self.model.embed_tokens.weight.val()),
         }
+    }
+}
+
+impl Trainable for CausalLm {
+    fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
+        self.model.replay(found, add);
+    }
+}
+
+impl Trainable for ScalarModel {
+    fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
+        self.model.replay(found, add);
     }
 }
 
@@ -146,15 +299,19 @@ pub struct ScalarModel {
 }
 
 /// The name of the scalar head's parameter.
-const HEAD: &str = "score.weight";
+pub(super) const HEAD: &str = "score.weight";
+
+/// How a fresh head over this many channels starts.
+fn head_init(channels: usize) -> Init {
+    Init::Normal(1.0 / ((channels + 1) as f64).sqrt())
+}
 
 impl ScalarModel {
     fn new<S: Source>(source: &mut S, config: &ModelConfig) -> Self {
         let d = config.hidden_size;
-        let init = Init::Normal(1.0 / ((d + 1) as f64).sqrt());
         Self {
             model: Decoder::new(source, config),
-            score: Linear::new(source, "score", [1, d], init),
+            score: Linear::new(source, "score", [1, d], head_init(d)),
         }
     }
 
@@ -168,10 +325,10 @@ impl ScalarModel {
         dir: &Path,
         purpose: &str,
         seed: u64,
-        device: &Device,
+        placement: impl Into<Placement>,
     ) -> Result<(Self, ModelConfig), CheckpointError> {
-        let fresh = FreshParam { name: HEAD, purpose, seed };
-        Self::read(dir, device, Some(fresh), &["lm_head.weight"])
+        let fresh = FreshParam { name: HEAD, purpose: purpose.to_owned(), seed };
+        Self::read(dir, placement.into(), Some(fresh), &["lm_head.weight"])
     }
 
     /// Reads the scalar model in the folder `dir`.
@@ -179,21 +336,22 @@ impl ScalarModel {
     /// # Errors
     ///
     /// Every [`CheckpointError`] but `Write`.
-    pub fn load(dir: &Path, device: &Device) -> Result<(Self, ModelConfig), CheckpointError> {
-        Self::read(dir, device, None, &[])
+    pub fn load(
+        dir: &Path,
+        placement: impl Into<Placement>,
+    ) -> Result<(Self, ModelConfig), CheckpointError> {
+        Self::read(dir, placement.into(), None, &[])
     }
 
     fn read(
         dir: &Path,
-        device: &Device,
-        fresh: Option<FreshParam<'_>>,
+        placement: Placement,
+        fresh: Option<FreshParam>,
         ignored: &[&str],
     ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
-        let path = dir.join(WEIGHTS);
-        let bytes = checkpoint::read(&path)?;
-        let source = FileSource::new(&path, &bytes, device, fresh)?;
-        let mut source = source.with_layers(config.layers)?;
+        let files = lora::open(dir)?;
+        let mut source = ModelSource::new(&files, &config, placement, fresh)?;
         let model = Self::new(&mut source, &config);
         source.finish(ignored)?;
         Ok((model, config))
@@ -208,9 +366,55 @@ impl ScalarModel {
         checkpoint::save(self, &config.to_json("LlamaForSequenceClassification"), dir)
     }
 
-    /// The score read in each of `columns`, `[B, S]`.
+    /// The score read in each of `columns`, `[B, S]`, in at least 32 bits.
     pub fn scores(&self, grid: &Grid, columns: Range<usize>) -> Tensor<2> {
         let hidden = self.model.forward(grid, 0..columns.end, None);
-        self.score.forward(hidden.slice_dim(1, columns)).squeeze_dim(2)
+        self.score.forward(wide(hidden.slice_dim(1, columns))).squeeze_dim(2)
+    }
+
+    /// The decoder of `language_model`, whose tensors it shares, under a fresh head of its own, drawn as that
+    /// of [`ScalarModel::from_language_model`].
+    pub fn over(language_model: &CausalLm, purpose: &str, seed: u64) -> Self {
+        let (model, device) = (language_model.model.clone(), language_model.device());
+        let d = model.norm.weight.dims()[0];
+        let values = fresh_values(seed, &format!("{purpose} {HEAD}"), &[1, d], head_init(d));
+        let weight = named_param(HEAD, Tensor::from_data(values, (&device, DType::F32)));
+        Self { model, score: Linear { weight, bias: None } }
+    }
+
+    /// The model that `adapter` makes of the language model `base`, whose tensors it shares.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Tensors`] when the adapters do not fit, or bring no head.
+    pub fn adapted(base: &CausalLm, adapter: &Adapter) -> Result<Self, CheckpointError> {
+        let (model, device) = (base.model.clone(), base.device());
+        let weight = adapter.head(model.norm.weight.dims()[0], &device)?;
+        adapter.onto(Self { model, score: Linear { weight, bias: None } }, &device)
+    }
+
+    /// As [`CausalLm::computing`].
+    pub fn computing(self, precision: Precision, checkpointing: Checkpointing) -> Self {
+        Self { model: self.model.computing(precision, checkpointing), ..self }
+    }
+
+    /// As [`CausalLm::inference`].
+    pub fn inference(&self) -> Self {
+        inference(self, self.model.dtype())
+    }
+
+    /// As [`CausalLm::save_adapter`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`lora::save`].
+    pub fn save_adapter(
+        &self,
+        config: &ModelConfig,
+        settings: &LoraSettings,
+        base: &Path,
+        dir: &Path,
+    ) -> Result<(), CheckpointError> {
+        lora::save(self, settings, base, &config.to_json("LlamaForSequenceClassification"), dir)
     }
 }

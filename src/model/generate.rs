@@ -6,6 +6,7 @@ use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::decoder::{CausalLm, ScalarModel};
 use super::grid::Grid;
+use super::layers::wide;
 use super::sampling::Sampling;
 use crate::rng::Stream;
 use crate::segmentation::entropy;
@@ -62,7 +63,7 @@ fn generate_batch(
     let mut rows: Vec<(usize, Vec<u32>)> =
         prompts.iter().map(|prompt| (start - prompt.len(), prompt.to_vec())).collect();
     let columns = start + generation.max_new_tokens;
-    let mut cache = KvCache::new(config, prompts.len(), columns, &device);
+    let mut cache = KvCache::new(config, prompts.len(), columns, (&device, model.dtype()));
     let mut logits = model.next_logits(&grid, 0..start, &mut cache);
     for step in 0..generation.max_new_tokens {
         let [batch, _, vocabulary] = logits.dims();
@@ -121,7 +122,7 @@ pub fn response_log_probs(model: &CausalLm, grid: &Grid, first: usize) -> (Tenso
     let width = grid.width();
     let logits = model.logits(grid, first - 1..width - 1);
     let targets = grid.token_ids(first..width, &logits.device()).unsqueeze_dim::<3>(2);
-    let log_probs = log_softmax(logits.clone(), 2).gather(2, targets).squeeze_dim(2);
+    let log_probs = log_softmax(wide(logits.clone()), 2).gather(2, targets).squeeze_dim(2);
     (log_probs, logits)
 }
 

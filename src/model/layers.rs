@@ -1,60 +1,119 @@
 //! The parts of the decoder. Parameters are stored and named as Hugging Face stores and names them.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{LoraAdapter, Module, Param, ParamId};
 use burn::tensor::module::{attention, embedding};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Int, Tensor, activation};
+use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, activation};
 
 use super::cache::LayerCache;
 use super::config::ModelConfig;
 use super::rope::Rotation;
 use super::source::{Init, Source};
 
-/// A linear map without bias; the weight has shape `[outputs, inputs]`.
+/// A linear map; the weight has shape `[outputs, inputs]`.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[outputs, inputs]`
     pub weight: Param<Tensor<2>>,
+    /// `[outputs]`
+    pub bias: Option<Param<Tensor<1>>>,
 }
 
 impl Linear {
-    /// Takes `NAME.weight` from `source`.
+    /// Takes `NAME.weight` from `source`; without bias.
     pub fn new<S: Source>(source: &mut S, name: &str, shape: [usize; 2], init: Init) -> Self {
-        Self { weight: source.param(&format!("{name}.weight"), shape, init) }
+        Self { weight: source.param(&format!("{name}.weight"), shape, init), bias: None }
     }
 
-    /// `[B, T, inputs]` to `[B, T, outputs]`.
+    /// Takes `NAME.weight` from `source`, and `NAME.bias` if `biased`.
+    pub fn with_bias<S: Source>(
+        source: &mut S,
+        name: &str,
+        shape: [usize; 2],
+        init: Init,
+        biased: bool,
+    ) -> Self {
+        let linear = Self::new(source, name, shape, init);
+        let bias = biased.then(|| source.param(&format!("{name}.bias"), [shape[0]], Init::Zeros));
+        Self { bias, ..linear }
+    }
+
+    /// `[B, T, inputs]` to `[B, T, outputs]`, in the type of `x`. An adapter is applied beside the weight,
+    /// x Wᵀ + s (x bᵀ) aᵀ, so that no dense W + s a b is made, or kept for the backward pass.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        apply(x, self.weight.val())
+        let y = match self.weight.adapter() {
+            None => apply(x, self.weight.base()),
+            Some(LoraAdapter { a, b, scale }) => {
+                let low = apply(x.clone(), b.val()); // [B, T, rank]
+                apply(x, self.weight.base()).add(apply(low, a.val()).mul_scalar(*scale))
+            }
+        };
+        match &self.bias {
+            Some(bias) => {
+                let bias = cast(bias.val(), y.dtype());
+                y.add(bias.unsqueeze())
+            }
+            None => y,
+        }
     }
 }
 
-/// x Wᵀ for `x` of shape `[B, T, inputs]` and `weight` of shape `[outputs, inputs]`.
+/// x Wᵀ for `x` of shape `[B, T, inputs]` and `weight` of shape `[outputs, inputs]`, in the type of `x`.
 pub(super) fn apply(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     let [b, t, inputs] = x.dims();
     let [outputs, _] = weight.dims();
+    let weight = cast(weight, x.dtype());
     x.reshape([b * t, inputs]).matmul(weight.transpose()).reshape([b, t, outputs])
 }
 
-/// Root-mean-square normalization: x / √(mean(x²) + ε), scaled per channel.
+/// `x` in `dtype`; a gradient flows back in the type of `x`.
+pub(super) fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }
+}
+
+/// `x` in at least 32 bits, for sums over many numbers, and for exponentials.
+pub(super) fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
+        _ => x,
+    }
+}
+
+/// Normalization of the channels, scaled per channel: RMSNorm, x / √(mean(x²) + ε); with a bias LayerNorm,
+/// which takes the mean off x before, and adds the bias in the end.
 #[derive(Module, Debug)]
-pub struct RmsNorm {
+pub struct Norm {
     /// `[channels]`
     pub weight: Param<Tensor<1>>,
+    /// `[channels]`
+    pub bias: Option<Param<Tensor<1>>>,
     epsilon: f64,
 }
 
-impl RmsNorm {
-    /// Takes `NAME.weight` from `source`.
-    pub fn new<S: Source>(source: &mut S, name: &str, channels: usize, epsilon: f64) -> Self {
+impl Norm {
+    /// RMSNorm: takes `NAME.weight` from `source`.
+    pub fn rms<S: Source>(source: &mut S, name: &str, channels: usize, epsilon: f64) -> Self {
         let weight = source.param(&format!("{name}.weight"), [channels], Init::Ones);
-        Self { weight, epsilon }
+        Self { weight, bias: None, epsilon }
     }
 
-    /// Keeps the shape `[B, T, channels]`.
+    /// LayerNorm: takes `NAME.weight` and `NAME.bias` from `source`.
+    pub fn layer<S: Source>(source: &mut S, name: &str, channels: usize, epsilon: f64) -> Self {
+        let norm = Self::rms(source, name, channels, epsilon);
+        let bias = source.param(&format!("{name}.bias"), [channels], Init::Zeros);
+        Self { bias: Some(bias), ..norm }
+    }
+
+    /// Keeps the shape `[B, T, channels]` and the type.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let (dtype, x) = (x.dtype(), wide(x));
+        let x = if self.bias.is_some() { x.clone().sub(x.mean_dim(2)) } else { x };
         let scale = x.clone().square().mean_dim(2).add_scalar(self.epsilon).sqrt();
-        x.div(scale).mul(self.weight.val().unsqueeze())
+        let y = cast(x.div(scale), dtype).mul(cast(self.weight.val(), dtype).unsqueeze());
+        match &self.bias {
+            Some(bias) => y.add(cast(bias.val(), dtype).unsqueeze()),
+            None => y,
+        }
     }
 }
 
@@ -156,7 +215,13 @@ impl Attention {
         let (k, v) = (self.repeat_heads(k), self.repeat_heads(v)); // [B, H, K, head]
         let keys = k.dims()[2];
         let mask = hidden.clone().expand([b, self.heads, s, keys]);
+        // With autodiff the softmax is made of single operations, whose sums a half type would round; without,
+        // backends sum in f32 of their own.
+        let dtype = q.dtype();
+        let (q, k, v) =
+            if q.is_autodiff() { (wide(q), wide(k), wide(v)) } else { (q, k, v) };
         let context = attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
+        let context = cast(context, dtype);
         self.o_proj.forward(context.swap_dims(1, 2).reshape([b, s, self.heads * self.head_dim]))
     }
 
@@ -176,17 +241,16 @@ impl Attention {
 pub struct Layer {
     self_attn: Attention,
     mlp: Mlp,
-    input_layernorm: RmsNorm,
-    post_attention_layernorm: RmsNorm,
+    input_layernorm: Norm,
+    post_attention_layernorm: Norm,
 }
 
 impl Layer {
     /// Takes the parameters under `name` from `source`.
     pub fn new<S: Source>(source: &mut S, name: &str, config: &ModelConfig) -> Self {
         let (d, epsilon) = (config.hidden_size, config.rms_norm_eps);
-        let norm = |source: &mut S, part: &str| {
-            RmsNorm::new(source, &format!("{name}.{part}"), d, epsilon)
-        };
+        let norm =
+            |source: &mut S, part: &str| Norm::rms(source, &format!("{name}.{part}"), d, epsilon);
         Self {
             self_attn: Attention::new(source, &format!("{name}.self_attn"), config),
             mlp: Mlp::new(source, &format!("{name}.mlp"), config),

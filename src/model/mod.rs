@@ -7,13 +7,17 @@ pub mod decoder;
 pub mod generate;
 pub mod grid;
 pub mod layers;
+pub mod lora;
 pub mod optim;
+pub mod recompute;
 pub mod rope;
 pub mod sampling;
 pub mod source;
+pub mod weights;
 
 pub use cache::KvCache;
 pub use checkpoint::CheckpointError;
 pub use config::ModelConfig;
 pub use decoder::{CausalLm, ScalarModel};
 pub use grid::Grid;
+pub use source::Placement;

@@ -1,4 +1,5 @@
-//! AdamW over a whole model: gradient accumulation, a global-norm clip, a schedule, and saved state.
+//! AdamW over what is trained of a model: gradient accumulation, a global-norm clip, a schedule, and saved
+//! state. Of a model with adapters, these and the scalar head are trained, and all else is frozen.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,8 @@ use burn::optim::{
 use burn::tensor::{Bytes, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{CheckpointError, restore, to_safetensors};
+use super::checkpoint::{CheckpointError, restore, trained_to_safetensors};
+use super::recompute::Trainable;
 use crate::bounds::Bounds;
 
 /// How a model is optimized.
@@ -88,7 +90,7 @@ pub struct NonFinite {
 }
 
 /// A model under training.
-pub struct Trainer<M: Module> {
+pub struct Trainer<M: Trainable> {
     model: M,
     adamw: ModuleOptimizer,
     gradients: GradientsAccumulator<M>,
@@ -98,7 +100,7 @@ pub struct Trainer<M: Module> {
     step: usize,
 }
 
-impl<M: Module> Trainer<M> {
+impl<M: Trainable> Trainer<M> {
     /// Training of `model`, which must be on a device with autodiff, over `total` steps; `name` is what
     /// errors and checkpoint files call it.
     pub fn new(name: &'static str, model: M, settings: &OptimizerSettings, total: usize) -> Self {
@@ -138,8 +140,10 @@ impl<M: Module> Trainer<M> {
             let tensor = format!("the {} loss", self.name);
             return Err(NonFinite { tensor, step: self.step });
         }
-        let gradients = GradientsParams::from_grads(loss.backward(), &self.model);
-        self.gradients.accumulate(&self.model, gradients);
+        let found = loss.backward();
+        let mut add = |gradients| self.gradients.accumulate(&self.model, gradients);
+        self.model.replay(&found, &mut add);
+        add(GradientsParams::from_grads(found, &self.model));
         Ok(value)
     }
 
@@ -173,10 +177,24 @@ impl<M: Module> Trainer<M> {
         Ok(norm)
     }
 
-    /// The files that hold the model and the optimizer's state.
+    /// What is trained of the model, as the content of a safetensors file.
+    pub fn weights(&self) -> Vec<u8> {
+        trained_to_safetensors(&self.model)
+    }
+
+    /// The model with what [`Trainer::weights`] gave.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`] when the weights are not those of this model; `name` is what it calls them.
+    pub fn model_with(&self, name: &str, weights: &[u8]) -> Result<M, CheckpointError> {
+        restore(self.model.clone(), name.as_ref(), weights)
+    }
+
+    /// The files that hold what is trained of the model, and the optimizer's state.
     pub fn files(&self) -> [(String, Vec<u8>); 2] {
         let state = self.adamw.into_bytes().expect("optimizer state serialises").to_vec();
-        [(self.weights_file(), to_safetensors(&self.model)), (self.state_file(), state)]
+        [(self.weights_file(), self.weights()), (self.state_file(), state)]
     }
 
     fn weights_file(&self) -> String {
@@ -199,7 +217,7 @@ impl<M: Module> Trainer<M> {
     ) -> Result<Self, CheckpointError> {
         let [weights, state] = [self.weights_file(), self.state_file()];
         let content = |name: &String| files.get(name).cloned().unwrap_or_default();
-        self.model = restore(self.model, weights.as_ref(), &content(&weights))?;
+        self.model = self.model_with(&weights, &content(&weights))?;
         let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(content(&state)));
         let record = record.map_err(|error| CheckpointError::Format {
             path: state.into(),
@@ -250,6 +268,9 @@ impl ModuleVisitor for Squares<'_> {
         self.path.pop();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !param.is_require_grad() {
+            return; // frozen
+        }
         let name = self.path.join(".");
         let gradient = self.gradients.get::<D>(param.id);
         let gradient = gradient.unwrap_or_else(|| panic!("{name} has no gradient"));
@@ -276,6 +297,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::model::checkpoint::to_safetensors;
     use crate::experiment::settings::Settings;
     use crate::model::generate::response_log_probs;
     use crate::model::{CausalLm, Grid};

@@ -1,7 +1,7 @@
-//! Where a model's parameters come from: a seeded generator or a checkpoint.
+//! Where a model's parameters come from, a seeded generator or a checkpoint, and where they go.
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::Rng;
 
 use super::layers::named_param;
@@ -14,16 +14,34 @@ pub enum Init {
     Normal(f64),
     /// All ones.
     Ones,
+    /// All zeros.
+    Zeros,
+}
+
+/// Where a model's parameters live, and in which type.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The device.
+    pub device: Device,
+    /// The type of every parameter.
+    pub dtype: DType,
+}
+
+impl From<&Device> for Placement {
+    /// In f32.
+    fn from(device: &Device) -> Self {
+        Self { device: device.clone(), dtype: DType::F32 }
+    }
 }
 
 /// Gives a parameter for a name and a shape.
 pub trait Source {
-    /// The values of the parameter called `name`, row by row; `init` says how to start a fresh one. Nothing
-    /// where the source lacks it, which the source reports in the end.
-    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<Vec<f32>>;
+    /// The values of the parameter called `name`, row by row, in any type; `init` says how to start a fresh
+    /// one. Nothing where the source lacks it, which the source reports in the end.
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<TensorData>;
 
     /// Where the parameters live.
-    fn device(&self) -> &Device;
+    fn placement(&self) -> &Placement;
 
     /// The parameter called `name`.
     fn param<const D: usize>(
@@ -32,9 +50,11 @@ pub trait Source {
         shape: [usize; D],
         init: Init,
     ) -> Param<Tensor<D>> {
-        let value = match self.values(name, &shape, init) {
-            Some(values) => Tensor::from_data(TensorData::new(values, shape), self.device()),
-            None => Tensor::zeros([1; D], self.device()), // the model is never used
+        let values = self.values(name, &shape, init);
+        let Placement { device, dtype } = self.placement();
+        let value = match values {
+            Some(values) => Tensor::from_data(values, (device, *dtype)),
+            None => Tensor::zeros([1; D], device), // the model is never used
         };
         named_param(name, value)
     }
@@ -42,32 +62,35 @@ pub trait Source {
 
 /// Fresh parameters. Each draws from a stream named after it, so that a model's parameters depend neither
 /// on each other's number nor on the device.
-pub struct Fresh<'a> {
+pub struct Fresh {
     /// The run's seed.
     pub seed: u64,
     /// Where the parameters live.
-    pub device: &'a Device,
+    pub placement: Placement,
 }
 
-impl Source for Fresh<'_> {
-    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<Vec<f32>> {
-        Some(fresh_values(self.seed, name, shape.iter().product(), init))
+impl Source for Fresh {
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<TensorData> {
+        Some(fresh_values(self.seed, name, shape, init))
     }
 
-    fn device(&self) -> &Device {
-        self.device
+    fn placement(&self) -> &Placement {
+        &self.placement
     }
 }
 
 /// The starting values of a parameter, drawn for `purpose`.
-pub(super) fn fresh_values(seed: u64, purpose: &str, len: usize, init: Init) -> Vec<f32> {
-    match init {
+pub(super) fn fresh_values(seed: u64, purpose: &str, shape: &[usize], init: Init) -> TensorData {
+    let len = shape.iter().product();
+    let values: Vec<f32> = match init {
         Init::Ones => vec![1.0; len],
+        Init::Zeros => vec![0.0; len],
         Init::Normal(std) => {
             let mut rng = stream(seed, purpose, 0);
             (0..len).map(|_| (std * standard_normal(&mut rng)) as f32).collect()
         }
-    }
+    };
+    TensorData::new(values, shape)
 }
 
 /// One draw from N(0, 1) by the Box-Muller transform.

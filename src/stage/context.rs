@@ -12,8 +12,7 @@ use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, StageFolder};
 use crate::experiment::settings::{Method, Settings};
-use crate::model::CheckpointError;
-use crate::model::checkpoint::WEIGHTS;
+use crate::model::{CheckpointError, lora};
 use crate::rng::Fnv1a;
 
 /// A run: where it lives, what it runs on, and its settings.
@@ -141,7 +140,7 @@ impl Context {
         put("version", env!("CARGO_PKG_VERSION"));
         put("stage", stage);
         put("device", self.device_name.name());
-        put("dtype", "f32");
+        put("dtype", self.settings.precision.compute.name());
         let mut table = toml::Table::new();
         table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
         record.insert("inputs".into(), table.into());
@@ -183,26 +182,33 @@ fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
 ///
 /// [`Error::Data`] when it cannot be read.
 pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
-    let hash = hash_file(path);
-    hash.map_err(|source| DataError::Read { path: path.to_owned(), source }.into())
+    let mut hash = Fnv1a::default();
+    hash_file(path, &mut hash)
+        .map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+    Ok(format!("{:016x}", hash.finish()))
 }
 
-/// A fingerprint of the model in the folder `dir`.
+/// A fingerprint of the model in the folder `dir`: of its adapters and of their base, where it has them.
 ///
 /// # Errors
 ///
 /// [`Error::Checkpoint`] when it cannot be read.
 pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
-    let path = dir.join(WEIGHTS);
-    hash_file(&path).map_err(|source| CheckpointError::Read { path, source }.into())
+    let mut hash = Fnv1a::default();
+    let (files, scales) = lora::files(dir)?;
+    scales.iter().for_each(|scale| hash.write(&scale.to_le_bytes()));
+    for path in files {
+        let hashed = hash_file(&path, &mut hash);
+        hashed.map_err(|source| CheckpointError::Read { path, source })?;
+    }
+    Ok(format!("{:016x}", hash.finish()))
 }
 
-fn hash_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let (mut hash, mut piece) = (Fnv1a::default(), vec![0; 1 << 20]);
+fn hash_file(path: &Path, hash: &mut Fnv1a) -> io::Result<()> {
+    let (mut file, mut piece) = (File::open(path)?, vec![0; 1 << 20]);
     loop {
         match file.read(&mut piece)? {
-            0 => return Ok(format!("{:016x}", hash.finish())),
+            0 => return Ok(()),
             n => hash.write(&piece[..n]),
         }
     }

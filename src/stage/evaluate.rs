@@ -196,7 +196,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let tokenizer = &task.tokenizer;
     let rows_at_once = settings.ppo.rows_at_once;
     let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
-    let (policy, config) = CausalLm::load(&policy_dir, &context.device)?;
+    let policy = scorer.base().language_model(&policy_dir, context.frozen())?;
+    let config = ModelConfig::from_dir(&policy_dir)?;
     let evaluator = Evaluator::new(context, &task, &scorer)?;
     let stage = context.progress.stage(context.title("evaluate"), 2, 0);
     let before = evaluator.judge(&scorer.reference, &config)?;

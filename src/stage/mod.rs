@@ -12,6 +12,7 @@
 pub mod context;
 pub mod evaluate;
 pub mod fit_normalizer;
+pub mod models;
 pub mod policy;
 pub mod preferences;
 pub mod reproduce;

@@ -12,13 +12,11 @@ use super::evaluate::{Evaluation, Evaluator};
 use super::fit_normalizer::NormalizerFile;
 use super::rollout::{Rollout, Sampler, metrics_of};
 use super::score::Scorer;
-use super::sft::write_model;
 use super::task::{Task, permutation};
 use crate::error::Error;
 use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder};
 use crate::experiment::settings::PpoSettings;
 use crate::kl::AdaptiveKl;
-use crate::model::checkpoint::{restore, to_safetensors};
 use crate::model::generate::{ReadAt, pad_rows, response_log_probs};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
@@ -82,7 +80,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         ("normalizer", fit),
     ];
     inputs.extend(context.data_fingerprints()?);
-    let sections = ["method", "data", "segmentation", "sampling", "ppo", "evaluation"];
+    let sections = ["method", "data", "segmentation", "lora", "sampling", "ppo", "evaluation"];
     let dir = context.method_dir(settings.method, "ppo");
     let mut folder = context.open(dir, "ppo", &sections, &inputs)?;
     if let Some(summary) = folder.summary()? {
@@ -126,10 +124,9 @@ impl<'a> Ppo<'a> {
     ) -> Result<Self, Error> {
         let settings = &context.settings;
         let ppo = &settings.ppo;
-        let device = context.device.clone().autodiff();
-        let (policy, config) = CausalLm::load(reference_dir, &device)?;
-        let (critic, _) =
-            ScalarModel::from_language_model(reference_dir, "critic", settings.seed, &device)?;
+        let base = Some(&scorer.reference);
+        let policy = context.trained_policy(reference_dir, base)?;
+        let critic = context.trained_scalar_model(reference_dir, base, "critic")?;
         let steps = ppo.iterations * steps_an_iteration(ppo);
         let coefficient = ppo.kl_coefficient;
         Ok(Self {
@@ -139,7 +136,7 @@ impl<'a> Ppo<'a> {
             normalizer,
             evaluator: Evaluator::new(context, task, scorer)?,
             prompts: task.prompts(context)?.train,
-            config,
+            config: ModelConfig::from_dir(reference_dir)?,
             policy: Trainer::new("policy", policy, &ppo.actor, steps),
             critic: Trainer::new("critic", critic, &ppo.critic, steps),
             state: State { kl_coefficient: coefficient, evaluations: 0, best: None, last: None },
@@ -226,9 +223,9 @@ impl<'a> Ppo<'a> {
         let prompts = choose(&self.prompts, count, settings.seed, iteration);
         let draws = streams(settings.seed, "rollouts", iteration * count..(iteration + 1) * count);
         let sampler = Sampler {
-            policy: &self.policy.model().valid(),
+            policy: &self.policy.model().inference(),
             config: &self.config,
-            critic: &self.critic.model().valid(),
+            critic: &self.critic.model().inference(),
             scorer: self.scorer,
             normalizer: &self.normalizer,
             settings: &settings.ppo,
@@ -251,13 +248,13 @@ impl<'a> Ppo<'a> {
 
     /// Judges the policy on held-out prompts, and keeps it if it is the best so far.
     fn evaluate(&mut self, log: &mut Log) -> Result<(), Error> {
-        let model = self.policy.model().valid();
+        let model = self.policy.model().inference();
         let evaluation = self.evaluator.judge(&model, &self.config)?.evaluation;
         log.write(&EvaluationLine { iteration: self.done, evaluation: &evaluation })?;
         self.state.evaluations = log.lines();
         if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
             self.state.best = Some((self.done, evaluation.clone()));
-            self.best_weights = to_safetensors(&model);
+            self.best_weights = self.policy.weights();
         }
         self.state.last = Some(evaluation);
         Ok(())
@@ -272,11 +269,11 @@ impl<'a> Ppo<'a> {
 
     /// Writes the last and the best policy.
     fn save(&self, folder: &StageFolder) -> Result<Summary, Error> {
-        let last_model = self.policy.model().valid();
-        let best_model = restore(last_model.clone(), BEST.as_ref(), &self.best_weights)?;
+        let best_model = self.policy.model_with(BEST, &self.best_weights)?;
         let best_dir = folder.dir().join("best");
-        for (model, dir) in [(last_model, folder.dir()), (best_model, &best_dir)] {
-            write_model(dir, self.task, |dir| model.save(&self.config, dir))?;
+        let base = Some(self.scorer.base().dir);
+        for (model, dir) in [(self.policy.model(), folder.dir()), (&best_model, &best_dir)] {
+            self.context.write_policy(dir, self.task, &model.valid(), &self.config, base)?;
         }
         let State { last, best, .. } = self.state.clone();
         let last = last.expect("the last iteration is evaluated");

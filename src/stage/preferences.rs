@@ -97,7 +97,7 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     if let Some(summary) = folder.summary()? {
         return Ok((summary, dir));
     }
-    let (model, config) = CausalLm::load(&reference, &context.device)?;
+    let (model, config) = CausalLm::load(&reference, context.frozen())?;
     let settings = &context.settings;
     let generation = settings.generation(letters::EOS);
     let (train, held_out) = letters::split();

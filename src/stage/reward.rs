@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use super::context::{Context, model_fingerprint};
 use super::preferences::{self, Pair};
 use super::score::{RewardCard, Segmenter, entropies};
-use super::sft::write_model;
 use super::supervised::{BatchResult, Epochs, train};
 use super::task::Task;
 use crate::bt_loss::segment_bt_loss;
@@ -19,7 +18,7 @@ use crate::error::Error;
 use crate::experiment::folder::write_json;
 use crate::model::generate::{ReadAt, pad_rows, read_scalars};
 use crate::model::optim::Trainer;
-use crate::model::{Grid, ScalarModel};
+use crate::model::{Grid, ModelConfig, ScalarModel};
 use crate::segment_reward::{aggregate, aggregation_weights, segment_rewards, sequence_scores};
 use crate::segmentation::Actions;
 
@@ -67,7 +66,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let (pairs, fingerprint) = preferences::load(context, &task)?;
     let inputs =
         [("method", method.name().into()), ("model", reference.clone()), ("pairs", fingerprint)];
-    let sections = ["data", "segmentation", "reward"];
+    let sections = ["data", "segmentation", "lora", "reward"];
     let dir = context.method_dir(method, "reward");
     let mut folder = context.open(dir, "train-reward", &sections, &inputs)?;
     if let Some(summary) = folder.summary()? {
@@ -79,9 +78,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let prepare = |pairs: &[Pair]| examples(context, &reference_dir, &segmenter, pairs);
     let (examples, held_out) = (prepare(&pairs.train)?, prepare(&pairs.held_out)?);
 
-    let device = context.device.clone().autodiff();
-    let (model, config) =
-        ScalarModel::from_language_model(&reference_dir, "reward", settings.seed, &device)?;
+    let config = ModelConfig::from_dir(&reference_dir)?;
+    let model = context.trained_scalar_model(&reference_dir, None, "reward")?;
     let reward = &settings.reward;
     let epochs = Epochs { items: examples.len(), epochs: reward.epochs, batch: reward.batch };
     let trainer = Trainer::new("reward", model, &reward.optimizer, epochs.steps());
@@ -89,8 +87,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
             accumulate(trainer, batch, &examples, reward.rows_at_once, reward.margin)
         })?;
-    let model = trainer.model().valid();
-    let summary = evaluate(context, &task, &model, &held_out, &pairs.held_out);
+    let summary =
+        evaluate(context, &task, &trainer.model().inference(), &held_out, &pairs.held_out);
     let card = RewardCard {
         method,
         actions,
@@ -99,7 +97,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         reference,
     };
     write_json(&folder.dir().join("reward.json"), &card)?;
-    write_model(folder.dir(), &task, |dir| model.save(&config, dir))?;
+    let model = trainer.model().valid();
+    context.write_scalar_model(folder.dir(), &task, &model, &config, &reference_dir)?;
     folder.finish(&summary)?;
     Ok(summary)
 }
@@ -114,7 +113,7 @@ fn examples(
     let aggregation = context.settings.reward.aggregation;
     let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
     let entropies = if matches!(segmenter.actions, Actions::Segment { .. }) {
-        entropies(reference, &context.device, &rows, 2 * context.settings.reward.rows_at_once)?
+        entropies(reference, context.frozen(), &rows, 2 * context.settings.reward.rows_at_once)?
     } else {
         rows.iter().map(|(_, response)| vec![0.0; response.len()]).collect()
     };

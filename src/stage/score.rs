@@ -2,18 +2,18 @@
 //! aggregation meet. Reward training, normalizer, rollouts, evaluation and display all read it.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
+use super::models::Base;
 use crate::error::Error;
 use crate::experiment::folder::read_json;
 use crate::experiment::settings::{Method, Settings};
 use crate::model::generate::{ReadAt, TokenView, read_scalars, view_tokens};
 use crate::model::optim::NonFinite;
-use crate::model::{CausalLm, ScalarModel};
+use crate::model::{CausalLm, Placement, ScalarModel};
 use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
 use crate::segmentation::{Actions, EosPolicy, ResponseView, SegmentationError, segments};
 
@@ -106,6 +106,7 @@ pub struct Scored {
 pub struct Scorer {
     /// π_SFT.
     pub reference: CausalLm,
+    reference_dir: PathBuf,
     reward: ScalarModel,
     reward_segmenter: Segmenter,
     /// How the policy's responses are cut into actions.
@@ -164,15 +165,24 @@ impl Scorer {
             "set the same segmentation.eos, or train a reward model for this one",
         )?;
         let segmenter = |actions| Segmenter::new(settings, actions, sentence_ends, eos);
+        let (reference, _) = CausalLm::load(&reference_dir, context.frozen())?;
+        let base = Base { dir: &reference_dir, model: &reference };
+        let reward = base.scalar_model(&model_dir, context.frozen())?;
         Ok(Self {
-            reference: CausalLm::load(&reference_dir, &context.device)?.0,
-            reward: ScalarModel::load(&model_dir, &context.device)?.0,
+            reference,
+            reference_dir,
+            reward,
             reward_segmenter: segmenter(actions),
             policy_segmenter: segmenter(settings.method.policy_actions(cutoff)),
             aggregation: card.aggregation,
             rows_at_once,
             reward_fingerprint: model_fingerprint(&model_dir)?,
         })
+    }
+
+    /// The reference model as the base of others.
+    pub fn base(&self) -> Base<'_> {
+        Base { dir: &self.reference_dir, model: &self.reference }
     }
 
     /// Cuts and scores responses; `step` is what an error names.
@@ -208,11 +218,11 @@ impl Scorer {
 /// [`Error::Checkpoint`].
 pub fn entropies(
     dir: &Path,
-    device: &Device,
+    placement: Placement,
     rows: &[(&[u32], &[u32])],
     rows_at_once: usize,
 ) -> Result<Vec<Vec<f32>>, Error> {
-    let (model, _) = CausalLm::load(dir, device)?;
+    let (model, _) = CausalLm::load(dir, placement)?;
     let views = view_tokens(&model, rows, rows_at_once);
     Ok(views.into_iter().map(|view| view.entropies).collect())
 }

@@ -13,9 +13,10 @@ use crate::data::letters;
 use crate::data::pairs::Conversation;
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
+use crate::experiment::settings::PrecisionSettings;
 use crate::model::generate::{response_log_probs, view_tokens};
 use crate::model::optim::Trainer;
-use crate::model::{CausalLm, CheckpointError, Grid};
+use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
 
 /// The result of the stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,20 +45,22 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(data) = &context.data {
         inputs.push(("data", file_fingerprint(data)?));
     }
-    let sections = ["model", "task", "data", "sft"];
+    let sections = ["model", "lora", "task", "data", "sft"];
     let mut folder = context.open(context.sft_dir(), "sft", &sections, &inputs)?;
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
     let task = Task::open(context, context.model.as_deref())?;
     let data = task.conversations(context)?;
-    let device = context.device.clone().autodiff();
     let (model, config) = match &context.model {
-        Some(dir) => CausalLm::load(dir, &device)?,
+        Some(dir) => (context.trained_policy(dir, None)?, ModelConfig::from_dir(dir)?),
         None => {
             let longest = letters::prompts()[0].tokens().len() + letters::RESPONSE_LIMIT;
             let config = settings.model_config(letters::vocabulary().len(), longest);
-            (CausalLm::fresh(&config, settings.seed, &device), config)
+            let PrecisionSettings { compute, checkpointing } = settings.precision;
+            let device = checkpointing.autodiff(&context.device);
+            let model = CausalLm::fresh(&config, settings.seed, &device);
+            (model.computing(compute, checkpointing), config)
         }
     };
     let sft = &settings.sft;
@@ -66,12 +69,13 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let trainer = train(context, &mut folder, "sft", &epochs, trainer, |trainer, batch| {
         accumulate(trainer, batch, &data.train, sft.rows_at_once)
     })?;
-    let model = trainer.model().valid();
+    let model = trainer.model().inference();
     let summary = Summary {
         held_out_cross_entropy: cross_entropy(&model, &data.held_out, sft.rows_at_once),
         parameters: model.num_params(),
     };
-    write_model(folder.dir(), &task, |dir| model.save(&config, dir))?;
+    let (trained, base) = (trainer.model().valid(), context.model.as_deref());
+    context.write_policy(folder.dir(), &task, &trained, &config, base)?;
     folder.finish(&summary)?;
     Ok(summary)
 }

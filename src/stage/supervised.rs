@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use burn::module::Module;
 use serde::Serialize;
 
 use super::context::Context;
@@ -10,6 +9,7 @@ use super::task::permutation;
 use crate::error::Error;
 use crate::experiment::folder::{Checkpoint, StageFolder};
 use crate::model::optim::Trainer;
+use crate::model::recompute::Trainable;
 
 /// How many items, how often, how many at a time.
 pub struct Epochs {
@@ -75,7 +75,7 @@ pub struct BatchResult {
 ///
 /// [`Error::Interrupted`] after a checkpoint, when a stop was asked for; [`Error::NonFinite`]; what the
 /// folder says; and what `accumulate` says.
-pub fn train<M: Module>(
+pub fn train<M: Trainable>(
     context: &Context,
     folder: &mut StageFolder,
     title: &str,

@@ -133,7 +133,8 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 pub fn assert_same(left: &Path, right: &Path) {
     let named = files(left);
     assert_eq!(named, files(right));
-    assert!(named.iter().any(|path| path.ends_with("model.safetensors")), "{named:?}");
+    let weights = |path: &PathBuf| path.to_string_lossy().ends_with("model.safetensors");
+    assert!(named.iter().any(weights), "{named:?}");
     assert!(named.iter().any(|path| path.ends_with("metrics.jsonl")), "{named:?}");
     for path in named {
         let [left, right] = [left, right].map(|dir| fs::read(dir.join(&path)).unwrap());

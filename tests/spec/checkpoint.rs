@@ -4,7 +4,8 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, TensorData};
 use safetensors::tensor::{Dtype, TensorView};
-use segment_rlhf::model::checkpoint::{WEIGHTS, fingerprint, parameters, restore, to_safetensors};
+use segment_rlhf::model::checkpoint::{fingerprint, parameters, restore, to_safetensors};
+use segment_rlhf::model::weights::WEIGHTS;
 use segment_rlhf::model::{CausalLm, CheckpointError, ModelConfig, ScalarModel};
 use serde_json::{Value, json};
 use tempfile::TempDir;

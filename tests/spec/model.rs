@@ -10,7 +10,7 @@ use segment_rlhf::model::generate::{
     Generation, ReadAt, TokenView, generate, pad_rows, read_scalars, response_log_probs, to_vec,
     view_tokens,
 };
-use segment_rlhf::model::layers::RmsNorm;
+use segment_rlhf::model::layers::Norm;
 use segment_rlhf::model::rope::Rope;
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::source::Fresh;
@@ -93,8 +93,8 @@ fn one_layer_of_one_head_gives_logits_that_a_person_can_compute() {
 #[test]
 fn the_norm_divides_by_the_root_of_the_mean_square_and_scales_each_channel() {
     for (device, tolerance) in devices() {
-        let mut fresh = Fresh { seed: 0, device: &device };
-        let norm = RmsNorm::new(&mut fresh, "norm", 2, 3.5);
+        let mut fresh = Fresh { seed: 0, placement: (&device).into() };
+        let norm = Norm::rms(&mut fresh, "norm", 2, 3.5);
         let norm = edited(norm, DType::F32, |_, weight| weight[1] = 2.0);
         // The mean square of (3, 4) is 12.5, and √(12.5 + 3.5) = 4. A zero vector stays.
         let x = Tensor::<3>::from_data([[[3.0, 4.0], [0.0, 0.0]]], &device);

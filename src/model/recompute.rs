@@ -1,0 +1,45 @@
+//! Gradient checkpointing by layer: the forward pass runs without autodiff and keeps the input of each layer;
+//! the backward pass runs each layer again, with autodiff, from the last to the first. So the activations of
+//! one layer are held at a time, for one more forward pass.
+//!
+//! A layer y = f(x) gets the gradient g of its output as that of the loss (y · g).sum(), whose gradient by x is
+//! the next layer's g.
+
+use std::sync::{Arc, Mutex};
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{Gradients, Tensor};
+
+use super::grid::Grid;
+
+/// Forward passes whose backward passes have not come yet.
+#[derive(Clone, Debug, Default)]
+pub struct Tape(Arc<Mutex<Vec<Pass>>>);
+
+/// A forward pass over all columns of a grid up to `end`.
+#[derive(Clone, Debug)]
+pub(super) struct Pass {
+    pub(super) grid: Grid,
+    pub(super) end: usize,
+    /// The input of each layer, without autodiff.
+    pub(super) inputs: Vec<Tensor<3>>,
+    /// The output of the last: a leaf of the graph that leads to the loss.
+    pub(super) output: Tensor<3>,
+}
+
+impl Tape {
+    pub(super) fn push(&self, pass: Pass) {
+        self.0.lock().expect("no pass panics").push(pass);
+    }
+
+    pub(super) fn take(&self) -> Vec<Pass> {
+        std::mem::take(&mut self.0.lock().expect("no pass panics"))
+    }
+}
+
+/// A model that can be trained with its layers computed again in the backward pass.
+pub trait Trainable: Module {
+    /// Gives `add` the gradients that a backward pass has left out, from those that it has found.
+    fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams));
+}

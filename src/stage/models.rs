@@ -1,0 +1,159 @@
+//! The models of a run: in which type each is kept, what of it is trained, and what they share.
+//!
+//! ```text
+//! lora.rank = 0   policy, critic and reward model: all weights trained, in f32
+//! lora.rank > 0   one frozen base for all, in the compute type; each trains its own adapters, in f32
+//! ```
+//!
+//! The reference model, and every model that is not trained, is kept in the compute type.
+
+use std::path::Path;
+
+use super::context::Context;
+use super::sft::write_model;
+use super::task::Task;
+use crate::error::Error;
+use crate::model::lora::{Adapter, is_adapted};
+use crate::model::{CausalLm, CheckpointError, ModelConfig, Placement, ScalarModel};
+
+/// The model in the folder `dir`, whose tensors those that were trained over it can share.
+pub struct Base<'a> {
+    /// Where it was read from.
+    pub dir: &'a Path,
+    /// The model, frozen.
+    pub model: &'a CausalLm,
+}
+
+impl Base<'_> {
+    /// The language model in `dir`: over this one where it is adapters of it.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`].
+    pub fn language_model(
+        &self,
+        dir: &Path,
+        placement: Placement,
+    ) -> Result<CausalLm, CheckpointError> {
+        match self.adapter(dir)? {
+            Some(adapter) => self.model.adapted(&adapter),
+            None => Ok(CausalLm::load(dir, placement)?.0),
+        }
+    }
+
+    /// The same of a scalar model.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`].
+    pub fn scalar_model(
+        &self,
+        dir: &Path,
+        placement: Placement,
+    ) -> Result<ScalarModel, CheckpointError> {
+        match self.adapter(dir)? {
+            Some(adapter) => ScalarModel::adapted(self.model, &adapter),
+            None => Ok(ScalarModel::load(dir, placement)?.0),
+        }
+    }
+
+    fn adapter(&self, dir: &Path) -> Result<Option<Adapter>, CheckpointError> {
+        Ok(Adapter::open(dir)?.filter(|adapter| adapter.stands_on(self.dir)))
+    }
+}
+
+impl Context {
+    /// Where models that are not trained live, and in which type.
+    pub fn frozen(&self) -> Placement {
+        let dtype = self.settings.precision.compute.dtype();
+        Placement { device: self.device.clone(), dtype }
+    }
+
+    /// The model in the folder `dir` as a policy at the start of its training. With adapters it shares the
+    /// tensors of `base`, the same model frozen, where that is loaded already.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`].
+    pub fn trained_policy(
+        &self,
+        dir: &Path,
+        base: Option<&CausalLm>,
+    ) -> Result<CausalLm, CheckpointError> {
+        let (precision, lora, seed) =
+            (&self.settings.precision, &self.settings.lora, self.settings.seed);
+        let device = precision.checkpointing.autodiff(&self.device);
+        let model = match lora.rank {
+            0 => CausalLm::load(dir, &device)?.0,
+            _ => lora.attach(self.base(dir, base)?, &device, "policy", seed),
+        };
+        Ok(model.computing(precision.compute, precision.checkpointing))
+    }
+
+    /// The same as a critic or a reward model, with a fresh scalar head drawn for `purpose`.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`].
+    pub fn trained_scalar_model(
+        &self,
+        dir: &Path,
+        base: Option<&CausalLm>,
+        purpose: &str,
+    ) -> Result<ScalarModel, CheckpointError> {
+        let (precision, lora, seed) =
+            (&self.settings.precision, &self.settings.lora, self.settings.seed);
+        let device = precision.checkpointing.autodiff(&self.device);
+        let model = match lora.rank {
+            0 => ScalarModel::from_language_model(dir, purpose, seed, &device)?.0,
+            _ => {
+                let scalar = ScalarModel::over(&self.base(dir, base)?, purpose, seed);
+                lora.attach(scalar, &device, purpose, seed)
+            }
+        };
+        Ok(model.computing(precision.compute, precision.checkpointing))
+    }
+
+    fn base(&self, dir: &Path, loaded: Option<&CausalLm>) -> Result<CausalLm, CheckpointError> {
+        loaded.map_or_else(|| Ok(CausalLm::load(dir, self.frozen())?.0), |base| Ok(base.clone()))
+    }
+
+    /// Writes a trained policy and its tokenizer to `dir/model`: its adapters where it has any, which stand
+    /// on the model in the folder `base`, else the whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`], [`Error::Data`] and [`Error::Folder`].
+    pub fn write_policy(
+        &self,
+        dir: &Path,
+        task: &Task,
+        model: &CausalLm,
+        config: &ModelConfig,
+        base: Option<&Path>,
+    ) -> Result<(), Error> {
+        write_model(dir, task, |dir| match base.filter(|_| is_adapted(model)) {
+            Some(base) => model.save_adapter(config, &self.settings.lora, base, dir),
+            None => model.save(config, dir),
+        })
+    }
+
+    /// The same of a trained scalar model.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::write_policy`].
+    pub fn write_scalar_model(
+        &self,
+        dir: &Path,
+        task: &Task,
+        model: &ScalarModel,
+        config: &ModelConfig,
+        base: &Path,
+    ) -> Result<(), Error> {
+        write_model(dir, task, |dir| match is_adapted(model) {
+            true => model.save_adapter(config, &self.settings.lora, base, dir),
+            false => model.save(config, dir),
+        })
+    }
+}
