@@ -162,7 +162,7 @@ struct Respondent<'a> {
 impl<'a> Respondent<'a> {
     fn load(context: &Context, benchmark: &Benchmark, request: &'a Request) -> Result<Self, Error> {
         let tokenizer = model_tokenizer(&request.model)?;
-        let (model, config) = CausalLm::load(&request.model, &context.device)?;
+        let (model, config) = CausalLm::load(&request.model, context.frozen())?;
         let max_new_tokens = request.max_new_tokens.unwrap_or(benchmark.max_new_tokens);
         let seed = context.settings.seed;
         let benchmark = benchmark.name;

@@ -13,7 +13,6 @@ use crate::data::error::DataError;
 use crate::data::fields::read_rows;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
-use crate::model::checkpoint::WEIGHTS;
 use crate::model::generate::{ReadAt, read_scalars, view_tokens};
 use crate::model::optim::NonFinite;
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
@@ -146,7 +145,7 @@ impl Rater {
         let longest = longest.unwrap_or(usize::MAX);
         if let Some(dir) = context.reward_model.as_deref()
             && !dir.join("reward.json").exists()
-            && dir.join(WEIGHTS).with_file_name("config.json").exists()
+            && dir.join("config.json").exists()
         {
             return Self::published(context, dir, read_as.unwrap_or(ReadAs::Bandit), longest);
         }
@@ -199,11 +198,11 @@ impl Rater {
                         reference_dir.display()
                     )));
                 }
-                Some(CausalLm::load(&reference_dir, &context.device)?.0)
+                Some(CausalLm::load(&reference_dir, context.frozen())?.0)
             }
             Err(_) => None,
         };
-        let (reward, config) = ScalarModel::load(dir, &context.device)?;
+        let (reward, config) = ScalarModel::load(dir, context.frozen())?;
         let segmenter = Segmenter {
             actions,
             eos_policy,
