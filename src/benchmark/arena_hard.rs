@@ -100,22 +100,24 @@ fn style(answer: &Answer) -> Value {
     })
 }
 
-/// The text less what stands between two fences of three backticks.
+/// The text less what stands between two fences of three backticks; as published, what stands there goes
+/// wherever else it stands too.
 fn without_code_blocks(text: &str) -> String {
-    let mut kept = String::new();
+    const FENCE: &str = "```";
+    let mut kept = text.to_owned();
     let mut rest = text;
-    while let Some((before, behind)) = rest.split_once("```") {
-        kept += before;
-        kept += "```";
-        rest = match behind.split_once("```") {
-            Some((code, behind)) if !code.contains('`') => {
-                kept += "```";
-                behind
+    while let Some(start) = rest.find(FENCE) {
+        let inside = &rest[start + FENCE.len()..];
+        let block = &inside[..inside.find('`').unwrap_or(inside.len())];
+        match inside[block.len()..].strip_prefix(FENCE) {
+            Some(behind) => {
+                kept = kept.replace(block, "");
+                rest = behind;
             }
-            _ => behind,
-        };
+            None => rest = &rest[start + 1..],
+        }
     }
-    kept + rest
+    kept
 }
 
 fn headers(text: &str, level: usize) -> usize {
@@ -167,18 +169,29 @@ mod tests {
 
     #[test]
     fn style_counts_what_the_published_script_counts() {
-        let text = "# One\n## Two\n##Not\n1. a\n 2. b\n- c\n* d\n**bold** and __too__, **not\n** it\n\
-                    ```\n# code\n- x **y**\n```\n# Last";
-        let style = style(&Answer { text: text.into(), tokens: 9 });
-        // What count_markdown_elements gives for this text.
-        assert_eq!(
-            style,
-            json!({
+        // Text; h1, h2, h6; ordered, unordered; **, __: from count_markdown_elements after remove_pattern.
+        let goldens = [
+            (
+                "# One\n## Two\n##Not\n1. a\n 2. b\n- c\n* d\n**bold** and __too__, **not\n** it\n```\n# code\n\
+                 - x **y**\n```\n# Last",
+                [2, 1, 0, 2, 2, 1, 1],
+            ),
+            (
+                "```a```b```c```\n***x*** **a** **b**__c__d__e__\n\n-\n- \n12.\n12. \n+ x ####### y\n\
+                 ###### z\n```\n- open",
+                [0, 0, 1, 2, 4, 2, 1],
+            ),
+            ("a ```x`y``` **b** ```- c```\n\t- d\n__a____b__ **** **a*b**", [0, 0, 0, 0, 1, 1, 2]),
+        ];
+        for (text, [h1, h2, h6, ordered, unordered, stars, lines]) in goldens {
+            let headers = json!({"h1": h1, "h2": h2, "h3": 0, "h4": 0, "h5": 0, "h6": h6});
+            let expected = json!({
                 "token_len": 9,
-                "header_count": {"h1": 2, "h2": 1, "h3": 0, "h4": 0, "h5": 0, "h6": 0},
-                "list_count": {"ordered": 2, "unordered": 2},
-                "bold_count": {"**": 1, "__": 1},
-            })
-        );
+                "header_count": headers,
+                "list_count": {"ordered": ordered, "unordered": unordered},
+                "bold_count": {"**": stars, "__": lines},
+            });
+            assert_eq!(style(&Answer { text: text.into(), tokens: 9 }), expected, "{text}");
+        }
     }
 }

@@ -46,38 +46,42 @@ impl Judge {
         Ok(Self::Gold(Box::new(letters_tokenizer()?)))
     }
 
-    /// The score of each turn's answer.
-    fn scores(&self, path: &Path, answer: &Answered) -> Result<Vec<f64>, Error> {
-        let place = Place { path, row: answer.place };
-        match self {
+    /// The score of each answer: the mean over its turns.
+    fn scores(&self, answers: &[(&Path, &Answered)]) -> Result<Vec<f64>, Error> {
+        let turns = answers.iter().flat_map(|&(path, answer)| {
+            let place = Place { path, row: answer.place };
+            answer.turns.iter().map(move |turn| (turn, place))
+        });
+        let scores: Vec<f64> = match self {
             Self::Reward(rater) => {
-                let encode = |turn: &Turn| {
+                let encode = |(turn, place): (&Turn, Place)| {
                     rater.encode(Text { prompt: &turn.prompt, response: &turn.answer }, place)
                 };
-                let rows = answer.turns.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-                Ok(rater.rate(&rows)?.into_iter().map(|rating| rating.sequence_score).collect())
+                let rows = turns.map(encode).collect::<Result<Vec<_>, _>>()?;
+                rater.rate(&rows)?.into_iter().map(|rating| rating.sequence_score).collect()
             }
             Self::Gold(tokenizer) => {
-                let score = |turn: &Turn| {
-                    let path = path.to_owned();
-                    let no_gold = BenchmarkError::NoGold { path, place: place.row };
-                    let prompt = tokenizer.encode_prompt(&turn.prompt).ok();
-                    let prompt = prompt.and_then(|tokens| Prompt::from_tokens(&tokens));
-                    let answer = letters::encode(&turn.answer);
-                    match (prompt, answer) {
-                        (Some(prompt), Some(mut tokens)) => {
-                            if tokens.last() != Some(&tokenizer.eos()) {
-                                tokens.push(tokenizer.eos());
-                            }
-                            Ok(letters::gold(&prompt, &tokens).reward())
-                        }
-                        _ => Err(no_gold.into()),
-                    }
+                let score = |(turn, place): (&Turn, Place)| {
+                    let no_gold =
+                        || BenchmarkError::NoGold { path: place.path.into(), place: place.row };
+                    gold(tokenizer, turn).ok_or_else(no_gold)
                 };
-                answer.turns.iter().map(score).collect()
+                turns.map(score).collect::<Result<_, _>>()?
             }
-        }
+        };
+        let mut rest = scores.into_iter();
+        let mean_of =
+            |(_, answer): &(&Path, &Answered)| mean(rest.by_ref().take(answer.turns.len()));
+        Ok(answers.iter().map(mean_of).collect())
     }
+}
+
+/// The gold reward of an answer, if it and its prompt speak the embedded task's language.
+fn gold(tokenizer: &Tokenizer, turn: &Turn) -> Option<f64> {
+    let prompt = Prompt::from_tokens(&tokenizer.encode_prompt(&turn.prompt).ok()?)?;
+    let mut response = letters::encode(&turn.answer)?;
+    response.push(tokenizer.eos());
+    Some(letters::gold(&prompt, &response).reward())
 }
 
 /// Two answer files, and where their questions stand if not in them.
@@ -141,10 +145,11 @@ pub fn run(context: &Context, judge: &Judge, files: &Match) -> Result<Report, Er
     }
     let stage = context.progress.stage(context.title("win-rate"), pairs.len(), 0);
     let mut scores = Vec::with_capacity(pairs.len());
-    for (a, b) in &pairs {
-        let score = |path, answer| Ok::<f64, Error>(mean(judge.scores(path, answer)?.into_iter()));
-        scores.push((score(&files.a, a)?, score(&files.b, b)?));
-        stage.step("");
+    for chunk in pairs.chunks(context.settings.ppo.rows_at_once.max(1)) {
+        let of_a: Vec<_> = chunk.iter().map(|(a, _)| (files.a.as_path(), *a)).collect();
+        let of_b: Vec<_> = chunk.iter().map(|(_, b)| (files.b.as_path(), *b)).collect();
+        scores.extend(judge.scores(&of_a)?.into_iter().zip(judge.scores(&of_b)?));
+        chunk.iter().for_each(|_| stage.step(""));
     }
     let comparison = |((a, b), (score_a, score_b)): (&(&Answered, &Answered), &(f64, f64))| {
         let preference = if score_a == score_b { 0.5 } else { f64::from(score_a > score_b) };
