@@ -101,8 +101,9 @@ pub struct Request {
 pub fn run(context: &Context, benchmark: &Benchmark, request: &Request) -> Result<usize, Error> {
     let questions = read_questions(&request.questions, benchmark)?;
     let respondent = Respondent::load(context, benchmark, request)?;
+    questions.iter().try_for_each(|question| respondent.check(question))?;
     let name = request.name.as_str();
-    let mut answers = Answers::open(&request.out, &respondent.circumstances(request)?)?;
+    let mut answers = Answers::open(&request.out, &respondent.circumstances(context)?)?;
     let done = answers.entries.len().min(questions.len());
     let title = format!("{} {name}", benchmark.name);
     let stage = context.progress.stage(context.title(&title), questions.len(), done);
@@ -170,16 +171,45 @@ impl<'a> Respondent<'a> {
     }
 
     /// What the answers depend on.
-    fn circumstances(&self, request: &Request) -> Result<Value, Error> {
+    fn circumstances(&self, context: &Context) -> Result<Value, Error> {
+        let request = self.request;
         Ok(json!({
             "benchmark": self.benchmark,
             "questions": file_fingerprint(&request.questions)?,
             "model": model_fingerprint(&request.model)?,
             "name": request.name,
+            "device": context.device_name.name(),
+            "dtype": context.settings.precision.compute.name(),
             "seed": self.seed,
             "max_new_tokens": self.max_new_tokens,
             "temperature": request.temperature,
         }))
+    }
+
+    /// The tokens of a conversation with a question, which leave room for an answer.
+    fn prompt(&self, question: &Question, conversation: &[Message]) -> Result<Vec<u32>, Error> {
+        let (path, place) = (self.request.questions.clone(), question.place);
+        let prompt = match self.tokenizer.encode_prompt(conversation) {
+            Ok(prompt) => prompt,
+            Err(source) => {
+                let source = source.into();
+                return Err(DataError::EncodeLine { path, line: place, source }.into());
+            }
+        };
+        let (tokens, positions) = (prompt.len(), self.config.max_position_embeddings);
+        match tokens {
+            0 => Err(DataError::EmptyPrompt { path, line: place }.into()),
+            _ if tokens >= positions => {
+                Err(BenchmarkError::PromptTooLong { path, place, tokens, positions }.into())
+            }
+            _ => Ok(prompt),
+        }
+    }
+
+    /// Refuses a question that cannot be asked, before anything is answered.
+    fn check(&self, question: &Question) -> Result<(), Error> {
+        let first = Message { role: Role::User, content: question.turns[0].clone() };
+        self.prompt(question, &[first]).map(|_| ())
     }
 
     /// The answers to each question's turns; all are of one temperature.
@@ -212,25 +242,14 @@ impl<'a> Respondent<'a> {
         questions: &[Question],
         conversations: &[Vec<Message>],
     ) -> Result<Vec<Answer>, Error> {
-        let positions = self.config.max_position_embeddings;
-        let mut prompts = Vec::with_capacity(asked.len());
-        for &i in asked {
-            let (path, place) = (self.request.questions.clone(), questions[i].place);
-            let prompt = self.tokenizer.encode_prompt(&conversations[i]).map_err(|source| {
-                DataError::EncodeLine { path: path.clone(), line: place, source: source.into() }
-            })?;
-            if prompt.is_empty() {
-                return Err(DataError::EmptyPrompt { path, line: place }.into());
-            }
-            let tokens = prompt.len();
-            if tokens >= positions {
-                return Err(BenchmarkError::PromptTooLong { path, place, tokens, positions }.into());
-            }
-            prompts.push(prompt);
-        }
+        let prompt = |&i: &usize| self.prompt(&questions[i], &conversations[i]);
+        let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
         // The room of each row; a row that draws on beyond it is cut there, whatever its neighbours are.
-        let room: Vec<usize> =
-            prompts.iter().map(|p| self.max_new_tokens.min(positions - p.len())).collect();
+        let positions = self.config.max_position_embeddings;
+        let room: Vec<usize> = prompts
+            .iter()
+            .map(|prompt| self.max_new_tokens.min(positions - prompt.len()))
+            .collect();
         let temperature = self.request.temperature.unwrap_or(questions[asked[0]].temperature);
         let generation = Generation {
             sampling: Sampling { temperature, ..Sampling::PLAIN },

@@ -149,7 +149,8 @@ impl AnswerArgs {
         let method = context.settings.method.name();
         let (model, name) = match &context.model {
             Some(dir) => {
-                (dir.clone(), dir.file_name().unwrap_or_default().to_string_lossy().into())
+                let name = dir.file_name().map(|name| name.to_string_lossy().into_owned());
+                (dir.clone(), name.unwrap_or("model".to_owned()))
             }
             None if self.reference => (context.reference_dir()?, "reference".to_owned()),
             None => (context.policy_dir()?.join("model"), method.to_owned()),

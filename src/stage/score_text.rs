@@ -1,6 +1,6 @@
 //! Scoring any text: a prompt and a response, with a trained reward stage or a reward model as published.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -179,29 +179,26 @@ impl Rater {
             ReadAs::Token => (Actions::Token, settings.segmentation.eos),
             ReadAs::Segment => (Actions::Segment { entropy_cutoff }, settings.segmentation.eos),
         };
-        let reference_dir = context.reference_dir();
-        if read_as == ReadAs::Segment && reference_dir.is_err() {
+        if read_as == ReadAs::Segment && context.model.is_none() {
             return Err(Error::Usage(
                 "--actions segment cuts where the reference model is unsure: give it as --model DIR".into(),
             ));
         }
         let tokenizer = model_tokenizer(dir)?;
-        let reference = match reference_dir {
-            Ok(reference_dir) => {
-                let other = model_tokenizer(&reference_dir)?;
-                let (own, other) = (tokenizer.vocab_size(), other.vocab_size());
-                if own != other {
-                    return Err(Error::Usage(format!(
-                        "{} has {own} token ids and {} has {other}: reward model and reference model must \
-                         share a tokenizer",
-                        dir.display(),
-                        reference_dir.display()
-                    )));
-                }
-                Some(CausalLm::load(&reference_dir, context.frozen())?.0)
+        let reference = |reference_dir: &PathBuf| {
+            let other = model_tokenizer(reference_dir)?.vocab_size();
+            let own = tokenizer.vocab_size();
+            if own != other {
+                return Err(Error::Usage(format!(
+                    "{} has {own} token ids and {} has {other}: reward model and reference model must share a \
+                     tokenizer",
+                    dir.display(),
+                    reference_dir.display()
+                )));
             }
-            Err(_) => None,
+            Ok(CausalLm::load(reference_dir, context.frozen())?.0)
         };
+        let reference = context.model.as_ref().map(reference).transpose()?;
         let (reward, config) = ScalarModel::load(dir, context.frozen())?;
         let segmenter = Segmenter {
             actions,
