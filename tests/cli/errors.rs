@@ -62,6 +62,23 @@ fn config(key: &'static str, value: Value) -> impl Fn(&Path) {
     move |dir| edit_json(&dir.join("config.json"), |config| config[key] = value.clone())
 }
 
+/// A shard of [`sharded`].
+const SHARD: &str = "model-00002-of-00003.safetensors";
+
+/// Puts a model in three shards in place of the one in `dir`, after `spoil`.
+fn sharded(dir: &Path, spoil: fn(&Path)) {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf/llama_sharded");
+    fs::remove_file(dir.join("model.safetensors")).unwrap();
+    for path in files(&from) {
+        fs::copy(from.join(&path), dir.join(&path)).unwrap();
+    }
+    edit_json(&dir.join("config.json"), |config| {
+        config["vocab_size"] = 96.into(); // those of the tokenizer
+        config["max_position_embeddings"] = 512.into();
+    });
+    spoil(dir);
+}
+
 /// The model's tensor `name` filled with `value`.
 fn fill(dir: &Path, name: &str, value: f32) {
     let path = dir.join("model.safetensors");
@@ -264,6 +281,21 @@ fn words(dir: &Path) {
 
 const MODEL: &[Row] = &[
     (
+        "CheckpointError::NoBase",
+        2,
+        &["adapter_config.json: base_model_name_or_path names /no/where, which holds no model"],
+        |_| {
+            model(|dir| {
+                fs::remove_file(dir.join("model.safetensors")).unwrap();
+                let config = json!({
+                    "peft_type": "LORA", "base_model_name_or_path": "/no/where", "r": 2,
+                    "lora_alpha": 4, "target_modules": ["q_proj"],
+                });
+                fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+            })
+        },
+    ),
+    (
         "CheckpointError::Read",
         2,
         &["model.safetensors: cannot read:", "a model's folder holds config.json and"],
@@ -278,8 +310,57 @@ const MODEL: &[Row] = &[
     (
         "CheckpointError::Unsupported",
         2,
-        &["config.json: unsupported model_type Some(\"mistral\"); supported: \"llama\""],
-        |_| model(|dir| config("model_type", "mistral".into())(dir)),
+        &[
+            "config.json: unsupported model_type \"gpt2\"; supported: llama, mistral, qwen2, qwen3, phi3,",
+        ],
+        |_| model(|dir| config("model_type", "gpt2".into())(dir)),
+    ),
+    (
+        "CheckpointError::Unsupported",
+        2,
+        &["config.json: unsupported num_attention_heads: 3; expected a divisor of hidden_size 32"],
+        |_| {
+            model(|dir| {
+                config("head_dim", Value::Null)(dir);
+                config("num_attention_heads", 3.into())(dir);
+            })
+        },
+    ),
+    ("CheckpointError::Read", 2, &["model-00002-of-00003.safetensors: cannot read:"], |_| {
+        model(|dir| sharded(dir, |dir| fs::remove_file(dir.join(SHARD)).unwrap()))
+    }),
+    (
+        "CheckpointError::Format",
+        2,
+        &[
+            "model-00002-of-00003.safetensors: not a safetensors file, or a truncated one: its header names",
+        ],
+        |_| {
+            model(|dir| {
+                sharded(dir, |dir| {
+                    let bytes = fs::read(dir.join(SHARD)).unwrap();
+                    fs::write(dir.join(SHARD), &bytes[..bytes.len() - 1]).unwrap();
+                })
+            })
+        },
+    ),
+    (
+        "CheckpointError::Tensors",
+        2,
+        &[
+            "model.safetensors.index.json: the tensors are not those of this architecture:",
+            "model.extra.weight: the index names model-00002-of-00003.safetensors, which lacks it",
+        ],
+        |_| {
+            model(|dir| {
+                sharded(dir, |dir| {
+                    let index = dir.join("model.safetensors.index.json");
+                    edit_json(&index, |index| {
+                        index["weight_map"]["model.extra.weight"] = SHARD.into();
+                    });
+                })
+            })
+        },
     ),
     (
         "CheckpointError::Unsupported",

@@ -8,6 +8,7 @@ mod display;
 mod errors;
 #[cfg(unix)]
 mod full_disk;
+mod lora;
 mod real_input;
 mod regressions;
 mod resume;
