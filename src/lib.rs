@@ -32,6 +32,7 @@
 //! | [`data`] | pairs, prompts, tokenizers, chat templates, role formats, and the embedded task in [`data::letters`] |
 //! | [`model`] | the decoder, its heads and cache, sampling, optimizer, Hugging Face checkpoints |
 //! | [`stage`] | one file a stage of the pipeline; each reads and writes a folder of the run |
+//! | [`benchmark`] | the public benchmarks: answers for their judges, RewardBench, win rates |
 //! | [`experiment`] | settings, run folders, checkpoints |
 //! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
@@ -74,6 +75,7 @@
 //! ```
 
 pub mod atomic;
+pub mod benchmark;
 pub mod bounds;
 pub mod bt_loss;
 pub mod cli;

@@ -66,7 +66,7 @@ pub(super) fn out(text: &str) -> Result<(), Error> {
 }
 
 /// Whether standard output takes colours.
-fn colour() -> bool {
+pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 

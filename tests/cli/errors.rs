@@ -960,6 +960,154 @@ const RUN: &[Row] = &[
     ),
 ];
 
+/// A command on the tiny checkpoint and files of these texts, each argument `@i` standing for file i.
+fn on_files(texts: &[&str], arguments: &[&str]) -> Tried {
+    let (model, files) = (llama(), TempDir::new().unwrap());
+    let path = |i: usize| files.path().join(format!("{i}.jsonl")).to_str().unwrap().to_owned();
+    for (i, text) in texts.iter().enumerate() {
+        fs::write(path(i), text).unwrap();
+    }
+    let named = |argument: &&str| match argument.strip_prefix('@') {
+        Some(i) => path(i.parse().unwrap()),
+        None => argument.replace("MODEL", model.path().to_str().unwrap()),
+    };
+    let arguments: Vec<String> = arguments.iter().map(named).collect();
+    let run = TempDir::new().unwrap();
+    let output = program(run.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    Tried(run, output)
+}
+
+/// Answers these questions, where an earlier run left this partial file; both are refused or left alone.
+fn answers(benchmark: &str, questions: &str, partial: Option<&str>) -> Tried {
+    let folder = TempDir::new().unwrap();
+    let (out, rest) = (folder.path().join("out"), folder.path().join("out.partial"));
+    if let Some(partial) = partial {
+        fs::write(&rest, partial).unwrap();
+    }
+    let arguments = ["evaluate", benchmark, "--model", "MODEL", "--questions", "@0", "--out"];
+    let tried = on_files(&[questions], &[&arguments[..], &[out.to_str().unwrap()]].concat());
+    assert!(!out.exists());
+    assert_eq!(fs::read_to_string(&rest).ok().as_deref(), partial);
+    tried
+}
+
+/// Compares the answers in the files 0 and 1 by the gold reward.
+fn gold(a: &str, b: &str) -> Tried {
+    on_files(&[a, b], &["evaluate", "win-rate", "@0", "@1", "--judge", "gold"])
+}
+
+const BENCHMARKS: &[Row] = &[
+    ("DataError::NoRows", 2, &["0.jsonl: no rows; expected {\"instruction\"}"], |_| {
+        answers("alpaca-eval", "\n", None)
+    }),
+    (
+        "DataError::MissingKey",
+        2,
+        &[
+            "0.jsonl:2: the key `turns` is missing; a line is {\"question_id\", \"turns\"} (v0.1) or",
+        ],
+        |_| {
+            let good = r#"{"uid": "a", "prompt": "p"}"#;
+            answers("arena-hard", &format!("{good}\n{{\"question_id\": 1}}"), None)
+        },
+    ),
+    (
+        "DataError::WrongType",
+        2,
+        &["0.jsonl:1: `turns[0].content` is a list; expected a text"],
+        |_| answers("arena-hard", r#"{"question_id": 1, "turns": [{"content": ["t"]}]}"#, None),
+    ),
+    ("DataError::WrongType", 2, &["`turns` is an empty list; expected a list that is not"], |_| {
+        answers("mt-bench", r#"{"question_id": 1, "category": "math", "turns": []}"#, None)
+    }),
+    (
+        "BenchmarkError::SameQuestion",
+        2,
+        &["0.jsonl:2: the question \"a\" a second time; each must have its own identifier"],
+        |_| {
+            let row = r#"{"uid": "a", "prompt": "p"}"#;
+            answers("arena-hard", &format!("{row}\n{row}"), None)
+        },
+    ),
+    (
+        "BenchmarkError::PromptTooLong",
+        2,
+        &["0.jsonl:1: the prompt has ", "but the model was made for 512 (max_position_embeddings)"],
+        |_| answers("alpaca-eval", &format!("{{\"instruction\": \"{}\"}}", "a".repeat(600)), None),
+    ),
+    (
+        "BenchmarkError::OtherAnswers",
+        2,
+        &[
+            "out.partial: answers of an interrupted run with other benchmark: \"mt-bench\" there",
+            "give the same to go on, or remove the file",
+        ],
+        |_| {
+            answers(
+                "alpaca-eval",
+                r#"{"instruction": "p"}"#,
+                Some("{\"benchmark\": \"mt-bench\"}\n"),
+            )
+        },
+    ),
+    (
+        "BenchmarkError::WithoutQuestion",
+        2,
+        &["0.jsonl:1: an answer without the text of its question; give --questions FILE"],
+        |_| {
+            let row = r#"{"question_id": 1, "choices": [{"index": 0, "turns": ["t"]}]}"#;
+            gold(row, row)
+        },
+    ),
+    (
+        "BenchmarkError::NothingInCommon",
+        2,
+        &["0.jsonl and ", "1.jsonl answer no question in common"],
+        |_| {
+            let row = |text| format!(r#"{{"instruction": "{text}", "output": "o"}}"#);
+            gold(&row("a"), &row("b"))
+        },
+    ),
+    (
+        "BenchmarkError::NoGold",
+        2,
+        &["0.jsonl:1: not a request of the embedded task", "give --judge reward"],
+        |_| {
+            let row = r#"{"instruction": "What?", "output": "o"}"#;
+            gold(row, row)
+        },
+    ),
+    ("DataError::EmptyResponse", 2, &["0.jsonl:1: the response in `response` is empty"], |_| {
+        on_files(&[r#"{"prompt": "p", "response": " "}"#], &["score", "@0"])
+    }),
+    ("Error::Usage", 2, &["reward-bench needs --data FILE with RewardBench's pairs"], |_| {
+        on_files(&[], &["evaluate", "reward-bench"])
+    }),
+    ("Error::Usage", 2, &["--actions goes with the folder of a published reward model"], |ready| {
+        let text = ["score", "--prompt", "a", "--response", "b", "--actions", "token"];
+        trained(ready, |_| (), &text)
+    }),
+    ("Error::Usage", 2, &["--actions segment cuts where the reference model is unsure"], |_| {
+        let text = ["score", "--prompt", "a", "--response", "b", "--actions", "segment"];
+        on_files(&[], &[&text[..], &["--reward-model", "MODEL"]].concat())
+    }),
+    ("Error::Usage", 2, &["reward model and reference model must share a tokenizer"], |ready| {
+        let text = ["score", "--prompt", "a", "--response", "b", "--reward-model", "MODEL"];
+        let reference = ready.join("sft/model");
+        on_files(&[], &[&text[..], &["--model", reference.to_str().unwrap()]].concat())
+    }),
+    ("CheckpointError::Tensors", 2, &["score.weight"], |_| {
+        let text = ["score", "--prompt", "a", "--response", "b", "--reward-model", "MODEL"];
+        on_files(&[], &text)
+    }),
+    ("arguments", 2, &["expected a number of at least 0"], |_| {
+        on_files(&[], &["evaluate", "mt-bench", "--temperature", "nan"])
+    }),
+    ("arguments", 2, &["required arguments were not provided", "--judge <JUDGE>"], |_| {
+        on_files(&[], &["evaluate", "win-rate", "a", "b"])
+    }),
+];
+
 /// Errors of the library that no command meets, each with the reason.
 const UNREACHABLE: &[(&str, &str)] = &[
     ("DataError::Limit", "the settings refuse such limits first"),
@@ -1018,8 +1166,16 @@ fn every_error_in_a_run_says_what_to_do() {
 }
 
 #[test]
+fn every_error_in_a_benchmark_names_its_file_or_argument() {
+    let ready = TempDir::new().unwrap();
+    finish(ready.path(), &["sft", "train-reward"], &[]);
+    check(BENCHMARKS, ready.path());
+}
+
+#[test]
 fn every_error_in_the_source_has_a_row() {
-    let reached = [DATA, MODEL, SETTINGS, RUN].concat().into_iter().map(|(error, ..)| error);
+    let reached =
+        [DATA, MODEL, SETTINGS, RUN, BENCHMARKS].concat().into_iter().map(|(error, ..)| error);
     let unreached = UNREACHABLE.iter().map(|(error, _)| *error);
     let listed: BTreeSet<String> =
         reached.chain(unreached).filter(|error| *error != "arguments").map(str::to_owned).collect();

@@ -1,6 +1,7 @@
 //! The program as a user types it, end to end, on models so small that a stage takes a tenth of a second.
 
 mod bad_input;
+mod benchmark;
 #[cfg(unix)]
 mod crash;
 mod display;

@@ -21,6 +21,7 @@ mod gae;
 mod goldens;
 mod interpolation;
 mod kl;
+mod length_control;
 mod lora;
 mod model;
 mod normalizer;
