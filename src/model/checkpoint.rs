@@ -120,18 +120,18 @@ pub(super) fn collect<M: Module>(
     collect.found
 }
 
-/// `module` with the parameters that [`trained_to_safetensors`] wrote; `path` is what errors call the file.
+/// `module` with the parameters in the safetensors file `path`, which [`trained_to_safetensors`] gave.
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Format`] and [`CheckpointError::Tensors`].
-pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, CheckpointError> {
-    struct Restore<'a> {
+/// [`CheckpointError::Read`], [`CheckpointError::Format`] and [`CheckpointError::Tensors`].
+pub fn restore<M: Module>(module: M, path: &Path) -> Result<M, CheckpointError> {
+    struct Restore {
         adapted: bool,
         path: Vec<String>,
-        source: FileSource<'a>,
+        source: FileSource<'static>,
     }
-    impl ModuleMapper for Restore<'_> {
+    impl ModuleMapper for Restore {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.path.push(name.to_owned());
         }
@@ -152,7 +152,7 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
         }
     }
     let unused = Placement::from(&Device::default()); // each parameter stays on its own device
-    let source = FileSource::from_bytes(path, bytes, unused)?;
+    let source = FileSource::of_file(path, unused)?;
     let mut restore = Restore { adapted: is_adapted(&module), path: Vec::new(), source };
     let module = module.map(&mut restore);
     restore.source.finish(&[])?;

@@ -218,8 +218,7 @@ impl Attention {
         // With autodiff the softmax is made of single operations, whose sums a half type would round; without,
         // backends sum in f32 of their own.
         let dtype = q.dtype();
-        let (q, k, v) =
-            if q.is_autodiff() { (wide(q), wide(k), wide(v)) } else { (q, k, v) };
+        let (q, k, v) = if q.is_autodiff() { (wide(q), wide(k), wide(v)) } else { (q, k, v) };
         let context = attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
         let context = cast(context, dtype);
         self.o_proj.forward(context.swap_dims(1, 2).reshape([b, s, self.heads * self.head_dim]))

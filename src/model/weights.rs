@@ -93,9 +93,7 @@ impl<'a> FileSource<'a> {
     pub fn open(dir: &Path, placement: Placement) -> Result<Self, CheckpointError> {
         let mut paths = files(dir)?;
         if paths.len() == 1 {
-            let path = paths.remove(0);
-            let shard = Shard::open(&path)?;
-            return Ok(Self::over(path, vec![shard], placement));
+            return Self::of_file(&paths[0], placement);
         }
         let index = paths.remove(0);
         let shards: Result<Vec<_>, _> = paths.iter().map(|path| Shard::open(path)).collect();
@@ -108,6 +106,15 @@ impl<'a> FileSource<'a> {
             }
         }
         source.checked()
+    }
+
+    /// A source over the safetensors file `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Read`] and [`CheckpointError::Format`].
+    pub fn of_file(path: &Path, placement: Placement) -> Result<Self, CheckpointError> {
+        Ok(Self::over(path.to_owned(), vec![Shard::open(path)?], placement))
     }
 
     /// A source over `bytes`, the content of the safetensors file `path`.
