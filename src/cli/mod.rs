@@ -1,5 +1,6 @@
 //! The command line: arguments in, checked settings out, then one stage. No logic of its own.
 
+mod benchmark;
 mod show;
 
 use std::path::PathBuf;
@@ -44,12 +45,17 @@ enum Command {
     FitNormalizer,
     /// Trains the policy of a method
     Ppo,
-    /// Compares the policy of a method with the reference model
-    Evaluate,
+    /// Compares the policy of a method with the reference model, or runs a public benchmark
+    Evaluate {
+        #[command(subcommand)]
+        benchmark: Option<benchmark::Benchmark>,
+    },
     /// Writes responses to a prompt
     Generate(show::GenerateArgs),
     /// Shows a text cut into segments, with entropies and rewards
     Segment(show::SegmentArgs),
+    /// Prints the reward of each segment of given texts
+    Score(benchmark::ScoreArgs),
     /// Prints every setting with its default
     Settings,
     /// Prints the tables of the paper
@@ -87,7 +93,8 @@ struct Common {
     /// A Hugging Face Llama checkpoint to start from: config.json, model.safetensors, tokenizer.json
     #[arg(long, global = true, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The folder of a train-reward stage, in place of the run's own
+    /// The folder of a train-reward stage, in place of the run's own; to evaluate and score also a published
+    /// reward model's
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
     /// Preference pairs in JSON Lines or Parquet, in place of the embedded task
@@ -129,9 +136,11 @@ impl Cli {
             Command::TrainReward => show::json(&reward::run(&context)?),
             Command::FitNormalizer => show::json(&fit_normalizer::run(&context)?.normalizer),
             Command::Ppo => show::json(&policy::run(&context)?),
-            Command::Evaluate => show::json(&evaluate::run(&context)?),
+            Command::Evaluate { benchmark: None } => show::json(&evaluate::run(&context)?),
+            Command::Evaluate { benchmark: Some(benchmark) } => benchmark.run(&context),
             Command::Generate(args) => show::generate(&context, &args),
             Command::Segment(args) => show::segment(&context, &args),
+            Command::Score(args) => benchmark::score(&context, &args),
             Command::Settings | Command::Reported => unreachable!("printed above"),
         }
     }

@@ -182,6 +182,14 @@ pub enum DataError {
         /// Which rows were skipped, in brackets.
         skipped: String,
     },
+    /// Another data file holds nothing.
+    #[error("{path}: no rows; expected {expected}")]
+    NoRows {
+        /// The data file.
+        path: PathBuf,
+        /// What a row is.
+        expected: &'static str,
+    },
     /// A token limit is too small to hold anything.
     #[error("the limit of {name} is {value}; it must be at least {least}")]
     Limit {
@@ -280,7 +288,7 @@ pub enum DataError {
 
 impl DataError {
     /// The error for a JSON fault in the text that starts at line `first` of `path`.
-    pub(super) fn json(path: &std::path::Path, first: usize, error: &serde_json::Error) -> Self {
+    pub(crate) fn json(path: &std::path::Path, first: usize, error: &serde_json::Error) -> Self {
         let (line, column) = (error.line(), error.column());
         let reason = error.to_string();
         let place = format!(" at line {line} column {column}");

@@ -4,6 +4,7 @@
 pub mod chat;
 pub mod diagnostics;
 pub mod error;
+pub mod fields;
 pub mod letters;
 pub mod pairs;
 mod python;

@@ -363,9 +363,10 @@ impl Settings {
             kv_heads: m.kv_heads,
             head_dim: m.head_dim,
             rope_theta: m.rope_theta,
-            rms_norm_eps: m.rms_norm_eps,
+            norm_eps: m.rms_norm_eps,
             tie_word_embeddings: m.tie_word_embeddings,
             max_position_embeddings: longest,
+            ..ModelConfig::default()
         }
     }
 
@@ -381,10 +382,10 @@ impl Settings {
         if self.method.is_dense() { self.ppo.interpolation } else { Interpolation::LastToken }
     }
 
-    /// How responses that end with the token `eos` are generated.
-    pub fn generation(&self, eos: u32) -> Generation {
+    /// How responses that end with one of the tokens `stops` are generated.
+    pub fn generation<'a>(&self, stops: &'a [u32]) -> Generation<'a> {
         let SamplingSettings { max_new_tokens, rows_at_once, .. } = self.sampling;
-        Generation { sampling: self.sampling(), max_new_tokens, rows_at_once, eos }
+        Generation { sampling: self.sampling(), max_new_tokens, rows_at_once, stops }
     }
 
     /// Refuses sampling that draws from anything but the policy itself.

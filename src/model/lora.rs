@@ -420,7 +420,7 @@ impl<'a> ModelSource<'a> {
     ) -> Result<Self, CheckpointError> {
         let own = |adapter: &'a Adapter| adapter.source(placement.clone());
         let adapters = adapters.iter().map(own).collect::<Result<_, _>>()?;
-        let base = FileSource::open(base, placement)?.with_layers(config.layers)?;
+        let base = FileSource::open(base, config, placement)?;
         let fresh_head = fresh.is_some();
         Ok(Self { base: base.with_fresh(fresh), adapters, fresh_head })
     }

@@ -112,7 +112,8 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     }
     let tokenizer = &task.tokenizer;
     let rows_at_once = 2 * settings.reward.rows_at_once;
-    let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
+    let scorer =
+        Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
     let calibration = pairs.train.len().min(settings.normalizer.pairs);
     let pairs_at_once = settings.reward.rows_at_once;
     let steps = calibration.div_ceil(pairs_at_once);

@@ -21,6 +21,7 @@ pub mod reproduce;
 pub mod reward;
 pub mod rollout;
 pub mod score;
+pub mod score_text;
 pub mod sft;
 pub mod supervised;
 pub mod task;

@@ -124,7 +124,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     }
     let actions = method.reward_actions(settings.segmentation.entropy_cutoff);
     let tokenizer = &task.tokenizer;
-    let segmenter = Segmenter::new(settings, actions, tokenizer.sentence_ends(), tokenizer.eos());
+    let segmenter =
+        Segmenter::new(settings, actions, tokenizer.sentence_ends(), tokenizer.stop_tokens());
     let prepare = |pairs| Examples::new(context, &reference_dir, &segmenter, pairs);
     let (examples, held_out) = (prepare(&pairs.train)?, prepare(&pairs.held_out)?);
 

@@ -1,15 +1,18 @@
 //! Every stage on a Hugging Face checkpoint and a user's preference pairs.
 
 use std::path::Path;
+use std::process::Command;
 
 use burn::tensor::Device;
 use segment_rlhf::data::tokenizer::Tokenizer;
 use segment_rlhf::model::{CausalLm, ScalarModel};
 use segment_rlhf::report::metrics::IterationMetrics;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{SENTENCES, finish, json_lines, llama, program};
+use crate::support::{
+    PROGRAM, SENTENCES, command_line, edit_json, finish, json_lines, llama, program,
+};
 
 const PIPELINE: [&str; 4] = ["train-reward", "fit-normalizer", "ppo", "evaluate"];
 
@@ -70,6 +73,37 @@ fn a_checkpoint_and_a_file_of_pairs_pass_through_every_stage() {
     let shown = program(run, &[&["segment", "--json"], &prompt[..]].concat()).ended_with(0).stdout;
     let shown: Value = serde_json::from_str(&shown).unwrap();
     assert!(shown["segments"][0]["normalized"].is_number(), "{shown}");
+}
+
+/// A checkpoint as most are: a chat template, a second token that ends turns, and padding by EOS.
+#[test]
+fn a_checkpoint_with_a_chat_template_passes_through_every_stage() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let (run, dir) = (run.path(), model.path());
+    let template = "Today is {{ strftime_now('%d %b %Y') }}. {{ bos_token }}{% for m in messages %}\
+        {{ m.role }}: {{ m.content | trim }}{{ eos_token if m.role == 'assistant' }}\n{% endfor %}\
+        {% if add_generation_prompt %}assistant: {% endif %}";
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
+    let config = r#"{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}"#;
+    std::fs::write(dir.join("tokenizer_config.json"), config).unwrap();
+    let generation = dir.join("generation_config.json");
+    edit_json(&generation, |config| config["eos_token_id"] = json!([2, 40]));
+    let model = dir.to_str().unwrap();
+    let input = ["--model", model, "--data", SENTENCES, "--set", "ppo.iterations=3"];
+    finish(run, &PIPELINE, &input);
+    check(run, "segment");
+    for model in ["ppo/model", "ppo/best/model"] {
+        let saved = run.join("segment").join(model);
+        let text = std::fs::read_to_string(saved.join("chat_template.jinja")).unwrap();
+        assert_eq!(text, template);
+        let tokenizer = Tokenizer::from_dir(&saved).unwrap();
+        assert_eq!((tokenizer.stop_tokens(), tokenizer.pad()), (&[2, 40][..], 2));
+    }
+    let arguments = command_line(run, &["generate", "--prompt", " Who wrote Faust?"], "1");
+    let output = Command::new(PROGRAM).args(arguments).env("SOURCE_DATE_EPOCH", "86400").output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let prompt = "Today is 02 Jan 1970. <s>user: Who wrote Faust?\nassistant:";
+    assert!(text.starts_with(prompt), "{text}");
 }
 
 #[test]

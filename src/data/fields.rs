@@ -1,0 +1,177 @@
+//! The fields of a row, with errors that name file, row and key.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::chat::{Message, Role};
+use super::error::DataError;
+use super::rows::rows;
+
+/// One row of a data file.
+pub struct Fields<'a> {
+    path: &'a Path,
+    /// The line, or the number of the element; from 1.
+    pub place: usize,
+    layouts: &'static str,
+    object: Map<String, Value>,
+}
+
+/// What `read` makes of each row of the file at `path`; `layouts` says in errors what a row is.
+///
+/// # Errors
+///
+/// Those of [`rows`] and of `read`; [`DataError::NoRows`] for a file without rows.
+pub fn read_rows<T, E: From<DataError>>(
+    path: &Path,
+    layouts: &'static str,
+    mut read: impl FnMut(&Fields) -> Result<T, E>,
+) -> Result<Vec<T>, E> {
+    let mut all = Vec::new();
+    for row in rows(path)? {
+        let row = row?;
+        all.push(read(&Fields { path, place: row.place, layouts, object: row.object })?);
+    }
+    if all.is_empty() {
+        return Err(DataError::NoRows { path: path.into(), expected: layouts }.into());
+    }
+    Ok(all)
+}
+
+impl Fields<'_> {
+    /// The value of `key`; a null counts as missing.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The value of `key`, which must be there.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::MissingKey`].
+    pub fn require(&self, key: &str) -> Result<&Value, DataError> {
+        self.get(key).ok_or_else(|| self.missing(key))
+    }
+
+    /// The text of `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::MissingKey`] and [`DataError::WrongType`].
+    pub fn text(&self, key: &str) -> Result<&str, DataError> {
+        self.as_text(key, self.require(key)?)
+    }
+
+    /// The list of `key`, which holds something.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::MissingKey`] and [`DataError::WrongType`].
+    pub fn list(&self, key: &str) -> Result<&[Value], DataError> {
+        match self.require(key)? {
+            Value::Array(list) if !list.is_empty() => Ok(list),
+            other => Err(self.wrong_type(key, "a list that is not empty", other)),
+        }
+    }
+
+    /// The text of the turn `key`: a text itself, or an object with the text `content`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::MissingKey`] and [`DataError::WrongType`].
+    pub fn turn<'v>(&self, key: &str, turn: &'v Value) -> Result<&'v str, DataError> {
+        match turn {
+            Value::Object(object) => {
+                let key = format!("{key}.content");
+                let content = object.get("content").ok_or_else(|| self.missing(&key))?;
+                self.as_text(&key, content)
+            }
+            other => self.as_text(key, other),
+        }
+    }
+
+    /// The messages in `key`: a text is one of the user.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::MissingKey`], [`DataError::WrongType`] and [`DataError::UnknownRole`].
+    pub fn messages(&self, key: &str) -> Result<Vec<Message>, DataError> {
+        let list = match self.require(key)? {
+            Value::String(text) => {
+                return Ok(vec![Message { role: Role::User, content: text.clone() }]);
+            }
+            Value::Array(list) => list,
+            other => return Err(self.wrong_type(key, "a text or a list of messages", other)),
+        };
+        let message = |(i, message): (usize, &Value)| {
+            let key = format!("{key}[{i}]");
+            let Value::Object(object) = message else {
+                return Err(self.wrong_type(&key, "an object", message));
+            };
+            let text = |name: &str| {
+                let key = format!("{key}.{name}");
+                let value = object.get(name).filter(|value| !value.is_null());
+                self.as_text(&key, value.ok_or_else(|| self.missing(&key))?)
+            };
+            let name = text("role")?;
+            let role = Role::from_name(name).ok_or_else(|| DataError::UnknownRole {
+                path: self.path.into(),
+                line: self.place,
+                key: key.clone(),
+                role: name.into(),
+            })?;
+            Ok(Message { role, content: text("content")?.into() })
+        };
+        list.iter().enumerate().map(message).collect()
+    }
+
+    /// The response in `key` and, where it is a conversation, what stands before it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Fields::messages`]; [`DataError::NoResponse`] and [`DataError::EmptyResponse`].
+    pub fn response(&self, key: &str) -> Result<(Option<Vec<Message>>, String), DataError> {
+        let (path, line, which) = (self.path.into(), self.place, key.to_owned());
+        let (before, response) = match self.require(key)? {
+            Value::String(text) => (None, text.clone()),
+            _ => {
+                let mut messages = self.messages(key)?;
+                match messages.pop() {
+                    Some(Message { role: Role::Assistant, content }) => {
+                        (Some(messages).filter(|before| !before.is_empty()), content)
+                    }
+                    _ => return Err(DataError::NoResponse { path, line, which }),
+                }
+            }
+        };
+        match response.trim().is_empty() {
+            true => Err(DataError::EmptyResponse { path, line, which }),
+            false => Ok((before, response)),
+        }
+    }
+
+    /// The error of a row that lacks `key`.
+    pub fn missing(&self, key: &str) -> DataError {
+        let (path, line, layouts) = (self.path.into(), self.place, self.layouts);
+        DataError::MissingKey { path, line, key: key.into(), layouts }
+    }
+
+    /// The error of a value in `key` that is not what was expected.
+    pub fn wrong_type(&self, key: &str, expected: &'static str, value: &Value) -> DataError {
+        let found = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a text",
+            Value::Array(list) if list.is_empty() => "an empty list",
+            Value::Array(_) => "a list",
+            Value::Object(_) => "an object",
+        };
+        let key = format!("`{key}`");
+        DataError::WrongType { path: self.path.into(), line: self.place, key, expected, found }
+    }
+
+    fn as_text<'v>(&self, key: &str, value: &'v Value) -> Result<&'v str, DataError> {
+        value.as_str().ok_or_else(|| self.wrong_type(key, "a text", value))
+    }
+}
