@@ -10,9 +10,21 @@ use std::path::{Path, PathBuf};
 ///
 /// Whatever the system says, a full disk for instance; the old content is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_file_by(path, |file| file.write_all(bytes))
+}
+
+/// The same with what `fill` writes.
+///
+/// # Errors
+///
+/// Those of `fill`, and whatever the system says; the old content is then untouched.
+pub fn write_file_by(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = sibling(path, "tmp");
     let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
+        fill(&mut file)?;
         file.sync_all()
     });
     let renamed = written.and_then(|()| fs::rename(&temporary, path));

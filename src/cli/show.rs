@@ -167,7 +167,7 @@ fn prompt(context: &Context, tokenizer: &Tokenizer, text: Option<&str>) -> Resul
     match text {
         Some(text) => {
             let message = Message { role: Role::User, content: text.to_owned() };
-            Ok(tokenizer.encode(&tokenizer.role_format().prompt(&[message]))?)
+            Ok(tokenizer.encode_prompt(&[message])?)
         }
         None if tokenizer.vocab_size() == letters::vocabulary().len() => {
             let held_out = letters::split().1;

@@ -37,7 +37,7 @@ pub enum DataError {
         /// The first byte that is not UTF-8, from 1.
         byte: usize,
     },
-    /// A line of a data file, or a whole settings file, is not JSON.
+    /// A line of a data file, or a whole JSON file, is not JSON.
     #[error("{path}:{line}: not JSON ({reason}, column {column}); expected one JSON object")]
     Json {
         /// The file.
@@ -48,6 +48,34 @@ pub enum DataError {
         column: usize,
         /// What the parser says.
         reason: String,
+    },
+    /// A Parquet file is damaged, or holds what cannot be read.
+    #[error("{path}: not a Parquet file that can be read ({reason}); copy or write it again")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What the Parquet library says.
+        reason: String,
+    },
+    /// A Parquet file is compressed in a way that this program does not read.
+    #[error(
+        "{path}: compressed with {codec}; this program reads Parquet with SNAPPY, GZIP or no \
+         compression: write the file again with one of these, or as JSON Lines"
+    )]
+    Compression {
+        /// The file.
+        path: PathBuf,
+        /// The compression.
+        codec: String,
+    },
+    /// A Parquet file met a program built without Parquet.
+    #[error(
+        "{path}: a Parquet file, and this program was built without the cargo feature `parquet`; \
+         build it with the feature, or give JSON Lines"
+    )]
+    WithoutParquet {
+        /// The file.
+        path: PathBuf,
     },
     /// A value has the wrong JSON type.
     #[error("{path}:{line}: {key} is {found}; expected {expected}")]
@@ -215,6 +243,36 @@ pub enum DataError {
         role: &'static str,
         /// Its format.
         format: String,
+    },
+    /// A chat template does not compile.
+    #[error(
+        "{path}: the chat template does not compile ({reason}); mend it, or give a `role_format` in \
+         tokenizer_config.json instead"
+    )]
+    Template {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// What the template engine says.
+        reason: String,
+    },
+    /// A chat template raises an exception for these messages, or fails.
+    #[error("the chat template does not write these messages ({reason})")]
+    Render {
+        /// What the template says, or the template engine.
+        reason: String,
+    },
+    /// A chat template writes a prompt otherwise once a response follows it.
+    #[error(
+        "the chat template does not begin a conversation with its prompt: after {common:?} the prompt has \
+         {prompt:?}, the conversation {conversation:?}; give a template or a `role_format` that does"
+    )]
+    NotAPrefix {
+        /// The end of what both begin with.
+        common: String,
+        /// How the prompt goes on.
+        prompt: String,
+        /// How the conversation goes on.
+        conversation: String,
     },
     /// The tokenizer cannot encode a text.
     #[error("the tokenizer cannot encode the text ({reason})")]

@@ -1,8 +1,11 @@
-//! Preference pairs, prompts, tokenizers, role formats, and the embedded task.
+//! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, and the embedded task.
 
 pub mod chat;
 pub mod diagnostics;
 pub mod error;
 pub mod letters;
 pub mod pairs;
+mod python;
+pub mod rows;
+pub mod template;
 pub mod tokenizer;

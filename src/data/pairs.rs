@@ -18,14 +18,13 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::chat::{Message, Role};
 use super::error::DataError;
+use super::rows::{Row, kind, rows};
 use super::tokenizer::Tokenizer;
 
 const PAIR: &str =
@@ -180,26 +179,10 @@ fn for_each_line(
     layouts: &'static str,
     mut visit: impl FnMut(Line) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    let unreadable = |source| DataError::Read { path: path.into(), source };
-    let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
-    let mut bytes = Vec::new();
-    for number in 1.. {
-        bytes.clear();
-        if file.read_until(b'\n', &mut bytes).map_err(unreadable)? == 0 {
-            break;
-        }
-        let mark: &[u8] = if number == 1 { b"\xEF\xBB\xBF" } else { b"" };
-        let text = str::from_utf8(bytes.strip_prefix(mark).unwrap_or(&bytes));
-        let text = text.map_err(|error| DataError::Utf8 {
-            path: path.into(),
-            line: number,
-            byte: error.valid_up_to() + 1,
-        })?;
-        if !text.trim().is_empty() {
-            visit(Line::parse(path, number, layouts, text)?)?;
-        }
-    }
-    Ok(())
+    rows(path)?.try_for_each(|row| {
+        let Row { place: number, object } = row?;
+        visit(Line { path, number, layouts, object })
+    })
 }
 
 /// One line of a data file: a JSON object, and where it stands.
@@ -210,23 +193,7 @@ struct Line<'a> {
     object: Map<String, Value>,
 }
 
-impl<'a> Line<'a> {
-    fn parse(
-        path: &'a Path,
-        number: usize,
-        layouts: &'static str,
-        text: &str,
-    ) -> Result<Self, DataError> {
-        let value = serde_json::from_str(text.trim_end())
-            .map_err(|error| DataError::json(path, number, &error))?;
-        let mut line = Self { path, number, layouts, object: Map::new() };
-        match value {
-            Value::Object(object) => line.object = object,
-            other => return Err(line.wrong_type("the line", "an object", &other)),
-        }
-        Ok(line)
-    }
-
+impl Line<'_> {
     /// The value of `key`; a null counts as missing.
     fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|value| !value.is_null())
@@ -238,14 +205,7 @@ impl<'a> Line<'a> {
     }
 
     fn wrong_type(&self, key: &str, expected: &'static str, value: &Value) -> DataError {
-        let found = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a text",
-            Value::Array(_) => "a list",
-            Value::Object(_) => "an object",
-        };
+        let found = kind(value);
         let (path, line) = (self.path.into(), self.number);
         DataError::WrongType { path, line, key: key.into(), expected, found }
     }
@@ -363,7 +323,12 @@ impl<'a> Encoder<'a> {
     }
 
     fn prompt(&mut self, line: &Line, messages: &[Message]) -> Result<Vec<u32>, DataError> {
-        let mut ids = self.encode(line, &self.tokenizer.role_format().prompt(messages))?;
+        let ids = self.tokenizer.encode_prompt(messages);
+        let mut ids = ids.map_err(|source| DataError::EncodeLine {
+            path: line.path.into(),
+            line: line.number,
+            source: source.into(),
+        })?;
         if messages.is_empty() || ids.is_empty() {
             return Err(DataError::EmptyPrompt { path: line.path.into(), line: line.number });
         }

@@ -1,65 +1,141 @@
 //! Text to token ids and back, as a Hugging Face `tokenizer.json` says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 use tokenizers::normalizers::Precompiled;
 
-use super::chat::RoleFormat;
+use super::chat::{Message, RoleFormat};
 use super::error::DataError;
+use super::template::ChatTemplate;
 use crate::atomic;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
+const GENERATION: &str = "generation_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
+/// The key of `tokenizer_config.json` where older checkpoints have their template.
+const CHAT_TEMPLATE: &str = "chat_template";
 /// Our own key of `tokenizer_config.json`.
 const ROLE_FORMAT: &str = "role_format";
+/// The special tokens that templates may name.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// The most characters of a text that an error shows.
+const SHOWN: usize = 40;
 /// More token ids than any vocabulary has; tables by id are kept.
 const MOST_IDS: usize = 1 << 24;
 /// What a decoder writes for bytes that are no character (yet).
 const NO_CHARACTER: char = '\u{FFFD}';
 
-/// A tokenizer, its end-of-sequence and padding tokens, and the role format of its prompts.
+/// A tokenizer, the tokens that end and fill sequences, and how its prompts are written.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    eos: u32,
+    /// EOS, then the others.
+    stops: Vec<u32>,
     pad: u32,
-    role_format: RoleFormat,
+    format: PromptFormat,
     /// By token id; its length is the vocabulary's size.
     sentence_ends: Vec<bool>,
-    /// `tokenizer_config.json` as read, so that saving keeps the keys of others.
+    files: Files,
+}
+
+/// How messages become text.
+#[derive(Clone, Debug)]
+enum PromptFormat {
+    Roles(RoleFormat),
+    Template(ChatTemplate),
+}
+
+/// A tokenizer's further files as read, so that saving keeps what others wrote in them.
+#[derive(Clone, Debug, Default)]
+struct Files {
+    /// `tokenizer_config.json`.
     config: Map<String, Value>,
+    /// `generation_config.json`.
+    generation: Map<String, Value>,
+    /// `chat_template.jinja`.
+    template: Option<String>,
 }
 
 impl Tokenizer {
-    /// The tokenizer in a folder: `tokenizer.json`, and what `tokenizer_config.json` says of it.
+    /// The tokenizer in a folder: `tokenizer.json`, and what the files beside it say of it.
     ///
     /// EOS and PAD are `eos_token` and `pad_token` of `tokenizer_config.json`, else `eos_token_id`
     /// and `pad_token_id` of `generation_config.json`, else of `config.json`; of a list of ids, the
-    /// first. PAD falls back to EOS. Without `role_format` (our own key of
-    /// `tokenizer_config.json`), prompts are written in [`RoleFormat::default`].
+    /// first. PAD falls back to EOS. Stop tokens are EOS and every `eos_token_id` of both files.
+    ///
+    /// Prompts are written in the `role_format` of `tokenizer_config.json` (our own key), else by
+    /// the template in `chat_template.jinja`, else by `chat_template` of `tokenizer_config.json` (a
+    /// text, or a list of named templates, of which `default` counts), else in
+    /// [`RoleFormat::default`].
     ///
     /// # Errors
     ///
     /// A [`DataError`] where a file cannot be read or understood, a named token is not in the
-    /// vocabulary, or no file names EOS ([`DataError::NoEos`]).
+    /// vocabulary, the template does not compile, or no file names EOS ([`DataError::NoEos`]).
     pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
         let path = dir.join(TOKENIZER);
         let text =
             fs::read(&path).map_err(|source| DataError::Read { path: path.clone(), source })?;
         let inner = parse(&path, &text)?;
-        let config = read_settings(&dir.join(CONFIG))?.unwrap_or_default();
-        let eos = named_token(dir, &config, &inner, "eos_token")?
-            .ok_or_else(|| DataError::NoEos { path: dir.into() })?;
-        let pad = named_token(dir, &config, &inner, "pad_token")?.unwrap_or(eos);
-        let role_format = match config.get(ROLE_FORMAT) {
-            None => RoleFormat::default(),
-            Some(value) => read_role_format(value, &dir.join(CONFIG))?,
+        let files = Files {
+            config: read_settings(&dir.join(CONFIG))?.unwrap_or_default(),
+            generation: read_settings(&dir.join(GENERATION))?.unwrap_or_default(),
+            template: read_template(&dir.join(TEMPLATE))?,
         };
-        Self::new(&path, inner, eos, pad, role_format, config)
+        let model = read_settings(&dir.join("config.json"))?.unwrap_or_default();
+        let id_files =
+            [(dir.join(GENERATION), &files.generation), (dir.join("config.json"), &model)];
+        let named = |key| named_token(&dir.join(CONFIG), &files.config, &inner, key);
+        let ids = |key: &str| token_ids(&id_files, &inner, &format!("{key}_id"));
+
+        let mut stops: Vec<u32> = named("eos_token")?.into_iter().collect();
+        for id in ids("eos_token")? {
+            if !stops.contains(&id) {
+                stops.push(id);
+            }
+        }
+        let eos = *stops.first().ok_or_else(|| DataError::NoEos { path: dir.into() })?;
+        let pad = match named("pad_token")? {
+            Some(pad) => pad,
+            None => ids("pad_token")?.first().copied().unwrap_or(eos),
+        };
+        let mut tokenizer = Self::new(&path, inner, stops, pad, RoleFormat::default(), files)?;
+        tokenizer.format = tokenizer.read_format(dir)?;
+        Ok(tokenizer)
+    }
+
+    /// The format that the files say.
+    fn read_format(&self, dir: &Path) -> Result<PromptFormat, DataError> {
+        let config = dir.join(CONFIG);
+        if let Some(value) = self.files.config.get(ROLE_FORMAT) {
+            return Ok(PromptFormat::Roles(read_role_format(value, &config)?));
+        }
+        let (path, source) = match &self.files.template {
+            Some(source) => (dir.join(TEMPLATE), Some(source.as_str())),
+            None => {
+                let source = default_template(self.files.config.get(CHAT_TEMPLATE), &config)?;
+                (config, source)
+            }
+        };
+        let Some(source) = source else { return Ok(PromptFormat::Roles(RoleFormat::default())) };
+        let mut special: BTreeMap<String, String> = SPECIAL_TOKENS
+            .iter()
+            .filter_map(|&key| Some((key.into(), token_text(self.files.config.get(key)?)?.into())))
+            .collect();
+        special.insert("eos_token".into(), self.token(self.eos()));
+        special.insert("pad_token".into(), self.token(self.pad));
+        ChatTemplate::new(source, &path, &special).map(PromptFormat::Template)
+    }
+
+    /// The name of a token that was found in the vocabulary.
+    fn token(&self, id: u32) -> String {
+        self.inner.id_to_token(id).expect("EOS and PAD were found in the vocabulary")
     }
 
     /// The tokenizer of the text of a `tokenizer.json`.
@@ -80,22 +156,24 @@ impl Tokenizer {
         let pad = id_of(&inner, pad, path, "pad_token")?;
         // The class by which transformers loads any tokenizer.json.
         let class = ("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
-        Self::new(path, inner, eos, pad, role_format, Map::from_iter([class]))
+        let files = Files { config: Map::from_iter([class]), ..Files::default() };
+        Self::new(path, inner, vec![eos], pad, role_format, files)
     }
 
     fn new(
         path: &Path,
         inner: tokenizers::Tokenizer,
-        eos: u32,
+        stops: Vec<u32>,
         pad: u32,
         role_format: RoleFormat,
-        config: Map<String, Value>,
+        files: Files,
     ) -> Result<Self, DataError> {
         let special: BTreeSet<u32> = inner
             .get_added_tokens_decoder()
             .into_iter()
             .filter_map(|(id, token)| token.special.then_some(id))
-            .chain([eos, pad])
+            .chain(stops.iter().copied())
+            .chain([pad])
             .collect();
         let refused = |reason| Err(DataError::Tokenizer { path: path.into(), reason });
         let mut ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
@@ -112,7 +190,77 @@ impl Tokenizer {
             let text = inner.decode(&[id], false).map_err(|error| not_a_tokenizer(path, &error))?;
             sentence_ends[id as usize] = !special.contains(&id) && ends_sentence(&text);
         }
-        Ok(Self { inner, eos, pad, role_format, sentence_ends, config })
+        let format = PromptFormat::Roles(role_format);
+        Ok(Self { inner, stops, pad, format, sentence_ends, files })
+    }
+
+    /// The token ids of the prompt that `messages` are, up to where the response starts.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Render`] where the chat template refuses the messages, [`DataError::Encode`]
+    /// where the vocabulary has no token for a part of the text.
+    pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, DataError> {
+        self.encode(&self.prompt_text(messages)?)
+    }
+
+    fn prompt_text(&self, messages: &[Message]) -> Result<String, DataError> {
+        match &self.format {
+            PromptFormat::Roles(format) => Ok(format.prompt(messages)),
+            PromptFormat::Template(template) => template.render(messages, true),
+        }
+    }
+
+    /// The token ids of a prompt, and of the `response` to it.
+    ///
+    /// The response ends with a stop token, once: the first of those that end its turn, else EOS is
+    /// appended. (Templates write a newline, or a second stop token, behind the end of a turn.) A
+    /// response without text is its stop token alone.
+    ///
+    /// A chat template writes the prompt and the whole conversation; the response is what the
+    /// conversation has beyond the prompt. Its tokens are those of the conversation beyond the
+    /// prompt's, or, where a token spans the boundary, those of its own text.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode_prompt`], and [`DataError::NotAPrefix`] where the template
+    /// writes a conversation that does not begin with its prompt.
+    pub fn encode_conversation(
+        &self,
+        prompt: &[Message],
+        response: &Message,
+    ) -> Result<(Vec<u32>, Vec<u32>), DataError> {
+        let text = self.prompt_text(prompt)?;
+        let ids = self.encode(&text)?;
+        let response = match &self.format {
+            PromptFormat::Roles(_) => self.encode(&response.content)?,
+            PromptFormat::Template(template) => {
+                let messages = [prompt, std::slice::from_ref(response)].concat();
+                let conversation = template.render(&messages, false)?;
+                let own = conversation
+                    .strip_prefix(&text)
+                    .ok_or_else(|| parting(&text, &conversation))?;
+                let all = self.encode(&conversation)?;
+                match all.strip_prefix(ids.as_slice()) {
+                    Some(response) => response.to_vec(),
+                    None => self.encode(own)?,
+                }
+            }
+        };
+        Ok((ids, self.ended(response)))
+    }
+
+    /// The tokens of a turn, cut behind the first stop token that ends it; without one, EOS is
+    /// appended.
+    fn ended(&self, mut turn: Vec<u32>) -> Vec<u32> {
+        let stops = |id: &u32| self.stops.contains(id);
+        let behind = |id: &u32| stops(id) || self.decode(&[*id]).trim().is_empty();
+        let text = turn.iter().rposition(|id| !behind(id)).map_or(0, |last| last + 1);
+        match turn[text..].iter().position(stops) {
+            Some(stop) => turn.truncate(text + stop + 1),
+            None => turn.push(self.eos()),
+        }
+        turn
     }
 
     /// The token ids of `text`: no special token is added, those written in the text are
@@ -161,9 +309,14 @@ impl Tokenizer {
         pieces
     }
 
-    /// The id of the token that ends a response.
+    /// The id of the token that is written at the end of a response without one, or cut.
     pub fn eos(&self) -> u32 {
-        self.eos
+        self.stops[0]
+    }
+
+    /// The ids of the tokens that end a response, EOS first.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stops
     }
 
     /// The id of the token that fills a batch; may be EOS.
@@ -184,13 +337,9 @@ impl Tokenizer {
         &self.sentence_ends
     }
 
-    /// How prompts are written out.
-    pub fn role_format(&self) -> &RoleFormat {
-        &self.role_format
-    }
-
-    /// Writes `tokenizer.json` and `tokenizer_config.json` such that [`Tokenizer::from_dir`] gives
-    /// the same tokenizer; other keys of the `tokenizer_config.json` it came from are kept.
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, and where they are needed
+    /// `chat_template.jinja` and `generation_config.json`, such that [`Tokenizer::from_dir`] gives
+    /// the same tokenizer; other keys of the files it came from are kept.
     ///
     /// # Errors
     ///
@@ -201,15 +350,24 @@ impl Tokenizer {
             let written = atomic::write_file(&path, text.as_bytes());
             written.map_err(|source| DataError::Write { path, source })
         };
-        let token =
-            |id| self.inner.id_to_token(id).expect("EOS and PAD were found in the vocabulary");
-        let mut config = self.config.clone();
-        config.insert("eos_token".into(), token(self.eos).into());
-        config.insert("pad_token".into(), token(self.pad).into());
-        config.insert(ROLE_FORMAT.into(), json!(self.role_format));
+        let mut config = self.files.config.clone();
+        config.insert("eos_token".into(), self.token(self.eos()).into());
+        config.insert("pad_token".into(), self.token(self.pad).into());
+        if let PromptFormat::Roles(format) = &self.format {
+            config.insert(ROLE_FORMAT.into(), json!(format));
+        }
         fs::create_dir_all(dir).map_err(|source| DataError::Write { path: dir.into(), source })?;
         write(TOKENIZER, self.inner.to_string(true).expect("a tokenizer read from JSON is JSON"))?;
-        write(CONFIG, format!("{:#}\n", Value::Object(config)))
+        write(CONFIG, format!("{:#}\n", Value::Object(config)))?;
+        if let Some(template) = &self.files.template {
+            write(TEMPLATE, template.clone())?;
+        }
+        if self.stops.len() > 1 {
+            let mut generation = self.files.generation.clone();
+            generation.insert("eos_token_id".into(), json!(self.stops));
+            write(GENERATION, format!("{:#}\n", Value::Object(generation)))?;
+        }
+        Ok(())
     }
 }
 
@@ -270,43 +428,101 @@ fn read_settings(path: &Path) -> Result<Option<Map<String, Value>>, DataError> {
     }
 }
 
-/// The id of the special token that the folder's settings call `key`, such as `eos_token`.
+/// The text of a template file, or `None` where there is none.
+fn read_template(path: &Path) -> Result<Option<String>, DataError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(DataError::Read { path: path.into(), source }),
+    }
+}
+
+/// The template in `value`, which the key [`CHAT_TEMPLATE`] of `path` holds: a text, or of a list of
+/// named ones the default.
+fn default_template<'a>(
+    value: Option<&'a Value>,
+    path: &Path,
+) -> Result<Option<&'a str>, DataError> {
+    let text = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|template| template["name"] == "default");
+            default.and_then(|template| template["template"].as_str())
+        }
+        Some(value) => value.as_str(),
+    };
+    let expected = "a text, or a list of {\"name\", \"template\"} with the name \"default\"";
+    text.map(Some).ok_or_else(|| setting(path, CHAT_TEMPLATE, expected))
+}
+
+fn setting(path: &Path, key: &str, expected: &str) -> DataError {
+    DataError::TokenizerSetting { path: path.into(), key: key.into(), expected: expected.into() }
+}
+
+/// A special token as settings write it: a text, or an object with `content`.
+fn token_text(value: &Value) -> Option<&str> {
+    value.get("content").unwrap_or(value).as_str()
+}
+
+/// The id of the special token that the settings in `path` call `key`, such as `eos_token`.
 fn named_token(
-    dir: &Path,
+    path: &Path,
     config: &Map<String, Value>,
     inner: &tokenizers::Tokenizer,
     key: &str,
 ) -> Result<Option<u32>, DataError> {
-    let wrong = |path: &Path, key: &str, expected: &str| DataError::TokenizerSetting {
-        path: path.into(),
-        key: key.into(),
-        expected: expected.into(),
-    };
-    let path = dir.join(CONFIG);
     match config.get(key) {
-        None | Some(Value::Null) => {}
+        None | Some(Value::Null) => Ok(None),
         Some(value) => {
-            let token = value.get("content").unwrap_or(value).as_str();
-            let token =
-                token.ok_or_else(|| wrong(&path, key, "a text, or an object with `content`"))?;
-            return id_of(inner, token, &path, key).map(Some);
+            let token = token_text(value)
+                .ok_or_else(|| setting(path, key, "a text, or an object with `content`"))?;
+            id_of(inner, token, path, key).map(Some)
         }
     }
-    let key = &format!("{key}_id");
-    for path in [dir.join("generation_config.json"), dir.join("config.json")] {
-        let settings = read_settings(&path)?.unwrap_or_default();
-        let id = match settings.get(key) {
+}
+
+/// The token ids that these files give as `key`, such as `eos_token_id`, in their order.
+fn token_ids(
+    files: &[(PathBuf, &Map<String, Value>)],
+    inner: &tokenizers::Tokenizer,
+    key: &str,
+) -> Result<Vec<u32>, DataError> {
+    let mut found = Vec::new();
+    for (path, settings) in files {
+        let ids = match settings.get(key) {
             None | Some(Value::Null) => continue,
-            Some(Value::Array(ids)) => ids.first().and_then(Value::as_u64),
-            Some(value) => value.as_u64(),
+            Some(Value::Array(ids)) => ids.clone(),
+            Some(value) => vec![value.clone()],
         };
-        let id = id.ok_or_else(|| wrong(&path, key, "a token id, or a list of token ids"))?;
-        return match u32::try_from(id).ok().filter(|&id| inner.id_to_token(id).is_some()) {
-            Some(id) => Ok(Some(id)),
-            None => Err(DataError::UnknownToken { path, key: key.clone(), token: id.to_string() }),
-        };
+        let wrong = || setting(path, key, "a token id, or a list of token ids");
+        if ids.is_empty() {
+            return Err(wrong());
+        }
+        for id in ids {
+            let id = id.as_u64().ok_or_else(wrong)?;
+            match u32::try_from(id).ok().filter(|&id| inner.id_to_token(id).is_some()) {
+                Some(id) => found.push(id),
+                None => {
+                    let (path, key) = (path.clone(), key.to_owned());
+                    return Err(DataError::UnknownToken { path, key, token: id.to_string() });
+                }
+            }
+        }
     }
-    Ok(None)
+    Ok(found)
+}
+
+/// Where a prompt and a conversation part that does not begin with it.
+fn parting(prompt: &str, conversation: &str) -> DataError {
+    let same = |(a, b): &(char, char)| a == b;
+    let common: Vec<char> =
+        prompt.chars().zip(conversation.chars()).take_while(same).map(|(c, _)| c).collect();
+    let after = |text: &str| text.chars().skip(common.len()).take(SHOWN).collect();
+    DataError::NotAPrefix {
+        common: common[common.len().saturating_sub(SHOWN)..].iter().collect(),
+        prompt: after(prompt),
+        conversation: after(conversation),
+    }
 }
 
 /// The id of `token`, which the key `key` of `path` names.
@@ -328,7 +544,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde::Deserialize;
-    use std::path::PathBuf;
     use tempfile::TempDir;
 
     fn fixture() -> PathBuf {
@@ -373,6 +588,13 @@ mod tests {
         dir
     }
 
+    fn role_format(tokenizer: &Tokenizer) -> &RoleFormat {
+        match &tokenizer.format {
+            PromptFormat::Roles(format) => format,
+            PromptFormat::Template(_) => panic!("a template"),
+        }
+    }
+
     fn eos_and_pad(files: &[(&str, &str)]) -> (u32, u32) {
         let tokenizer = Tokenizer::from_dir(folder(files).path()).unwrap();
         (tokenizer.eos(), tokenizer.pad())
@@ -394,7 +616,7 @@ mod tests {
             assert_eq!(tokenizer.decode(&golden.ids), golden.decoded);
         }
         assert_eq!((tokenizer.eos(), tokenizer.pad(), tokenizer.vocab_size()), (2, 0, 400));
-        assert_eq!(tokenizer.role_format(), &RoleFormat::default());
+        assert_eq!(role_format(&tokenizer), &RoleFormat::default());
     }
 
     #[test]
@@ -610,7 +832,7 @@ mod tests {
 
     #[test]
     fn saved_and_read_again_it_is_the_same() {
-        let config = r#"{"eos_token": "<|end|>", "chat_template": "kept", "pad_token": "<|bos|>"}"#;
+        let config = r#"{"eos_token": "<|end|>", "padding_side": "left", "pad_token": "<|bos|>"}"#;
         let given = folder(&[(CONFIG, config)]);
         let saved = TempDir::new().unwrap();
         for before in [Tokenizer::from_dir(given.path()).unwrap(), byte_level(), word_level()] {
@@ -618,14 +840,16 @@ mod tests {
             before.save(&dir).unwrap();
             let after = Tokenizer::from_dir(&dir).unwrap();
             assert_eq!((after.eos(), after.pad()), (before.eos(), before.pad()));
-            assert_eq!(after.role_format(), before.role_format());
+            assert_eq!(role_format(&after), role_format(&before));
             assert_eq!(after.sentence_ends(), before.sentence_ends());
             assert_eq!(
                 after.inner.to_string(false).unwrap(),
                 before.inner.to_string(false).unwrap()
             );
-            let kept = before.config.get("chat_template");
-            assert_eq!(after.config.get("chat_template"), kept);
+            assert_eq!(
+                after.files.config.get("padding_side"),
+                before.files.config.get("padding_side")
+            );
         }
         let file = saved.path().join("file");
         fs::write(&file, "").unwrap();

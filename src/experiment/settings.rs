@@ -363,9 +363,10 @@ impl Settings {
             kv_heads: m.kv_heads,
             head_dim: m.head_dim,
             rope_theta: m.rope_theta,
-            rms_norm_eps: m.rms_norm_eps,
+            norm_eps: m.rms_norm_eps,
             tie_word_embeddings: m.tie_word_embeddings,
             max_position_embeddings: longest,
+            ..ModelConfig::default()
         }
     }
 

@@ -26,8 +26,7 @@ impl KvCache {
         columns: usize,
         options: impl Into<TensorCreationOptions>,
     ) -> Self {
-        let (shape, options) =
-            ([batch, config.kv_heads, columns, config.head_dim], options.into());
+        let (shape, options) = ([batch, config.kv_heads, columns, config.head_dim], options.into());
         let layer = || LayerCache {
             keys: Tensor::zeros(shape, options.clone()),
             values: Tensor::zeros(shape, options.clone()),

@@ -1,14 +1,21 @@
-//! Models on disk, in Hugging Face's layout: `config.json` and `model.safetensors`.
+//! Models on disk, in the layout that Hugging Face's files have for their family: `config.json` and
+//! `model.safetensors`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor, TensorData};
-use safetensors::tensor::{Dtype, TensorView};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 
+use super::config::ModelConfig;
+use super::config_json::Head;
 use super::layers::named_param;
 use super::lora::{is_adapted, is_trained};
+use super::names::{Layout, Place};
 use super::source::{Init, Placement, Source};
 use super::weights::{FileSource, WEIGHTS};
 use crate::atomic;
@@ -86,7 +93,7 @@ pub enum CheckpointError {
     },
 }
 
-/// Every parameter of `module` by its Hugging Face name, as f32.
+/// Every parameter of `module` by its name, as f32.
 pub fn parameters<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     collect(module, |_| true)
 }
@@ -96,10 +103,25 @@ pub(super) fn collect<M: Module>(
     module: &M,
     keep: impl Fn(&str) -> bool,
 ) -> BTreeMap<String, TensorData> {
+    let f32 = |(name, parameter): (String, Parameter)| (name, (parameter.data)().convert::<f32>());
+    collect_lazily(module, keep).into_iter().map(f32).collect()
+}
+
+/// A parameter that is fetched from its device when it is needed.
+struct Parameter {
+    shape: Vec<usize>,
+    dtype: DType,
+    data: Box<dyn Fn() -> TensorData>,
+}
+
+fn collect_lazily<M: Module>(
+    module: &M,
+    keep: impl Fn(&str) -> bool,
+) -> BTreeMap<String, Parameter> {
     struct Collect<F> {
         keep: F,
         path: Vec<String>,
-        found: BTreeMap<String, TensorData>,
+        found: BTreeMap<String, Parameter>,
     }
     impl<F: Fn(&str) -> bool> ModuleVisitor for Collect<F> {
         fn enter_module(&mut self, name: &str, _container: &str) {
@@ -110,9 +132,13 @@ pub(super) fn collect<M: Module>(
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let name = self.path.join(".");
-            if (self.keep)(&name) {
-                self.found.insert(name, param.val().into_data().convert::<f32>());
+            if !(self.keep)(&name) {
+                return;
             }
+            let value = param.val();
+            let (shape, dtype) = (value.dims().to_vec(), value.dtype());
+            let data = Box::new(move || value.clone().into_data());
+            self.found.insert(name, Parameter { shape, dtype, data });
         }
     }
     let mut collect = Collect { keep, path: Vec::new(), found: BTreeMap::new() };
@@ -179,18 +205,110 @@ pub(super) fn serialize(parameters: &BTreeMap<String, TensorData>) -> Vec<u8> {
     safetensors::serialize(views, Some(metadata)).expect("named tensors serialise")
 }
 
-/// Writes `config` and the parameters of `module` into the existing folder `dir`.
+/// Writes a model of the family and shape that `config` names into the existing folder `dir`, each parameter in
+/// its own type.
 ///
 /// # Errors
 ///
 /// [`CheckpointError::Write`].
-pub fn save<M: Module>(module: &M, config: &str, dir: &Path) -> Result<(), CheckpointError> {
-    let write = |name: &str, bytes: &[u8]| {
+pub fn save<M: Module>(
+    module: &M,
+    config: &ModelConfig,
+    head: Head,
+    dir: &Path,
+) -> Result<(), CheckpointError> {
+    let parameters = collect_lazily(module, |_| true);
+    let dtype = parameters.values().map(|parameter| parameter.dtype).next().unwrap_or(DType::F32);
+    let tensors = in_files(parameters, &Layout::of(config));
+    let write = |name: &str, content: &mut dyn FnMut(&mut File) -> io::Result<()>| {
         let path = dir.join(name);
-        atomic::write_file(&path, bytes).map_err(|source| CheckpointError::Write { path, source })
+        atomic::write_file_by(&path, content)
+            .map_err(|source| CheckpointError::Write { path, source })
     };
-    write("config.json", config.as_bytes())?;
-    write(WEIGHTS, &to_safetensors(module))
+    let json = config.to_json(head, dtype);
+    write("config.json", &mut |file| file.write_all(json.as_bytes()))?;
+    write(WEIGHTS, &mut |file| write_safetensors(&tensors, file))
+}
+
+/// A tensor of a file, made of the parameters that it holds.
+struct FileTensor {
+    shape: Vec<usize>,
+    dtype: DType,
+    parts: Vec<(Vec<Range<usize>>, Parameter)>,
+}
+
+/// The tensors of a family's files, by name.
+fn in_files(
+    parameters: BTreeMap<String, Parameter>,
+    layout: &Layout,
+) -> BTreeMap<String, FileTensor> {
+    let mut tensors = BTreeMap::new();
+    for (name, parameter) in parameters {
+        let Place { name, rows, own } = layout.place(&name, parameter.shape[0]);
+        let tensor = tensors.entry(name).or_insert_with(|| FileTensor {
+            shape: [&[rows], &parameter.shape[1..]].concat(),
+            dtype: parameter.dtype,
+            parts: Vec::new(),
+        });
+        tensor.parts.push((own, parameter));
+    }
+    tensors
+}
+
+impl FileTensor {
+    /// Bytes in a row.
+    fn row(&self) -> usize {
+        self.shape[1..].iter().product::<usize>() * self.dtype.size()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let row = self.row();
+        let mut bytes = vec![0; self.shape[0] * row];
+        for (rows, parameter) in &self.parts {
+            let data = (parameter.data)().convert_dtype(self.dtype);
+            let mut rest = data.as_bytes();
+            for rows in rows {
+                let (piece, after) = rest.split_at(rows.len() * row);
+                bytes[rows.start * row..rows.end * row].copy_from_slice(piece);
+                rest = after;
+            }
+        }
+        bytes
+    }
+}
+
+/// Writes a safetensors file, one tensor after the other, so that none but one is on the host at a time.
+fn write_safetensors(tensors: &BTreeMap<String, FileTensor>, file: &mut File) -> io::Result<()> {
+    let mut sorted: Vec<_> = tensors.iter().map(|(name, t)| (name, stored(t.dtype), t)).collect();
+    sorted.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0))); // as the format asks, the widest type first
+    let mut end = 0;
+    let infos = sorted.iter().map(|(name, dtype, tensor)| {
+        let start = end;
+        end += tensor.shape[0] * tensor.row();
+        let shape = tensor.shape.clone();
+        ((*name).clone(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, end) })
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = Metadata::new(Some(metadata), infos.collect()).expect("tensors without a gap");
+    let mut header = serde_json::to_vec(&metadata).expect("a header serialises");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = BufWriter::new(file);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    for (.., tensor) in sorted {
+        file.write_all(&tensor.bytes())?;
+    }
+    file.flush()
+}
+
+fn stored(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::F64 => Dtype::F64,
+        other => unreachable!("a parameter in {other:?}"),
+    }
 }
 
 /// A fingerprint of the parameters of `module`: equal for equal values, whatever the device.

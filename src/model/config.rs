@@ -1,22 +1,77 @@
-//! The shape of a decoder, as Hugging Face's `config.json` writes it.
+//! The architecture of a decoder: its sizes, and what families of models do differently, as data.
 
-use std::path::Path;
+use serde_json::{Map, Value};
 
-use serde::{Deserialize, Serialize};
-
-use super::checkpoint::CheckpointError;
-
-/// The architecture of a Llama-style decoder.
+/// The families of models that this program reads and writes, by their `model_type` in `config.json`.
 ///
-/// Serialises to the keys of Hugging Face's `config.json`; reading accepts that file's other keys, both
-/// spellings of the rotary settings, and refuses what this decoder does not implement.
+/// Llama is the plain one. The others differ by what the fields of [`ModelConfig`] say, and by this: Qwen3
+/// normalizes each head of queries and keys; GPT-NeoX (Pythia) has LayerNorm, and an MLP without a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    Phi3,
+    GptNeox,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Self; 6] =
+        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Phi3, Self::GptNeox];
+
+    /// Its `model_type`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Phi3 => "phi3",
+            Self::GptNeox => "gpt_neox",
+        }
+    }
+
+    /// The name that its classes in transformers begin with.
+    pub(super) fn class(self) -> &'static str {
+        match self {
+            Self::Llama => "Llama",
+            Self::Mistral => "Mistral",
+            Self::Qwen2 => "Qwen2",
+            Self::Qwen3 => "Qwen3",
+            Self::Phi3 => "Phi3",
+            Self::GptNeox => "GPTNeoX",
+        }
+    }
+
+    /// Whether LayerNorm, with a bias, stands where the others have RMSNorm.
+    pub fn has_layer_norm(self) -> bool {
+        self == Self::GptNeox
+    }
+
+    /// Whether each head of queries and keys is normalized.
+    pub fn normalizes_heads(self) -> bool {
+        self == Self::Qwen3
+    }
+
+    /// Whether the MLP has a gate (SwiGLU).
+    pub fn has_gate(self) -> bool {
+        self != Self::GptNeox
+    }
+}
+
+/// The architecture of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// The family, which also names the tensors in files.
+    pub family: Family,
     /// Number of token ids.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the SwiGLU hidden layer.
+    /// Width of the MLP's hidden layer.
     pub intermediate_size: usize,
     /// Number of layers.
     pub layers: usize,
@@ -26,103 +81,169 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
+    /// Which projections of the attention have a bias.
+    pub attention_bias: AttentionBias,
+    /// Whether the projections of the MLP have a bias.
+    pub mlp_bias: bool,
+    /// The MLP's nonlinearity.
+    pub activation: Activation,
+    /// What the MLP reads.
+    pub residual: Residual,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Added to the mean square in RMSNorm.
-    pub rms_norm_eps: f64,
+    /// The share of a head's channels that turn, in (0, 1].
+    pub rotary_fraction: f64,
+    /// How the rotary frequencies are changed for longer sequences.
+    pub rope_scaling: RopeScaling,
+    /// How far back attention sees.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Added to the mean square or variance in norms.
+    pub norm_eps: f64,
     /// Whether the output head is the transposed embedding.
     pub tie_word_embeddings: bool,
-    /// Longest sequence in tokens.
+    /// Longest sequence in tokens, with rotary frequencies scaled where they are.
     pub max_position_embeddings: usize,
+    /// The keys of `config.json` that do not matter here, such as token ids: kept for whoever reads the model.
+    pub other: Map<String, Value>,
+}
+
+/// Which projections of the attention have a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionBias {
+    /// None of them.
+    None,
+    /// Queries, keys and values.
+    Inputs,
+    /// Queries, keys, values, and the output.
+    All,
+}
+
+/// The nonlinearity of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x σ(x).
+    Silu,
+    /// x Φ(x).
+    Gelu,
+    /// x Φ(x) with Φ by its tanh approximation.
+    GeluTanh,
+}
+
+/// What the MLP of a layer reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    /// The residual stream with the attention's output.
+    Sequential,
+    /// The residual stream that the attention read, at the same time.
+    Parallel,
+}
+
+/// How rotary frequencies are changed for longer sequences.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All are divided by a factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Low ones are divided by a factor, high ones stay, those between are blended (Llama 3.1).
+    Llama3 {
+        /// The factor.
+        factor: f64,
+        /// Turns within the original length at or below which a frequency is low.
+        low_freq_factor: f64,
+        /// Turns within the original length at or above which a frequency is high.
+        high_freq_factor: f64,
+        /// The original length in tokens.
+        original: usize,
+    },
+    /// Each is divided by a factor of its own, and queries and keys are scaled (Phi-3). Only sequences up to
+    /// the original length are supported: beyond it other factors hold for the whole sequence, so that what
+    /// a model says of its first tokens would depend on how many follow.
+    LongRope {
+        /// The factors up to the original length.
+        short_factor: Vec<f64>,
+        /// The factors beyond the original length: kept for whoever reads the model.
+        long_factor: Vec<f64>,
+        /// What queries and keys are scaled by, where it does not follow from the lengths.
+        attention_factor: Option<f64>,
+        /// The original length in tokens.
+        original: usize,
+    },
+}
+
+/// Attention that sees a query's own token and at most `tokens` - 1 before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlidingWindow {
+    /// How many tokens are seen.
+    pub tokens: usize,
+    /// The layers that it holds for.
+    pub layers: WindowedLayers,
+}
+
+/// The layers that a sliding window holds for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WindowedLayers {
+    /// From this layer on.
+    From(usize),
+    /// Each layer that is true here.
+    Listed(Vec<bool>),
+}
+
+impl Default for ModelConfig {
+    /// A Llama of the sizes of transformers' `LlamaConfig()`: 7 B parameters.
+    fn default() -> Self {
+        Self {
+            family: Family::Llama,
+            vocab_size: 32000,
+            hidden_size: 4096,
+            intermediate_size: 11008,
+            layers: 32,
+            heads: 32,
+            kv_heads: 32,
+            head_dim: 128,
+            attention_bias: AttentionBias::None,
+            mlp_bias: false,
+            activation: Activation::Silu,
+            residual: Residual::Sequential,
+            rope_theta: 1e4,
+            rotary_fraction: 1.0,
+            rope_scaling: RopeScaling::None,
+            sliding_window: None,
+            norm_eps: 1e-6,
+            tie_word_embeddings: false,
+            max_position_embeddings: 2048,
+            other: Map::new(),
+        }
+    }
 }
 
 /// The largest dimension: no model comes near, and tables of it fit in memory.
 const LARGEST: usize = 1 << 24;
 
-/// The keys of `config.json` that this program reads and writes.
-#[derive(Serialize, Deserialize)]
-struct HfConfig {
-    architectures: Option<Vec<String>>,
-    model_type: Option<String>,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    hidden_act: Option<String>,
-    rms_norm_eps: Option<f64>,
-    max_position_embeddings: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rope_theta: Option<f64>,
-    #[serde(skip_serializing)]
-    rope_scaling: Option<serde_json::Value>,
-    rope_parameters: Option<RopeParameters>,
-    tie_word_embeddings: Option<bool>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    num_labels: Option<usize>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct RopeParameters {
-    rope_theta: Option<f64>,
-    rope_type: Option<String>,
-}
-
 impl ModelConfig {
-    /// Reads `config.json` in `dir`.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Read`] and [`CheckpointError::Json`] for a missing or malformed file;
-    /// [`CheckpointError::Unsupported`] for an architecture or option that this decoder lacks.
-    pub fn from_dir(dir: &Path) -> Result<Self, CheckpointError> {
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
-        let hf: HfConfig = serde_json::from_str(&text)
-            .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
-        let unsupported =
-            |what: String| Err(CheckpointError::Unsupported { path: path.clone(), what });
-        match hf.model_type.as_deref() {
-            Some("llama") => {}
-            other => return unsupported(format!("model_type {other:?}; supported: \"llama\"")),
-        }
-        if hf.attention_bias == Some(true) || hf.mlp_bias == Some(true) {
-            return unsupported("attention_bias or mlp_bias; supported: no bias".into());
-        }
-        if !matches!(hf.hidden_act.as_deref(), None | Some("silu")) {
-            return unsupported(format!("hidden_act {:?}; supported: \"silu\"", hf.hidden_act));
-        }
-        if hf.rope_scaling.is_some_and(|value| !value.is_null()) {
-            return unsupported("rope_scaling; supported: plain rotary positions".into());
-        }
-        let rope = hf.rope_parameters;
-        if let Some(kind) = rope.as_ref().and_then(|rope| rope.rope_type.as_deref())
-            && kind != "default"
-        {
-            return unsupported(format!("rope_type {kind:?}; supported: \"default\""));
-        }
-        let heads = hf.num_attention_heads;
-        let config = Self {
-            vocab_size: hf.vocab_size,
-            hidden_size: hf.hidden_size,
-            intermediate_size: hf.intermediate_size,
-            layers: hf.num_hidden_layers,
-            heads,
-            kv_heads: hf.num_key_value_heads.unwrap_or(heads),
-            head_dim: hf.head_dim.unwrap_or(hf.hidden_size / heads.max(1)),
-            rope_theta: rope.and_then(|rope| rope.rope_theta).or(hf.rope_theta).unwrap_or(1e4),
-            rms_norm_eps: hf.rms_norm_eps.unwrap_or(1e-6),
-            tie_word_embeddings: hf.tie_word_embeddings.unwrap_or(false),
-            max_position_embeddings: hf.max_position_embeddings.unwrap_or(2048),
+    /// How many channels of a head turn.
+    pub fn rotary_dim(&self) -> usize {
+        (self.head_dim as f64 * self.rotary_fraction) as usize
+    }
+
+    /// How far back the attention of `layer` sees, if not to the first token.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let window = self.sliding_window.as_ref()?;
+        let holds = match &window.layers {
+            WindowedLayers::From(first) => layer >= *first,
+            WindowedLayers::Listed(layers) => layers[layer],
         };
-        match config.problem() {
-            Some((key, problem)) => unsupported(format!("{key}: {problem}")),
-            None => Ok(config),
+        holds.then_some(window.tokens)
+    }
+
+    /// The longest sequence in tokens that is supported.
+    pub fn longest_sequence(&self) -> usize {
+        match self.rope_scaling {
+            RopeScaling::LongRope { original, .. } => original.min(self.max_position_embeddings),
+            _ => self.max_position_embeddings,
         }
     }
 
@@ -146,21 +267,40 @@ impl ModelConfig {
             let problem = format!("{kv_heads}; expected a divisor of the {heads} query heads");
             return Some(("num_key_value_heads", problem));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            let problem =
-                format!("{}; expected an even number for rotary positions", self.head_dim);
+        if !(self.rotary_fraction > 0.0 && self.rotary_fraction <= 1.0) {
+            let problem = format!("{}; expected above 0, at most 1", self.rotary_fraction);
+            return Some(("partial_rotary_factor", problem));
+        }
+        let turning = self.rotary_dim();
+        if turning == 0 || !turning.is_multiple_of(2) {
+            let problem = format!("{turning}; expected an even number for rotary positions");
             return Some(("head_dim", problem));
         }
         if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
             return Some(("rope_theta", format!("{}; expected above 0", self.rope_theta)));
         }
-        if !(self.rms_norm_eps >= 0.0 && self.rms_norm_eps.is_finite()) {
-            return Some(("rms_norm_eps", format!("{}; expected 0 or above", self.rms_norm_eps)));
+        if let Some(problem) = self.rope_scaling.problem(turning / 2) {
+            return Some(("rope_scaling", problem));
+        }
+        if let Some(window) = &self.sliding_window {
+            if window.tokens == 0 {
+                return Some(("sliding_window", "0; expected at least 1".into()));
+            }
+            if let WindowedLayers::Listed(listed) = &window.layers
+                && listed.len() != self.layers
+            {
+                let problem = format!("{}; expected one for each layer", listed.len());
+                return Some(("layer_types", problem));
+            }
+        }
+        if !(self.norm_eps >= 0.0 && self.norm_eps.is_finite()) {
+            let key = if self.family.has_layer_norm() { "layer_norm_eps" } else { "rms_norm_eps" };
+            return Some((key, format!("{}; expected 0 or above", self.norm_eps)));
         }
         None
     }
 
-    /// About how many parameters a model of this shape has; the norms are left out.
+    /// About how many parameters a model of this shape has; norms and biases are left out.
     pub fn parameters(&self) -> u128 {
         let [d, f, v, heads, kv_heads, head, layers] = [
             self.hidden_size,
@@ -173,38 +313,50 @@ impl ModelConfig {
         ]
         .map(|n| n as u128);
         let attention = 2 * d * head * (heads + kv_heads);
+        let mlp = if self.family.has_gate() { 3 * d * f } else { 2 * d * f };
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        layers * (attention + 3 * d * f) + tables * v * d
+        layers * (attention + mlp) + tables * v * d
     }
+}
 
-    /// The text of `config.json` for a model of this shape; `architecture` is `LlamaForCausalLM` or
-    /// `LlamaForSequenceClassification`.
-    pub fn to_json(&self, architecture: &str) -> String {
-        let classifier = architecture.ends_with("SequenceClassification");
-        let hf = HfConfig {
-            architectures: Some(vec![architecture.into()]),
-            model_type: Some("llama".into()),
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.layers,
-            num_attention_heads: self.heads,
-            num_key_value_heads: Some(self.kv_heads),
-            head_dim: Some(self.head_dim),
-            hidden_act: Some("silu".into()),
-            rms_norm_eps: Some(self.rms_norm_eps),
-            max_position_embeddings: Some(self.max_position_embeddings),
-            rope_theta: Some(self.rope_theta),
-            rope_scaling: None,
-            rope_parameters: Some(RopeParameters {
-                rope_theta: Some(self.rope_theta),
-                rope_type: Some("default".into()),
-            }),
-            tie_word_embeddings: Some(self.tie_word_embeddings),
-            attention_bias: Some(false),
-            mlp_bias: Some(false),
-            num_labels: classifier.then_some(1),
+impl RopeScaling {
+    /// What is wrong with it, if anything is, for this many frequencies.
+    fn problem(&self, frequencies: usize) -> Option<String> {
+        let positive = |name: &str, value: f64| {
+            let bad = !(value > 0.0 && value.is_finite());
+            bad.then(|| format!("{name} {value}; expected above 0"))
         };
-        serde_json::to_string_pretty(&hf).expect("a plain struct serialises")
+        match self {
+            Self::None => None,
+            Self::Linear { factor } => positive("factor", *factor),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
+                let order = (low_freq_factor >= high_freq_factor).then(|| {
+                    format!(
+                        "low_freq_factor {low_freq_factor}; expected below high_freq_factor \
+                         {high_freq_factor}"
+                    )
+                });
+                positive("factor", *factor)
+                    .or_else(|| positive("low_freq_factor", *low_freq_factor))
+                    .or_else(|| positive("high_freq_factor", *high_freq_factor))
+                    .or_else(|| positive("original_max_position_embeddings", *original as f64))
+                    .or(order)
+            }
+            Self::LongRope { short_factor, long_factor, attention_factor, original } => {
+                [("short_factor", short_factor), ("long_factor", long_factor)]
+                    .into_iter()
+                    .find_map(|(name, factors)| {
+                        let count = factors.len();
+                        let wrong = (count != frequencies)
+                            .then(|| format!("{name} of {count} numbers; expected {frequencies}"));
+                        wrong.or_else(|| factors.iter().find_map(|f| positive(name, *f)))
+                    })
+                    .or_else(|| positive("attention_factor", attention_factor.unwrap_or(1.0)))
+                    // Its logarithm divides.
+                    .or_else(|| {
+                        positive("original_max_position_embeddings - 1", *original as f64 - 1.0)
+                    })
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use burn::tensor::{Bool, DType, Device, Gradients, Tensor};
 use super::cache::KvCache;
 use super::checkpoint::{self, CheckpointError};
 use super::config::ModelConfig;
+use super::config_json::Head;
 use super::grid::Grid;
 use super::layers::{Embedding, Layer, Linear, Norm, apply, cast, fan_in, named_param, wide};
 use super::lora::{self, Adapter, LoraSettings, ModelSource};
@@ -27,6 +28,9 @@ pub struct Decoder {
     norm: Norm,
     #[module(skip)]
     rope: Rope,
+    /// How far back each layer sees.
+    #[module(skip)]
+    windows: Vec<Option<usize>>,
     /// The type of activations, where it is not that of the parameters.
     #[module(skip)]
     compute: Option<Precision>,
@@ -42,8 +46,9 @@ impl Decoder {
         Self {
             embed_tokens: Embedding::new(source, "model.embed_tokens", shape, Init::Normal(1.0)),
             layers: (0..config.layers).map(|i| Layer::new(source, &layer(i), config)).collect(),
-            norm: Norm::rms(source, "model.norm", config.hidden_size, config.rms_norm_eps),
-            rope: Rope::new(config.head_dim, config.rope_theta),
+            norm: Norm::of(source, "model.norm", config),
+            rope: Rope::of(config),
+            windows: (0..config.layers).map(|layer| config.window(layer)).collect(),
             compute: None,
             tape: None,
         }
@@ -80,34 +85,37 @@ impl Decoder {
         if let Some(tape) = self.tape.as_ref().filter(|_| device.is_autodiff()) {
             return self.norm.forward(self.record(tape, grid, columns.end));
         }
-        let (hidden, rotation) = self.positions(grid, columns.clone(), &device);
+        let positions = self.positions(grid, columns.clone(), &device);
         let mut x = self.embed(grid, columns);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[i]);
-            x = layer.forward(x, &rotation, &hidden, cache);
+            let hidden = positions.hidden(self.windows[i]);
+            x = layer.forward(x, &positions.rotation, hidden, cache);
         }
         self.norm.forward(x)
     }
 
-    /// What a query must not see, and the rotary positions.
-    fn positions(
-        &self,
-        grid: &Grid,
-        columns: Range<usize>,
-        device: &Device,
-    ) -> (Tensor<4, Bool>, Rotation) {
-        let hidden = grid.hidden(columns.clone(), device);
-        (hidden, grid.rotation(&self.rope, columns, device, self.dtype()))
+    /// What the layers must know of `columns` beside what they hold.
+    fn positions(&self, grid: &Grid, columns: Range<usize>, device: &Device) -> Positions {
+        let window = self.windows.iter().flatten().next().copied();
+        let window = window.filter(|&tokens| tokens < columns.end);
+        Positions {
+            hidden: grid.hidden(columns.clone(), None, device),
+            hidden_by_window: window
+                .map(|tokens| grid.hidden(columns.clone(), Some(tokens), device)),
+            rotation: grid.rotation(&self.rope, columns, device, self.dtype()),
+        }
     }
 
     /// The output of the last layer, as a leaf, with the input of each on the tape.
     fn record(&self, tape: &Tape, grid: &Grid, end: usize) -> Tensor<3> {
         let mut x = self.embed(grid, 0..end).without_autodiff();
-        let (hidden, rotation) = self.positions(grid, 0..end, &x.device());
+        let positions = self.positions(grid, 0..end, &x.device());
         let mut inputs = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
+        for (layer, window) in self.layers.iter().zip(&self.windows) {
             inputs.push(x.clone());
-            x = layer.valid().forward(x, &rotation, &hidden, None);
+            let hidden = positions.hidden(*window);
+            x = layer.valid().forward(x, &positions.rotation, hidden, None);
         }
         let output = x.autodiff().require_grad();
         tape.push(Pass { grid: grid.clone(), end, inputs, output: output.clone() });
@@ -119,10 +127,12 @@ impl Decoder {
         let device = self.embed_tokens.weight.device();
         for Pass { grid, end, inputs, output } in self.tape.iter().flat_map(Tape::take) {
             let Some(mut slope) = output.grad(found) else { continue };
-            let (hidden, rotation) = self.positions(&grid, 0..end, &device);
-            for (layer, input) in self.layers.iter().zip(inputs).rev() {
+            let positions = self.positions(&grid, 0..end, &device);
+            for ((layer, window), input) in self.layers.iter().zip(&self.windows).zip(inputs).rev()
+            {
                 let x = input.autodiff().require_grad();
-                let y = layer.forward(x.clone(), &rotation, &hidden, None);
+                let hidden = positions.hidden(*window);
+                let y = layer.forward(x.clone(), &positions.rotation, hidden, None);
                 let gradients = y.mul(slope.autodiff()).sum().backward();
                 slope = x.grad(&gradients).expect("a layer depends on its input");
                 add(GradientsParams::from_grads(gradients, layer));
@@ -133,6 +143,22 @@ impl Decoder {
                 add(GradientsParams::from_grads(gradients, &self.embed_tokens));
             }
         }
+    }
+}
+
+/// What the layers must know of some columns beside what they hold.
+struct Positions {
+    /// True where a query must not see a key.
+    hidden: Tensor<4, Bool>,
+    /// The same in layers with a sliding window, where it reaches less far back than the columns do.
+    hidden_by_window: Option<Tensor<4, Bool>>,
+    rotation: Rotation,
+}
+
+impl Positions {
+    /// What queries must not see in a layer of this window.
+    fn hidden(&self, window: Option<usize>) -> &Tensor<4, Bool> {
+        self.hidden_by_window.as_ref().filter(|_| window.is_some()).unwrap_or(&self.hidden)
     }
 }
 
@@ -202,7 +228,7 @@ impl CausalLm {
     ///
     /// [`CheckpointError::Write`].
     pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
-        checkpoint::save(self, &config.to_json("LlamaForCausalLM"), dir)
+        checkpoint::save(self, config, Head::CausalLm, dir)
     }
 
     /// The logits read in `columns`, `[B, S, vocabulary]`: those of column c predict the token of c+1.
@@ -268,7 +294,7 @@ impl CausalLm {
         base: &Path,
         dir: &Path,
     ) -> Result<(), CheckpointError> {
-        lora::save(self, settings, base, &config.to_json("LlamaForCausalLM"), dir)
+        lora::save(self, settings, base, &config.to_json(Head::CausalLm, DType::F32), dir)
     }
 
     fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
@@ -363,7 +389,7 @@ impl ScalarModel {
     ///
     /// [`CheckpointError::Write`].
     pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
-        checkpoint::save(self, &config.to_json("LlamaForSequenceClassification"), dir)
+        checkpoint::save(self, config, Head::Score, dir)
     }
 
     /// The score read in each of `columns`, `[B, S]`, in at least 32 bits.
@@ -415,6 +441,6 @@ impl ScalarModel {
         base: &Path,
         dir: &Path,
     ) -> Result<(), CheckpointError> {
-        lora::save(self, settings, base, &config.to_json("LlamaForSequenceClassification"), dir)
+        lora::save(self, settings, base, &config.to_json(Head::Score, DType::F32), dir)
     }
 }

@@ -91,14 +91,20 @@ impl Grid {
     }
 
     /// True where the query in one of `columns` must not see the key in a column before their end:
-    /// `[B, 1, S, K]`. A query sees the tokens of its row before it, and itself, in the padding too, so
-    /// that its softmax stays finite.
-    pub(super) fn hidden(&self, columns: Range<usize>, device: &Device) -> Tensor<4, Bool> {
+    /// `[B, 1, S, K]`. A query sees the tokens of its row before it, as far back as `window` reaches, and
+    /// itself, in the padding too, so that its softmax stays finite.
+    pub(super) fn hidden(
+        &self,
+        columns: Range<usize>,
+        window: Option<usize>,
+        device: &Device,
+    ) -> Tensor<4, Bool> {
         let keys = columns.end;
         let mut hidden = vec![true; self.rows() * columns.len() * keys];
         for (cell, (row, query)) in hidden.chunks_mut(keys).zip(self.cells(&columns)) {
             let end = query.min(row.start + row.tokens.len());
-            cell[row.start.min(end)..end].fill(false);
+            let farthest = window.map_or(0, |tokens| (query + 1).saturating_sub(tokens));
+            cell[row.start.max(farthest).min(end)..end].fill(false);
             cell[query] = false;
         }
         Tensor::from_data(TensorData::new(hidden, [self.rows(), 1, columns.len(), keys]), device)

@@ -1,4 +1,5 @@
-//! The parts of the decoder. Parameters are stored and named as Hugging Face stores and names them.
+//! The parts of the decoder. Parameters are stored and named as Hugging Face stores and names Llama's;
+//! [`super::names`] knows what other families call them.
 
 use burn::module::{LoraAdapter, Module, Param, ParamId};
 use burn::tensor::module::{attention, embedding};
@@ -6,7 +7,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, activation};
 
 use super::cache::LayerCache;
-use super::config::ModelConfig;
+use super::config::{Activation, AttentionBias, ModelConfig, Residual};
 use super::rope::Rotation;
 use super::source::{Init, Source};
 
@@ -104,6 +105,16 @@ impl Norm {
         Self { bias: Some(bias), ..norm }
     }
 
+    /// The norm of a model's residual stream.
+    pub(super) fn of<S: Source>(source: &mut S, name: &str, config: &ModelConfig) -> Self {
+        let (d, epsilon) = (config.hidden_size, config.norm_eps);
+        if config.family.has_layer_norm() {
+            Self::layer(source, name, d, epsilon)
+        } else {
+            Self::rms(source, name, d, epsilon)
+        }
+    }
+
     /// Keeps the shape `[B, T, channels]` and the type.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let (dtype, x) = (x.dtype(), wide(x));
@@ -136,27 +147,51 @@ impl Embedding {
     }
 }
 
-/// SwiGLU: down(silu(gate(x)) · up(x)).
+/// SwiGLU, down(silu(gate(x)) · up(x)), or without a gate down(gelu(up(x))).
 #[derive(Module, Debug)]
 pub struct Mlp {
-    gate_proj: Linear,
+    gate_proj: Option<Linear>,
     up_proj: Linear,
     down_proj: Linear,
+    #[module(skip)]
+    activation: Activation,
 }
 
 impl Mlp {
     fn new<S: Source>(source: &mut S, name: &str, config: &ModelConfig) -> Self {
         let (d, f) = (config.hidden_size, config.intermediate_size);
+        let linear = |source: &mut S, part: &str, [outputs, inputs]: [usize; 2]| {
+            let name = format!("{name}.{part}");
+            Linear::with_bias(source, &name, [outputs, inputs], fan_in(inputs), config.mlp_bias)
+        };
+        let gated = config.family.has_gate();
         Self {
-            gate_proj: Linear::new(source, &format!("{name}.gate_proj"), [f, d], fan_in(d)),
-            up_proj: Linear::new(source, &format!("{name}.up_proj"), [f, d], fan_in(d)),
-            down_proj: Linear::new(source, &format!("{name}.down_proj"), [d, f], fan_in(f)),
+            gate_proj: gated.then(|| linear(source, "gate_proj", [f, d])),
+            up_proj: linear(source, "up_proj", [f, d]),
+            down_proj: linear(source, "down_proj", [d, f]),
+            activation: config.activation,
         }
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = activation::silu(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate.mul(self.up_proj.forward(x)))
+        let hidden = match &self.gate_proj {
+            Some(gate) => {
+                let gate = self.activation.apply(gate.forward(x.clone()));
+                gate.mul(self.up_proj.forward(x))
+            }
+            None => self.activation.apply(self.up_proj.forward(x)),
+        };
+        self.down_proj.forward(hidden)
+    }
+}
+
+impl Activation {
+    fn apply(self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Silu => activation::silu(x),
+            Self::Gelu => activation::gelu(x),
+            Self::GeluTanh => activation::gelu_approximate(x),
+        }
     }
 }
 
@@ -172,6 +207,8 @@ pub struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
+    q_norm: Option<Norm>,
+    k_norm: Option<Norm>,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -181,11 +218,23 @@ impl Attention {
     fn new<S: Source>(source: &mut S, name: &str, config: &ModelConfig) -> Self {
         let (d, head) = (config.hidden_size, config.head_dim);
         let (q, kv) = (config.heads * head, config.kv_heads * head);
+        let inputs = config.attention_bias != AttentionBias::None;
+        let output = config.attention_bias == AttentionBias::All;
+        let linear = |source: &mut S, part: &str, [outputs, inputs]: [usize; 2], biased| {
+            let name = format!("{name}.{part}");
+            Linear::with_bias(source, &name, [outputs, inputs], fan_in(inputs), biased)
+        };
+        let norm = |source: &mut S, part: &str| {
+            let norms = config.family.normalizes_heads();
+            norms.then(|| Norm::rms(source, &format!("{name}.{part}"), head, config.norm_eps))
+        };
         Self {
-            q_proj: Linear::new(source, &format!("{name}.q_proj"), [q, d], fan_in(d)),
-            k_proj: Linear::new(source, &format!("{name}.k_proj"), [kv, d], fan_in(d)),
-            v_proj: Linear::new(source, &format!("{name}.v_proj"), [kv, d], fan_in(d)),
-            o_proj: Linear::new(source, &format!("{name}.o_proj"), [d, q], fan_in(q)),
+            q_proj: linear(source, "q_proj", [q, d], inputs),
+            k_proj: linear(source, "k_proj", [kv, d], inputs),
+            v_proj: linear(source, "v_proj", [kv, d], inputs),
+            o_proj: linear(source, "o_proj", [d, q], output),
+            q_norm: norm(source, "q_norm"),
+            k_norm: norm(source, "k_norm"),
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: head,
@@ -205,8 +254,14 @@ impl Attention {
         let split = |x: Tensor<3>, heads| {
             x.reshape([b, s, heads, self.head_dim]).swap_dims(1, 2) // [B, H, S, head]
         };
-        let q = rotation.apply(split(self.q_proj.forward(x.clone()), self.heads));
-        let k = rotation.apply(split(self.k_proj.forward(x.clone()), self.kv_heads));
+        let normed = |x: Tensor<3>, norm: &Option<Norm>, heads| match norm {
+            Some(norm) => norm.forward(x.reshape([b, s * heads, self.head_dim])),
+            None => x,
+        };
+        let q = normed(self.q_proj.forward(x.clone()), &self.q_norm, self.heads);
+        let k = normed(self.k_proj.forward(x.clone()), &self.k_norm, self.kv_heads);
+        let q = rotation.apply(split(q, self.heads));
+        let k = rotation.apply(split(k, self.kv_heads));
         let v = split(self.v_proj.forward(x), self.kv_heads);
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),
@@ -218,8 +273,7 @@ impl Attention {
         // With autodiff the softmax is made of single operations, whose sums a half type would round; without,
         // backends sum in f32 of their own.
         let dtype = q.dtype();
-        let (q, k, v) =
-            if q.is_autodiff() { (wide(q), wide(k), wide(v)) } else { (q, k, v) };
+        let (q, k, v) = if q.is_autodiff() { (wide(q), wide(k), wide(v)) } else { (q, k, v) };
         let context = attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
         let context = cast(context, dtype);
         self.o_proj.forward(context.swap_dims(1, 2).reshape([b, s, self.heads * self.head_dim]))
@@ -243,19 +297,20 @@ pub struct Layer {
     mlp: Mlp,
     input_layernorm: Norm,
     post_attention_layernorm: Norm,
+    #[module(skip)]
+    residual: Residual,
 }
 
 impl Layer {
     /// Takes the parameters under `name` from `source`.
     pub fn new<S: Source>(source: &mut S, name: &str, config: &ModelConfig) -> Self {
-        let (d, epsilon) = (config.hidden_size, config.rms_norm_eps);
-        let norm =
-            |source: &mut S, part: &str| Norm::rms(source, &format!("{name}.{part}"), d, epsilon);
+        let norm = |source: &mut S, part: &str| Norm::of(source, &format!("{name}.{part}"), config);
         Self {
             self_attn: Attention::new(source, &format!("{name}.self_attn"), config),
             mlp: Mlp::new(source, &format!("{name}.mlp"), config),
             input_layernorm: norm(source, "input_layernorm"),
             post_attention_layernorm: norm(source, "post_attention_layernorm"),
+            residual: config.residual,
         }
     }
 
@@ -273,8 +328,12 @@ impl Layer {
             hidden,
             cache,
         );
-        let x = x.add(attended);
-        x.clone().add(self.mlp.forward(self.post_attention_layernorm.forward(x)))
+        let sum = x.clone().add(attended);
+        let read = match self.residual {
+            Residual::Sequential => sum.clone(),
+            Residual::Parallel => x,
+        };
+        sum.add(self.mlp.forward(self.post_attention_layernorm.forward(read)))
     }
 }
 

@@ -247,18 +247,13 @@ impl Adapter {
     /// # Errors
     ///
     /// [`CheckpointError::Tensors`] when they do not fit.
-    pub(super) fn onto<M: Module>(
-        &self,
-        base: M,
-        device: &Device,
-    ) -> Result<M, CheckpointError> {
+    pub(super) fn onto<M: Module>(&self, base: M, device: &Device) -> Result<M, CheckpointError> {
         let mut source = self.source(device.into())?;
         let read = |name: &str, shape: [usize; 2], init| {
             Some(Tensor::from_data(source.values(name, &shape, init)?, (device, DType::F32)))
         };
         let settings = &self.settings;
-        let model =
-            base.apply_reparameterization(Attach { settings, device, tensors: read });
+        let model = base.apply_reparameterization(Attach { settings, device, tensors: read });
         source.file.finish(&[&peft_name(HEAD)])?;
         Ok(model)
     }
@@ -367,12 +362,7 @@ struct AdapterSource<'a> {
 }
 
 impl AdapterSource<'_> {
-    fn values(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        init: Init,
-    ) -> Option<TensorData> {
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<TensorData> {
         self.file.values(&peft_name(name), shape, init)
     }
 
@@ -430,7 +420,7 @@ impl<'a> ModelSource<'a> {
     ) -> Result<Self, CheckpointError> {
         let own = |adapter: &'a Adapter| adapter.source(placement.clone());
         let adapters = adapters.iter().map(own).collect::<Result<_, _>>()?;
-        let base = FileSource::open(base, placement)?.with_layers(config.layers)?;
+        let base = FileSource::open(base, config, placement)?;
         let fresh_head = fresh.is_some();
         Ok(Self { base: base.with_fresh(fresh), adapters, fresh_head })
     }
@@ -452,16 +442,9 @@ impl<'a> ModelSource<'a> {
 }
 
 impl Source for ModelSource<'_> {
-    fn values(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        init: Init,
-    ) -> Option<TensorData> {
+    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<TensorData> {
         match self.adapters.first_mut() {
-            Some(adapter) if name == HEAD && !self.fresh_head => {
-                adapter.values(name, shape, init)
-            }
+            Some(adapter) if name == HEAD && !self.fresh_head => adapter.values(name, shape, init),
             _ => self.base.values(name, shape, init),
         }
     }

@@ -297,8 +297,8 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::model::checkpoint::to_safetensors;
     use crate::experiment::settings::Settings;
+    use crate::model::checkpoint::to_safetensors;
     use crate::model::generate::response_log_probs;
     use crate::model::{CausalLm, Grid};
 

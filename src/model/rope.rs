@@ -1,20 +1,57 @@
 //! Rotary positions: each pair of channels turns by an angle proportional to the position.
 
+use std::f64::consts::TAU;
+
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use super::config::{ModelConfig, RopeScaling};
 
 /// The rotary frequencies of a head.
 #[derive(Clone, Debug)]
 pub struct Rope {
     /// Radians a position, one for each pair of channels.
     frequencies: Vec<f64>,
+    /// What the channels that turn are scaled by.
+    scale: f64,
 }
 
 impl Rope {
-    /// Frequencies θ^(-2i/d) for i = 0 … d/2-1.
-    pub fn new(head_dim: usize, theta: f64) -> Self {
-        let exponent = |i: usize| -2.0 * i as f64 / head_dim as f64;
-        Self { frequencies: (0..head_dim / 2).map(|i| theta.powf(exponent(i))).collect() }
+    /// Frequencies θ^(-2i/d) for i = 0 … d/2-1, for `channels` d.
+    pub fn new(channels: usize, theta: f64) -> Self {
+        let exponent = |i: usize| -2.0 * i as f64 / channels as f64;
+        let frequencies = (0..channels / 2).map(|i| theta.powf(exponent(i))).collect();
+        Self { frequencies, scale: 1.0 }
+    }
+
+    /// The frequencies of a model.
+    pub fn of(config: &ModelConfig) -> Self {
+        let plain = Self::new(config.rotary_dim(), config.rope_theta);
+        plain.scaled(&config.rope_scaling, config.max_position_embeddings)
+    }
+
+    /// The same frequencies changed for sequences of up to `longest` tokens.
+    pub fn scaled(mut self, scaling: &RopeScaling, longest: usize) -> Self {
+        let each = self.frequencies.iter_mut();
+        match scaling {
+            RopeScaling::None => {}
+            RopeScaling::Linear { factor } => each.for_each(|f| *f /= factor),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => each
+                .for_each(|f| {
+                    let turns = *original as f64 * *f / TAU;
+                    let high = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let high = high.clamp(0.0, 1.0);
+                    *f *= high + (1.0 - high) / factor;
+                }),
+            RopeScaling::LongRope { short_factor, attention_factor, original, .. } => {
+                each.zip(short_factor).for_each(|(f, factor)| *f /= factor);
+                let original = *original as f64;
+                let stretch = (longest as f64 / original).max(1.0);
+                let default = (1.0 + stretch.ln() / original.ln()).sqrt();
+                self.scale = attention_factor.unwrap_or(default);
+            }
+        }
+        self
     }
 
     /// The rotation of a batch whose `positions` are given row by row, each of `[B, S]`, in the type of
@@ -31,6 +68,7 @@ impl Rope {
         let end = positions.iter().max().map_or(0, |&p| p + 1);
         let table: Vec<(f64, f64)> = (first..end)
             .flat_map(|p| self.frequencies.iter().map(move |f| (p as f64 * f).sin_cos()))
+            .map(|(sin, cos)| (self.scale * sin, self.scale * cos))
             .collect();
         let gather = |part: fn(&(f64, f64)) -> f64| {
             let row = |p: usize| &table[(p - first) * pairs..(p - first + 1) * pairs];
@@ -42,7 +80,7 @@ impl Rope {
     }
 }
 
-/// Sines and cosines of a batch's positions, `[B, 1, S, head/2]`.
+/// Scaled sines and cosines of a batch's positions, `[B, 1, S, pairs]`.
 #[derive(Module, Debug)]
 pub struct Rotation {
     sin: Tensor<4>,
@@ -50,13 +88,15 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Rotates `[B, H, S, head]`, pairing channel i with channel i + head/2 as Hugging Face does.
+    /// Rotates the first channels of `[B, H, S, head]`, 2P for P frequencies, pairing channel i with channel
+    /// i + P as Hugging Face does; the others stay.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
+        let (head, half) = (x.dims()[3], self.sin.dims()[3]);
+        let still = (2 * half < head).then(|| x.clone().narrow(3, 2 * half, head - 2 * half));
         let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
         let (sin, cos) = (self.sin.clone(), self.cos.clone());
         let rotated_a = a.clone().mul(cos.clone()).sub(b.clone().mul(sin.clone()));
         let rotated_b = b.mul(cos).add(a.mul(sin));
-        Tensor::cat(vec![rotated_a, rotated_b], 3)
+        Tensor::cat([rotated_a, rotated_b].into_iter().chain(still).collect(), 3)
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData, bf16, f16};
@@ -11,6 +12,8 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::checkpoint::CheckpointError;
+use super::config::ModelConfig;
+use super::names::{Layout, Place, is_constant};
 use super::source::{Init, Placement, Source, fresh_values};
 
 /// The file that holds a model's parameters, where they are in one.
@@ -65,6 +68,7 @@ pub struct FileSource<'a> {
     shards: Vec<Shard<'a>>,
     /// The shard that holds each tensor.
     held_by: BTreeMap<String, usize>,
+    layout: Layout,
     placement: Placement,
     fresh: Option<FreshParam>,
     used: BTreeSet<String>,
@@ -90,16 +94,22 @@ impl<'a> FileSource<'a> {
     /// [`CheckpointError::Read`] for a file that is not there, [`CheckpointError::Format`] for one that is
     /// no safetensors file, [`CheckpointError::Json`] for an index that is none, and
     /// [`CheckpointError::Tensors`] for one that does not agree with its shards.
-    pub fn open(dir: &Path, placement: Placement) -> Result<Self, CheckpointError> {
+    pub fn open(
+        dir: &Path,
+        config: &ModelConfig,
+        placement: Placement,
+    ) -> Result<Self, CheckpointError> {
         let mut paths = files(dir)?;
+        let layout = Layout::of(config);
         if paths.len() == 1 {
             let path = paths.remove(0);
             let shard = Shard::open(&path)?;
-            return Ok(Self::over(path, vec![shard], placement));
+            let source = Self::over(path, vec![shard], layout, placement);
+            return source.with_layers(config.layers);
         }
         let index = paths.remove(0);
         let shards: Result<Vec<_>, _> = paths.iter().map(|path| Shard::open(path)).collect();
-        let mut source = Self::over(index.clone(), shards?, placement);
+        let mut source = Self::over(index.clone(), shards?, layout, placement);
         for (tensor, path) in read_index(&index)? {
             let held = source.held_by.get(&tensor).is_some_and(|&shard| paths[shard] == path);
             if !held {
@@ -107,7 +117,7 @@ impl<'a> FileSource<'a> {
                 source.problems.push(format!("{tensor}: the index names {shard}, which lacks it"));
             }
         }
-        source.checked()
+        source.with_layers(config.layers)
     }
 
     /// A source over `bytes`, the content of the safetensors file `path`.
@@ -121,16 +131,16 @@ impl<'a> FileSource<'a> {
         placement: Placement,
     ) -> Result<Self, CheckpointError> {
         let shard = Shard::new(path, Box::new(Cursor::new(bytes)))?;
-        Ok(Self::over(path.to_owned(), vec![shard], placement))
+        Ok(Self::over(path.to_owned(), vec![shard], Layout::plain(), placement))
     }
 
-    fn over(path: PathBuf, shards: Vec<Shard<'a>>, placement: Placement) -> Self {
+    fn over(path: PathBuf, shards: Vec<Shard<'a>>, layout: Layout, placement: Placement) -> Self {
         let names = |(i, shard): (usize, &Shard)| {
             shard.metadata.offset_keys().into_iter().map(move |name| (name, i))
         };
         let held_by = shards.iter().enumerate().flat_map(names).collect();
         let (used, problems) = (BTreeSet::new(), Vec::new());
-        Self { path, shards, held_by, placement, fresh: None, used, problems }
+        Self { path, shards, held_by, layout, placement, fresh: None, used, problems }
     }
 
     /// The same but for the parameter `fresh`, if any.
@@ -138,12 +148,8 @@ impl<'a> FileSource<'a> {
         Self { fresh, ..self }
     }
 
-    /// A source for a decoder of this many layers.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Tensors`] when the files have not even a tensor for each.
-    pub fn with_layers(mut self, layers: usize) -> Result<Self, CheckpointError> {
+    /// Fails if a tensor did not fit, or there is not even one for each layer.
+    fn with_layers(mut self, layers: usize) -> Result<Self, CheckpointError> {
         let tensors = self.held_by.len();
         if layers > tensors {
             let problem =
@@ -159,7 +165,11 @@ impl<'a> FileSource<'a> {
     ///
     /// [`CheckpointError::Tensors`] with all of them.
     pub fn finish(mut self, ignored: &[&str]) -> Result<(), CheckpointError> {
-        let left = |name: &&String| !self.used.contains(*name) && !ignored.contains(&name.as_str());
+        let ignored: Vec<String> =
+            ignored.iter().map(|name| self.layout.place(name, 0).name).collect();
+        let left = |name: &&String| {
+            !self.used.contains(*name) && !ignored.contains(name) && !is_constant(name)
+        };
         let extra = self.held_by.keys().filter(left).map(|name| format!("{name}: extra"));
         self.problems.extend(extra);
         self.checked().map(drop)
@@ -172,14 +182,16 @@ impl<'a> FileSource<'a> {
         Err(CheckpointError::Tensors { path: self.path, problems: self.problems })
     }
 
-    fn read(&mut self, name: &str, shape: &[usize]) -> Result<TensorData, String> {
+    /// The rows of `place` in the files, for a parameter of this shape.
+    fn read(&mut self, place: &Place, shape: &[usize]) -> Result<TensorData, String> {
+        let (name, whole) = (&place.name, [&[place.rows], &shape[1..]].concat());
         let shard = self.held_by.get(name).map(|&shard| &mut self.shards[shard]);
         let held = shard.and_then(|shard| Some((shard.metadata.info(name)?.clone(), shard)));
         let Some((info, shard)) = held else {
-            return Err(format!("{name}: missing, expected shape {shape:?}"));
+            return Err(format!("{name}: missing, expected shape {whole:?}"));
         };
-        if info.shape != shape {
-            return Err(format!("{name}: shape {:?}, expected {shape:?}", info.shape));
+        if info.shape != whole {
+            return Err(format!("{name}: shape {:?}, expected {whole:?}", info.shape));
         }
         let dtype = match info.dtype {
             Dtype::F32 => DType::F32,
@@ -191,8 +203,8 @@ impl<'a> FileSource<'a> {
                 ));
             }
         };
-        let bytes =
-            shard.bytes(&info).map_err(|error| format!("{name}: cannot be read: {error}"))?;
+        let bytes = shard.rows(&info, &place.own);
+        let bytes = bytes.map_err(|error| format!("{name}: cannot be read: {error}"))?;
         if let Some(value) = first_non_finite(&bytes, dtype) {
             return Err(format!("{name}: holds {value}, expected finite numbers"));
         }
@@ -210,9 +222,16 @@ impl Source for FileSource<'_> {
                 .is_empty()
                 .then(|| fresh_values(fresh.seed, &purpose, shape, init));
         }
-        self.used.insert(name.to_owned());
-        let read = self.read(name, shape);
-        read.map_err(|problem| self.problems.push(problem)).ok()
+        let place = self.layout.place(name, shape[0]);
+        let read = self.read(&place, shape);
+        self.used.insert(place.name);
+        read.map_err(|problem| {
+            // Parameters that share a tensor share its problem.
+            if self.problems.last() != Some(&problem) {
+                self.problems.push(problem);
+            }
+        })
+        .ok()
     }
 
     fn placement(&self) -> &Placement {
@@ -278,11 +297,19 @@ impl<'a> Shard<'a> {
         Ok(Self { reader, metadata, start: 8 + header.len() as u64 })
     }
 
-    fn bytes(&mut self, info: &TensorInfo) -> io::Result<Vec<u8>> {
+    /// The bytes of some rows of a tensor.
+    fn rows(&mut self, info: &TensorInfo, rows: &[Range<usize>]) -> io::Result<Vec<u8>> {
         let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        self.reader.seek(SeekFrom::Start(self.start + start as u64))?;
-        self.reader.read_exact(&mut bytes)?;
+        let row = (end - start) / info.shape[0];
+        let mut bytes = vec![0; rows.iter().map(Range::len).sum::<usize>() * row];
+        let mut rest = &mut bytes[..];
+        for rows in rows {
+            let (piece, after) = rest.split_at_mut(rows.len() * row);
+            let at = self.start + (start + rows.start * row) as u64;
+            self.reader.seek(SeekFrom::Start(at))?;
+            self.reader.read_exact(piece)?;
+            rest = after;
+        }
         Ok(bytes)
     }
 }

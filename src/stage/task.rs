@@ -54,9 +54,7 @@ impl Task {
         };
         let (tokenizer, positions) = match model_dir {
             None => (letters_tokenizer()?, usize::MAX),
-            Some(dir) => {
-                (model_tokenizer(dir)?, ModelConfig::from_dir(dir)?.max_position_embeddings)
-            }
+            Some(dir) => (model_tokenizer(dir)?, ModelConfig::from_dir(dir)?.longest_sequence()),
         };
         let source = match &context.data {
             Some(data) => Source::File { data: data.clone(), prompts: context.prompts.clone() },

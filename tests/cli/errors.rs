@@ -62,6 +62,23 @@ fn config(key: &'static str, value: Value) -> impl Fn(&Path) {
     move |dir| edit_json(&dir.join("config.json"), |config| config[key] = value.clone())
 }
 
+/// A shard of [`sharded`].
+const SHARD: &str = "model-00002-of-00003.safetensors";
+
+/// Puts a model in three shards in place of the one in `dir`, after `spoil`.
+fn sharded(dir: &Path, spoil: fn(&Path)) {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf/llama_sharded");
+    fs::remove_file(dir.join("model.safetensors")).unwrap();
+    for path in files(&from) {
+        fs::copy(from.join(&path), dir.join(&path)).unwrap();
+    }
+    edit_json(&dir.join("config.json"), |config| {
+        config["vocab_size"] = 96.into(); // those of the tokenizer
+        config["max_position_embeddings"] = 512.into();
+    });
+    spoil(dir);
+}
+
 /// The model's tensor `name` filled with `value`.
 fn fill(dir: &Path, name: &str, value: f32) {
     let path = dir.join("model.safetensors");
@@ -133,6 +150,25 @@ const DATA: &[Row] = &[
         &["data.jsonl:11: not JSON (", "column 10", "expected one JSON object"],
         |_| pairs("{\"prompt\": "),
     ),
+    #[cfg(feature = "parquet")]
+    ("DataError::Parquet", 2, &["data.jsonl: not a Parquet file that can be read ("], |_| {
+        data_file(b"PAR1, and then nothing", "train-reward")
+    }),
+    #[cfg(feature = "parquet")]
+    ("DataError::Compression", 2, &["data.jsonl: compressed with ZSTD", "SNAPPY, GZIP or"], |_| {
+        data_file(include_bytes!("../data/pairs/zstd.parquet"), "train-reward")
+    }),
+    #[cfg(feature = "parquet")]
+    (
+        "DataError::MissingKey",
+        2,
+        &["data.jsonl:1: the key `chosen` is missing; a line is {\"chosen\", \"rejected\"}"],
+        |_| data_file(include_bytes!("../data/pairs/other_columns.parquet"), "train-reward"),
+    ),
+    #[cfg(not(feature = "parquet"))]
+    ("DataError::WithoutParquet", 2, &["data.jsonl: a Parquet file", "feature `parquet`"], |_| {
+        data_file(b"PAR1", "train-reward")
+    }),
     ("DataError::WrongType", 2, &["data.jsonl:11: the line is a list; expected an object"], |_| {
         pairs("[1, 2]")
     }),
@@ -274,8 +310,57 @@ const MODEL: &[Row] = &[
     (
         "CheckpointError::Unsupported",
         2,
-        &["config.json: unsupported model_type Some(\"mistral\"); supported: \"llama\""],
-        |_| model(|dir| config("model_type", "mistral".into())(dir)),
+        &[
+            "config.json: unsupported model_type \"gpt2\"; supported: llama, mistral, qwen2, qwen3, phi3,",
+        ],
+        |_| model(|dir| config("model_type", "gpt2".into())(dir)),
+    ),
+    (
+        "CheckpointError::Unsupported",
+        2,
+        &["config.json: unsupported num_attention_heads: 3; expected a divisor of hidden_size 32"],
+        |_| {
+            model(|dir| {
+                config("head_dim", Value::Null)(dir);
+                config("num_attention_heads", 3.into())(dir);
+            })
+        },
+    ),
+    ("CheckpointError::Read", 2, &["model-00002-of-00003.safetensors: cannot read:"], |_| {
+        model(|dir| sharded(dir, |dir| fs::remove_file(dir.join(SHARD)).unwrap()))
+    }),
+    (
+        "CheckpointError::Format",
+        2,
+        &[
+            "model-00002-of-00003.safetensors: not a safetensors file, or a truncated one: its header names",
+        ],
+        |_| {
+            model(|dir| {
+                sharded(dir, |dir| {
+                    let bytes = fs::read(dir.join(SHARD)).unwrap();
+                    fs::write(dir.join(SHARD), &bytes[..bytes.len() - 1]).unwrap();
+                })
+            })
+        },
+    ),
+    (
+        "CheckpointError::Tensors",
+        2,
+        &[
+            "model.safetensors.index.json: the tensors are not those of this architecture:",
+            "model.extra.weight: the index names model-00002-of-00003.safetensors, which lacks it",
+        ],
+        |_| {
+            model(|dir| {
+                sharded(dir, |dir| {
+                    let index = dir.join("model.safetensors.index.json");
+                    edit_json(&index, |index| {
+                        index["weight_map"]["model.extra.weight"] = SHARD.into();
+                    });
+                })
+            })
+        },
     ),
     (
         "CheckpointError::Unsupported",
@@ -801,6 +886,12 @@ const RUN: &[Row] = &[
 /// Errors of the library that no command meets, each with the reason.
 const UNREACHABLE: &[(&str, &str)] = &[
     ("DataError::Limit", "the settings refuse such limits first"),
+    #[cfg(feature = "parquet")]
+    ("DataError::WithoutParquet", "this build reads Parquet"),
+    #[cfg(not(feature = "parquet"))]
+    ("DataError::Parquet", "this build reads no Parquet"),
+    #[cfg(not(feature = "parquet"))]
+    ("DataError::Compression", "this build reads no Parquet"),
     ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
     ("NormalizerError::TooFewPoints", "every response has a reward"),
     ("NormalizerError::LengthMismatch", "the stage passes as many x as y"),

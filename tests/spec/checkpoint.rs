@@ -1,17 +1,19 @@
 //! Models on disk: what is read back, and what is refused.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, TensorData};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use segment_rlhf::model::checkpoint::{fingerprint, parameters, restore, to_safetensors};
-use segment_rlhf::model::weights::WEIGHTS;
-use segment_rlhf::model::{CausalLm, CheckpointError, ModelConfig, ScalarModel};
-use serde_json::{Value, json};
+use segment_rlhf::model::config::{Family, SlidingWindow, WindowedLayers};
+use segment_rlhf::model::weights::{self, INDEX, WEIGHTS};
+use segment_rlhf::model::{CausalLm, CheckpointError, Head, ModelConfig, Placement, ScalarModel};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::support::devices;
-use crate::tiny_model::grouped;
+use crate::tiny_model::{drawn, families, grouped, scalar_model};
 
 /// A folder with a fresh model of [`grouped`].
 fn saved() -> TempDir {
@@ -27,7 +29,8 @@ fn load(dir: &Path) -> Result<(CausalLm, ModelConfig), CheckpointError> {
 /// The configuration of [`grouped`] with some keys changed; null takes a key away.
 fn config_with(changes: Value) -> Result<ModelConfig, CheckpointError> {
     let dir = tempfile::tempdir().unwrap();
-    let mut config: Value = serde_json::from_str(&grouped().to_json("LlamaForCausalLM")).unwrap();
+    let mut config: Value =
+        serde_json::from_str(&grouped().to_json(Head::CausalLm, DType::F32)).unwrap();
     for (key, value) in changes.as_object().unwrap() {
         match value {
             Value::Null => drop(config.as_object_mut().unwrap().remove(key)),
@@ -40,9 +43,11 @@ fn config_with(changes: Value) -> Result<ModelConfig, CheckpointError> {
 
 #[test]
 fn a_saved_model_is_read_back_bit_by_bit() {
-    let (config, dir) = (grouped(), tempfile::tempdir().unwrap());
-    for (device, _) in devices() {
-        let model = CausalLm::fresh(&config, 5, &device);
+    let dir = tempfile::tempdir().unwrap();
+    let on_devices =
+        |config: ModelConfig| devices().into_iter().map(move |d| (config.clone(), d.0));
+    for (config, device) in families().into_iter().flat_map(on_devices) {
+        let model = drawn(CausalLm::fresh(&config, 5, &device));
         model.save(&config, dir.path()).unwrap();
         let (again, read) = CausalLm::load(dir.path(), &device).unwrap();
         assert_eq!(read, config);
@@ -52,6 +57,190 @@ fn a_saved_model_is_read_back_bit_by_bit() {
         let restored = restore(other, Path::new("policy"), &to_safetensors(&model)).unwrap();
         assert_eq!(fingerprint(&restored), fingerprint(&model));
     }
+}
+
+#[test]
+fn a_scalar_model_is_read_back_bit_by_bit() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    for config in families() {
+        let model = drawn(scalar_model(&config, 5, &device));
+        model.save(&config, dir.path()).unwrap();
+        let (again, read) = ScalarModel::load(dir.path(), &device).unwrap();
+        assert_eq!(read, config);
+        assert_eq!(fingerprint(&again), fingerprint(&model));
+    }
+}
+
+/// A checkpoint of transformers.
+fn hf(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name)
+}
+
+/// Each of them.
+fn fixtures() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(hf("")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.is_dir()).collect()
+}
+
+/// The tensors of all files of the model in `dir`, by name: type, shape, and bytes.
+fn tensors(dir: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    for path in weights::files(dir).unwrap() {
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let bytes = std::fs::read(path).unwrap();
+            for (name, tensor) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                let content = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
+                all.insert(name, content);
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn what_is_read_from_a_checkpoint_of_transformers_is_written_with_the_same_tensors_and_meaning() {
+    let to = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    for from in fixtures() {
+        println!("{}", from.display());
+        let dtype = match tensors(&from).values().next().unwrap().0 {
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            _ => DType::F32,
+        };
+        let placement = Placement { device: device.clone(), dtype };
+        let config = if from.to_str().unwrap().ends_with("reward") {
+            let (model, config) = ScalarModel::load(&from, placement).unwrap();
+            model.save(&config, to.path()).unwrap();
+            config
+        } else {
+            let (model, config) = CausalLm::load(&from, placement).unwrap();
+            model.save(&config, to.path()).unwrap();
+            config
+        };
+        assert!(tensors(&from) == tensors(to.path()));
+        assert_eq!(ModelConfig::from_dir(to.path()).unwrap(), config);
+        let json = |dir: &Path| -> Map<String, Value> {
+            let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+            serde_json::from_str(&text).unwrap()
+        };
+        let (old, new) = (json(&from), json(to.path()));
+        for key in ["architectures", "model_type", "bos_token_id", "eos_token_id", "dtype"] {
+            assert_eq!(old[key], new[key], "{key}");
+        }
+    }
+}
+
+#[test]
+fn a_model_is_placed_in_the_type_asked_for_whatever_its_file_has() {
+    let dir = saved();
+    let device = Device::flex();
+    let model = load(dir.path()).unwrap().0;
+    for dtype in [DType::BF16, DType::F16] {
+        let placement = Placement { device: device.clone(), dtype };
+        let (placed, _) = CausalLm::load(dir.path(), placement).unwrap();
+        assert_eq!(placed.dtype(), dtype);
+        let placed = parameters(&placed);
+        for (name, data) in parameters(&model) {
+            let rounded = data.convert_dtype(dtype).convert_dtype(DType::F32);
+            assert_eq!(placed[&name], rounded, "{name} in {dtype:?}");
+        }
+    }
+}
+
+/// A folder with the sharded model, after `edit` of its index.
+fn sharded(edit: impl FnOnce(&mut Value)) -> TempDir {
+    let (from, to) = (hf("llama_sharded"), tempfile::tempdir().unwrap());
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::write(to.path().join(path.file_name().unwrap()), std::fs::read(&path).unwrap())
+            .unwrap();
+    }
+    let path = to.path().join(INDEX);
+    let mut index = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut index);
+    std::fs::write(path, index.to_string()).unwrap();
+    to
+}
+
+const SHARDS: [&str; 3] = [
+    "model-00001-of-00003.safetensors",
+    "model-00002-of-00003.safetensors",
+    "model-00003-of-00003.safetensors",
+];
+
+#[test]
+fn a_shard_that_is_missing_or_cut_short_is_named() {
+    let dir = sharded(|_| ());
+    let shard = dir.path().join(SHARDS[1]);
+    let whole = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &whole[..whole.len() - 1]).unwrap();
+    let error = load(dir.path()).unwrap_err();
+    assert!(matches!(error, CheckpointError::Format { path, .. } if path == shard));
+    std::fs::remove_file(&shard).unwrap();
+    let error = load(dir.path()).unwrap_err();
+    assert!(matches!(error, CheckpointError::Read { path, .. } if path == shard));
+}
+
+#[test]
+fn an_index_that_does_not_fit_its_shards_is_refused() {
+    let name = "model.norm.weight";
+    let dir = sharded(|index| index["weight_map"][name] = SHARDS[0].into());
+    let missing = format!("{name}: the index names {}, which lacks it", SHARDS[0]);
+    assert_eq!(problems(load(dir.path())), [missing]);
+    let dir = sharded(|index| index["weight_map"]["model.extra"] = SHARDS[0].into());
+    let missing = format!("model.extra: the index names {}, which lacks it", SHARDS[0]);
+    assert_eq!(problems(load(dir.path())), [missing]);
+
+    let dir = sharded(|index| index["weight_map"][name] = "../model.safetensors".into());
+    let error = load(dir.path()).unwrap_err();
+    let CheckpointError::Format { path, detail } = error else { panic!("{error}") };
+    assert_eq!(path, dir.path().join(INDEX));
+    assert_eq!(
+        detail,
+        format!("{name} is in \"../model.safetensors\", expected a file in the same folder")
+    );
+    let dir = sharded(|index| *index = json!({}));
+    let error = load(dir.path()).unwrap_err();
+    assert!(matches!(error, CheckpointError::Json { path, .. } if path == dir.path().join(INDEX)));
+}
+
+#[test]
+fn masks_and_frequencies_that_older_files_hold_are_passed_over() {
+    let dir = saved();
+    let model = load(dir.path()).unwrap().0;
+    let mut parameters = parameters(&model);
+    let constant = TensorData::new(vec![1f32, 0.1], [2]);
+    parameters.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), constant);
+    let views = parameters.iter().map(|(name, data)| {
+        (name, TensorView::new(Dtype::F32, data.shape().to_vec(), data.as_bytes()).unwrap())
+    });
+    let bytes = safetensors::serialize(views, None).unwrap();
+    std::fs::write(dir.path().join(WEIGHTS), bytes).unwrap();
+    assert_eq!(fingerprint(&load(dir.path()).unwrap().0), fingerprint(&model));
+}
+
+#[test]
+fn a_fused_tensor_that_is_missing_is_listed_once_in_its_own_name_and_shape() {
+    let config = families().remove(6);
+    assert_eq!(config.family, Family::Phi3);
+    let dir = tempfile::tempdir().unwrap();
+    CausalLm::fresh(&config, 5, &Device::flex()).save(&config, dir.path()).unwrap();
+    let fewer = ModelConfig { layers: 1, ..config.clone() };
+    CausalLm::fresh(&fewer, 5, &Device::flex()).save(&fewer, dir.path()).unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_json(Head::CausalLm, DType::F32))
+        .unwrap();
+    assert_eq!(
+        problems(load(dir.path())),
+        [
+            "model.layers.1.self_attn.qkv_proj.weight: missing, expected shape [32, 16]",
+            "model.layers.1.self_attn.o_proj.weight: missing, expected shape [16, 16]",
+            "model.layers.1.mlp.gate_up_proj.weight: missing, expected shape [48, 16]",
+            "model.layers.1.mlp.down_proj.weight: missing, expected shape [16, 24]",
+            "model.layers.1.input_layernorm.weight: missing, expected shape [16]",
+            "model.layers.1.post_attention_layernorm.weight: missing, expected shape [16]",
+        ]
+    );
 }
 
 #[test]
@@ -83,13 +272,40 @@ fn what_a_configuration_leaves_out_has_the_defaults_of_transformers() {
     let expected = ModelConfig {
         kv_heads: 4,
         head_dim: 4,
-        rms_norm_eps: 1e-6,
+        norm_eps: 1e-6,
         rope_theta: 1e4,
         tie_word_embeddings: false,
         max_position_embeddings: 2048,
+        other: Map::from_iter([("unknown".into(), 1.into())]),
         ..grouped()
     };
     assert_eq!(config.unwrap(), expected);
+}
+
+#[test]
+fn sliding_windows_are_read_as_each_family_spells_them() {
+    let window = |changes| config_with(changes).unwrap().sliding_window;
+    let from = |tokens, first| Some(SlidingWindow { tokens, layers: WindowedLayers::From(first) });
+    let mistral = "mistral";
+    assert_eq!(window(json!({"sliding_window": 7})), None); // Llama has none
+    assert_eq!(window(json!({"model_type": mistral, "sliding_window": 7})), from(7, 0));
+    assert_eq!(window(json!({"model_type": mistral})), from(4096, 0));
+    assert_eq!(window(json!({"model_type": "phi3"})), None);
+    assert_eq!(window(json!({"model_type": "phi3", "sliding_window": 7})), from(7, 0));
+    let qwen2 = |last: Value| {
+        let mut changes = json!({
+            "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 7,
+        });
+        changes.as_object_mut().unwrap().extend(last.as_object().unwrap().clone());
+        window(changes)
+    };
+    assert_eq!(qwen2(json!({"max_window_layers": 1})), from(7, 1));
+    assert_eq!(qwen2(json!({"max_window_layers": 2})), None); // it has two layers
+    assert_eq!(qwen2(json!({"max_window_layers": 0, "use_sliding_window": false})), None);
+    let [full, sliding] = ["full_attention", "sliding_attention"];
+    assert_eq!(qwen2(json!({"layer_types": [full, sliding]})), from(7, 1));
+    let listed = SlidingWindow { tokens: 7, layers: WindowedLayers::Listed(vec![true, false]) };
+    assert_eq!(qwen2(json!({"layer_types": [sliding, full]})), Some(listed));
 }
 
 #[test]
@@ -104,18 +320,95 @@ fn the_rotary_base_is_read_in_the_old_spelling_and_in_the_new() {
 #[test]
 fn an_option_that_the_decoder_lacks_is_refused_by_name() {
     let cases = [
-        (json!({"model_type": "gpt2"}), r#"model_type Some("gpt2"); supported: "llama""#),
-        (json!({"model_type": null}), r#"model_type None; supported: "llama""#),
-        (json!({"attention_bias": true}), "attention_bias or mlp_bias; supported: no bias"),
-        (json!({"mlp_bias": true}), "attention_bias or mlp_bias; supported: no bias"),
-        (json!({"hidden_act": "gelu"}), r#"hidden_act Some("gelu"); supported: "silu""#),
         (
-            json!({"rope_scaling": {"factor": 2.0}}),
-            "rope_scaling; supported: plain rotary positions",
+            json!({"model_type": "gpt2"}),
+            r#"model_type "gpt2"; supported: llama, mistral, qwen2, qwen3, phi3, gpt_neox"#,
+        ),
+        (
+            json!({"model_type": null}),
+            "no model_type; supported: llama, mistral, qwen2, qwen3, phi3, gpt_neox",
+        ),
+        (json!({"hidden_act": "gelu"}), r#"hidden_act "gelu"; supported: "silu""#),
+        (
+            json!({"model_type": "gpt_neox", "hidden_act": "relu"}),
+            r#"hidden_act "relu"; supported: "gelu" and its tanh approximation"#,
+        ),
+        (
+            json!({"quantization_config": {"bits": 4}}),
+            "quantization_config; supported: weights in f32, f16 or bf16",
+        ),
+        (
+            json!({"architectures": ["LlamaForSequenceClassification"], "num_labels": 2}),
+            "classifier of 2 labels; supported: one, the reward",
+        ),
+        (
+            json!({
+                "architectures": ["LlamaForSequenceClassification"],
+                "id2label": {"0": "a", "1": "b", "2": "c"},
+            }),
+            "classifier of 3 labels; supported: one, the reward",
+        ),
+        (json!({"rope_scaling": {"factor": 2.0}}), "rope_scaling without rope_type"),
+        (json!({"rope_scaling": {"type": "linear"}}), "rope_scaling without factor"),
+        (json!({"rope_scaling": {"type": "longrope"}}), "rope_scaling without short_factor"),
+        (
+            json!({"rope_scaling": {"type": "longrope", "factor": 2.0}}),
+            "rope_scaling factor with longrope; supported: the ratio of the two lengths",
         ),
         (
             json!({"rope_parameters": {"rope_type": "yarn"}}),
-            r#"rope_type "yarn"; supported: "default""#,
+            r#"rope_type "yarn"; supported: "default", "linear", "llama3", "longrope""#,
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+            "rope_parameters by layer type; supported: the same for all layers",
+        ),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 0.0}}),
+            "rope_scaling: factor 0; expected above 0",
+        ),
+        (
+            json!({"rope_scaling": {
+                "type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+            }}),
+            "rope_scaling: low_freq_factor 4; expected below high_freq_factor 4",
+        ),
+        (
+            json!({"rope_scaling": {
+                "type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 1.0],
+            }}),
+            "rope_scaling: short_factor of 1 numbers; expected 2",
+        ),
+        (
+            json!({"partial_rotary_factor": 1.5, "rope_parameters": null}),
+            "partial_rotary_factor: 1.5; expected above 0, at most 1",
+        ),
+        (
+            json!({"partial_rotary_factor": 0.25, "rope_parameters": null}),
+            "head_dim: 1; expected an even number for rotary positions",
+        ),
+        (
+            json!({"model_type": "mistral", "sliding_window": 0}),
+            "sliding_window: 0; expected at least 1",
+        ),
+        (
+            json!({
+                "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 4,
+                "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            }),
+            "layer_types: 3; expected one for each layer",
+        ),
+        (
+            json!({"model_type": "qwen2", "layer_types": ["chunked_attention"]}),
+            r#"layer_types "chunked_attention"; supported: "full_attention" and "sliding_attention""#,
+        ),
+        (
+            json!({"head_dim": null, "num_attention_heads": 3}),
+            "num_attention_heads: 3; expected a divisor of hidden_size 16, or a head_dim",
+        ),
+        (
+            json!({"model_type": "gpt_neox", "head_dim": 6}),
+            "head_dim: 6; gpt_neox has hidden_size / heads",
         ),
         (json!({"vocab_size": 0}), "vocab_size: 0; expected a whole number from 1 to 16777216"),
         (json!({"hidden_size": 0}), "hidden_size: 0; expected a whole number from 1 to 16777216"),
@@ -209,7 +502,8 @@ fn problems<T>(result: Result<T, CheckpointError>) -> Vec<String> {
 fn a_checkpoint_of_another_shape_lists_every_tensor_that_does_not_fit() {
     let dir = saved();
     let other = ModelConfig { layers: 3, vocab_size: 24, ..grouped() };
-    std::fs::write(dir.path().join("config.json"), other.to_json("LlamaForCausalLM")).unwrap();
+    std::fs::write(dir.path().join("config.json"), other.to_json(Head::CausalLm, DType::F32))
+        .unwrap();
     let read = problems(load(dir.path()));
     assert_eq!(read.len(), 10); // the embedding's shape, and the 9 tensors of the third layer
     assert_eq!(read[0], "model.embed_tokens.weight: shape [23, 16], expected [24, 16]");
@@ -223,7 +517,8 @@ fn a_checkpoint_of_another_shape_lists_every_tensor_that_does_not_fit() {
 fn a_tensor_too_many_is_listed_but_for_a_head_that_the_model_does_not_have() {
     let dir = saved();
     let fewer = ModelConfig { layers: 1, ..grouped() };
-    std::fs::write(dir.path().join("config.json"), fewer.to_json("LlamaForCausalLM")).unwrap();
+    std::fs::write(dir.path().join("config.json"), fewer.to_json(Head::CausalLm, DType::F32))
+        .unwrap();
     let extra = problems(load(dir.path()));
     assert_eq!(extra.len(), 9);
     assert_eq!(extra[0], "model.layers.1.input_layernorm.weight: extra");
@@ -237,7 +532,8 @@ fn a_tensor_too_many_is_listed_but_for_a_head_that_the_model_does_not_have() {
         problems(ScalarModel::load(dir.path(), &device)),
         ["score.weight: missing, expected shape [1, 16]", "lm_head.weight: extra"]
     );
-    std::fs::write(dir.path().join("config.json"), grouped().to_json("LlamaForCausalLM")).unwrap();
+    std::fs::write(dir.path().join("config.json"), grouped().to_json(Head::CausalLm, DType::F32))
+        .unwrap();
     load(dir.path()).unwrap();
 }
 

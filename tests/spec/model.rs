@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use segment_rlhf::bt_loss::segment_bt_loss;
 use segment_rlhf::model::checkpoint::parameters;
+use segment_rlhf::model::config::{RopeScaling, SlidingWindow, WindowedLayers};
 use segment_rlhf::model::generate::{
     Generation, ReadAt, TokenView, generate, pad_rows, read_scalars, response_log_probs, to_vec,
     view_tokens,
@@ -23,13 +24,22 @@ use serde::Deserialize;
 
 use crate::support::{assert_close, cpu, devices, host, mask, matrix};
 use crate::tiny_model::{
-    assert_model_gradient, edited, gradients, grouped, scalar_model, tokens, with_parameters,
+    assert_model_gradient, drawn, edited, families, gradients, grouped, scalar_model, tokens,
+    with_parameters,
 };
 use crate::tolerance;
 
 /// The logits of one row, at each of its tokens.
 fn logits_of(model: &CausalLm, row: &[u32]) -> Vec<f64> {
     host(model.logits(&Grid::new([(0, row.to_vec())], row.len()), 0..row.len()))
+}
+
+/// Every family on every device, with that device's tolerance.
+fn families_on_devices() -> impl Iterator<Item = (ModelConfig, Device, f64)> {
+    let on = |config: ModelConfig| {
+        devices().into_iter().map(move |(device, tolerance)| (config.clone(), device, tolerance))
+    };
+    families().into_iter().flat_map(on)
 }
 
 fn assert_close_f32(actual: &[f32], expected: &[f32], tolerance: f64) {
@@ -49,7 +59,7 @@ fn one_layer_of_one_head_gives_logits_that_a_person_can_compute() {
         heads: 1,
         kv_heads: 1,
         head_dim: 2,
-        rms_norm_eps: 0.0,
+        norm_eps: 0.0,
         tie_word_embeddings: false,
         ..grouped()
     };
@@ -120,6 +130,74 @@ fn a_position_turns_each_pair_of_channels_by_its_own_angle() {
 }
 
 #[test]
+fn a_layer_norm_takes_the_mean_off_before_and_adds_a_bias_in_the_end() {
+    for (device, tolerance) in devices() {
+        let mut fresh = Fresh { seed: 0, placement: (&device).into() };
+        let norm = Norm::layer(&mut fresh, "norm", 2, 3.0);
+        let norm = edited(norm, DType::F32, |name, values| match name {
+            "bias" => values.copy_from_slice(&[0.0, 10.0]),
+            _ => values[1] = 2.0,
+        });
+        // (3, 5) is (-1, 1) about its mean: of variance 1, and √(1 + 3) = 2.
+        let x = Tensor::<3>::from_data([[[3.0, 5.0]]], &device);
+        assert_close(&host(norm.forward(x)), &[-0.5, 11.0], tolerance);
+    }
+}
+
+/// The angles by which a head's pairs of channels turn in one position.
+fn angles(rope: &Rope, head: usize) -> Vec<f64> {
+    let x = [vec![1.0; head / 2], vec![0.0; head / 2]].concat();
+    let x = matrix(&[x], &cpu(), DType::F64).reshape([1, 1, 1, head]);
+    let turned = host(rope.rotation(&[1], [1, 1], &cpu(), DType::F64).apply(x));
+    turned[..head / 2].iter().zip(&turned[head / 2..]).map(|(cos, sin)| sin.atan2(*cos)).collect()
+}
+
+#[test]
+fn scaled_rotary_frequencies_are_divided_each_by_its_own_factor() {
+    let scaled = |scaling| angles(&Rope::new(6, 1000.0).scaled(&scaling, 64), 6);
+    let plain = [1.0, 0.1, 0.01];
+    assert_close(&scaled(RopeScaling::None), &plain, tolerance::HOST_F64);
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    assert_close(&scaled(linear), &[0.25, 0.025, 0.0025], tolerance::HOST_F64);
+    // 126 tokens are 20, 2 and 0.2 turns (nearly): above 3 as they are, below 1 an eighth, and 2 half-way.
+    let original = 126;
+    let llama_3 =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 3.0, original };
+    let turns = original as f64 * 0.1 / std::f64::consts::TAU;
+    let high = (turns - 1.0) / 2.0;
+    let blended = 0.1 * (high + (1.0 - high) / 8.0);
+    assert!((blended - 0.1 * 9.0 / 16.0).abs() < 3e-4);
+    assert_close(&scaled(llama_3), &[1.0, blended, 0.00125], tolerance::HOST_F64);
+    let long = RopeScaling::LongRope {
+        short_factor: vec![1.0, 2.0, 5.0],
+        long_factor: vec![9.0; 3],
+        attention_factor: None,
+        original: 8,
+    };
+    assert_close(&scaled(long), &[1.0, 0.05, 0.002], tolerance::HOST_F64);
+}
+
+#[test]
+fn long_rotary_positions_scale_the_channels_that_turn_and_leave_the_others() {
+    let long = |attention_factor| RopeScaling::LongRope {
+        short_factor: vec![1.0],
+        long_factor: vec![1.0],
+        attention_factor,
+        original: 8,
+    };
+    let at_0 = |attention_factor, longest| {
+        let rope = Rope::new(2, 100.0).scaled(&long(attention_factor), longest);
+        let x = matrix(&[vec![1.0, 2.0, 3.0, 4.0]], &cpu(), DType::F64).reshape([1, 1, 1, 4]);
+        host(rope.rotation(&[0], [1, 1], &cpu(), DType::F64).apply(x))
+    };
+    // 64 tokens of 8: √(1 + ln 8 / ln 8).
+    let root = 2f64.sqrt();
+    assert_close(&at_0(None, 64), &[root, 2.0 * root, 3.0, 4.0], tolerance::HOST_F64);
+    assert_close(&at_0(None, 8), &[1.0, 2.0, 3.0, 4.0], tolerance::HOST_F64);
+    assert_close(&at_0(Some(3.0), 64), &[3.0, 6.0, 3.0, 4.0], tolerance::HOST_F64);
+}
+
+#[test]
 fn rows_of_different_lengths_are_padded_on_the_right() {
     for (device, _) in devices() {
         let rows: [&[f32]; 2] = [&[1.0, 2.0], &[3.0]];
@@ -149,51 +227,74 @@ struct Case {
     token_scores: Vec<f32>,
 }
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name)
-}
-
-fn cases(name: &str) -> Vec<Case> {
-    let text = std::fs::read_to_string(fixture(name).join("expected.json")).unwrap();
-    let expected: Expected = serde_json::from_str(&text).unwrap();
-    assert!(!expected.cases.is_empty());
-    expected.cases
+/// The checkpoints of transformers, each with what it computes from it: those in tests/data/hf, and those in
+/// the folder that the environment names.
+fn fixtures() -> Vec<(PathBuf, Vec<Case>)> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf");
+    let others = std::env::var_os("SEGMENT_RLHF_HF_FIXTURES").map(PathBuf::from);
+    let mut found = Vec::new();
+    for folder in [own].into_iter().chain(others) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let dir = entry.unwrap().path();
+            if let Ok(text) = std::fs::read_to_string(dir.join("expected.json")) {
+                let Expected { cases } = serde_json::from_str(&text).unwrap();
+                assert!(!cases.is_empty(), "{}", dir.display());
+                found.push((dir, cases));
+            }
+        }
+    }
+    assert!(found.len() >= 17, "{} fixtures", found.len());
+    found
 }
 
 #[test]
 fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
-    for (device, tolerance) in devices() {
-        let (model, config) = CausalLm::load(&fixture("llama"), &device).unwrap();
-        for case in cases("llama") {
-            let n = case.ids.len();
-            let grid = Grid::new([(0, case.ids.clone())], n);
-            let logits = model.logits(&grid, 0..n);
-            assert_close_f32(&to_vec(logits.clone()), &case.logits.concat(), tolerance);
-            assert_close_f32(&to_vec(entropy(logits)), &case.entropy_nats, tolerance);
-            // Token 1 on as a response: what each was drawn from was read at the token before it.
-            let view = view_tokens(&model, &[case.ids.split_at(1)], 1).remove(0);
-            assert_close_f32(&view.log_probs, &case.next_token_log_prob, tolerance);
-            assert_close_f32(&view.entropies, &case.entropy_nats[..n - 1], tolerance);
-            let limit = Generation {
-                sampling: Sampling::GREEDY,
-                max_new_tokens: 12,
-                rows_at_once: 8,
-                eos: u32::MAX,
-            };
-            let greedy = generate(&model, &config, &[&case.ids], limit, vec![stream(0, "t", 0)]);
-            assert_eq!(greedy[0], case.greedy_12);
+    for (device, _) in devices() {
+        for (dir, cases) in fixtures() {
+            if cases[0].logits.is_empty() {
+                continue; // a reward model
+            }
+            println!("{}", dir.display());
+            let (model, config) = CausalLm::load(&dir, &device).unwrap();
+            for case in cases {
+                let n = case.ids.len();
+                let grid = Grid::new([(0, case.ids.clone())], n);
+                let logits = model.logits(&grid, 0..n);
+                let tolerance = tolerance::TRANSFORMERS;
+                assert_close_f32(&to_vec(logits.clone()), &case.logits.concat(), tolerance);
+                assert_close_f32(&to_vec(entropy(logits)), &case.entropy_nats, tolerance);
+                // Token 1 on as a response: what each was drawn from was read at the token before it.
+                let view = view_tokens(&model, &[case.ids.split_at(1)], 1).remove(0);
+                assert_close_f32(&view.log_probs, &case.next_token_log_prob, tolerance);
+                assert_close_f32(&view.entropies, &case.entropy_nats[..n - 1], tolerance);
+                let limit = Generation {
+                    sampling: Sampling::GREEDY,
+                    max_new_tokens: 12,
+                    rows_at_once: 8,
+                    eos: u32::MAX,
+                };
+                let draws = vec![stream(0, "t", 0)];
+                let greedy = generate(&model, &config, &[&case.ids], limit, draws);
+                assert_eq!(greedy[0], case.greedy_12);
+            }
         }
     }
 }
 
 #[test]
 fn scores_of_a_sequence_classification_checkpoint_are_those_of_transformers() {
-    for (device, tolerance) in devices() {
-        let (model, _) = ScalarModel::load(&fixture("llama_reward"), &device).unwrap();
-        for case in cases("llama_reward") {
-            let n = case.ids.len();
-            let scores = model.scores(&Grid::new([(0, case.ids.clone())], n), 0..n);
-            assert_close_f32(&to_vec(scores), &case.token_scores, tolerance);
+    for (device, _) in devices() {
+        for (dir, cases) in fixtures() {
+            if cases[0].token_scores.is_empty() {
+                continue; // a language model
+            }
+            println!("{}", dir.display());
+            let (model, _) = ScalarModel::load(&dir, &device).unwrap();
+            for case in cases {
+                let n = case.ids.len();
+                let scores = model.scores(&Grid::new([(0, case.ids.clone())], n), 0..n);
+                assert_close_f32(&to_vec(scores), &case.token_scores, tolerance::TRANSFORMERS);
+            }
         }
     }
 }
@@ -203,8 +304,9 @@ fn scores_of_a_sequence_classification_checkpoint_are_those_of_transformers() {
 #[test]
 fn a_token_changes_no_logit_before_it_and_every_logit_from_it_on() {
     let v = grouped().vocab_size;
-    for (device, tolerance) in devices() {
-        let model = CausalLm::fresh(&grouped(), 3, &device);
+    let sees_all = |(config, ..): &(ModelConfig, _, _)| config.sliding_window.is_none();
+    for (config, device, tolerance) in families_on_devices().filter(sees_all) {
+        let model = drawn(CausalLm::fresh(&config, 3, &device));
         let row = tokens(1, 7);
         let before = logits_of(&model, &row);
         for at in 0..row.len() {
@@ -335,10 +437,9 @@ fn a_value_is_read_before_its_token_and_a_reward_at_it() {
 
 #[test]
 fn generation_with_a_cache_reads_the_same_logits_as_the_full_forward() {
-    let config = grouped();
-    let v = config.vocab_size;
-    for (device, tolerance) in devices() {
-        let model = CausalLm::fresh(&config, 4, &device);
+    for (config, device, tolerance) in families_on_devices() {
+        let v = config.vocab_size;
+        let model = drawn(CausalLm::fresh(&config, 4, &device));
         let rows = [(3, tokens(5, 9)), (0, tokens(6, 12))];
         let full = host(model.logits(&Grid::new(rows.clone(), 12), 4..12));
         let mut cache = KvCache::new(&config, 2, 12, &device);
@@ -360,8 +461,8 @@ fn generation_with_a_cache_reads_the_same_logits_as_the_full_forward() {
 
 #[test]
 fn the_training_forward_equals_the_inference_forward_in_any_batch() {
-    for (device, tolerance) in devices() {
-        let model = CausalLm::fresh(&grouped(), 2, &device.autodiff());
+    for (config, device, tolerance) in families_on_devices() {
+        let model = drawn(CausalLm::fresh(&config, 2, &device.autodiff()));
         let data = prompts_and_responses(4);
         let rows = borrowed(&data);
         let (grid, first) = Grid::aligned(rows.iter().copied());
@@ -370,6 +471,36 @@ fn the_training_forward_equals_the_inference_forward_in_any_batch() {
         for (i, view) in view_tokens(&model.valid(), &rows, 1).iter().enumerate() {
             let row = &training[i * width..i * width + view.log_probs.len()];
             assert_close_f32(row, &view.log_probs, tolerance);
+        }
+    }
+}
+
+#[test]
+fn a_layer_with_a_sliding_window_sees_that_many_tokens_and_no_more() {
+    let (tokens_seen, row) = (3, tokens(1, 8));
+    for (device, tolerance) in devices() {
+        // How far back a token counts grows by a window, less the token itself, with each layer.
+        for (layers, windowed, reach) in [(1, 0, 2), (2, 0, 4), (1, 1, 7), (2, 1, 7)] {
+            let config = ModelConfig {
+                layers,
+                sliding_window: Some(SlidingWindow {
+                    tokens: tokens_seen,
+                    layers: WindowedLayers::From(windowed),
+                }),
+                ..grouped()
+            };
+            let model = CausalLm::fresh(&config, 3, &device);
+            let last = |row: &[u32]| logits_of(&model, row)[7 * config.vocab_size..].to_vec();
+            for at in 0..7 {
+                let mut changed = row.clone();
+                changed[at] = if row[at] == 5 { 6 } else { 5 };
+                let (before, after) = (last(&row), last(&changed));
+                if 7 - at <= reach {
+                    assert!(after.iter().zip(&before).any(|(a, b)| (a - b).abs() > 1e-3));
+                } else {
+                    assert_close(&after, &before, tolerance);
+                }
+            }
         }
     }
 }
@@ -448,6 +579,21 @@ fn every_parameter_has_the_gradient_of_central_differences_under_every_training_
         let policy = in_f64(CausalLm::fresh(&config, 0, &trained));
         assert_model_gradient(&policy, |policy| policy_loss_of(policy, &device));
     }
+    for family in families() {
+        let (d, head) = (4, family.head_dim.min(4)); // as `smallest`
+        let config = ModelConfig {
+            vocab_size: 5,
+            hidden_size: d,
+            intermediate_size: 3,
+            heads: 2,
+            kv_heads: family.kv_heads / 2,
+            head_dim: if family.rotary_fraction == 1.0 { head / 2 } else { head },
+            norm_eps: 0.1, // heads this narrow have near-zero norms, too curved for the step
+            ..family
+        };
+        let policy = in_f64(drawn(CausalLm::fresh(&config, 0, &trained)));
+        assert_model_gradient(&policy, |policy| policy_loss_of(policy, &device));
+    }
     let scalar = in_f64(scalar_model(&smallest(), 0, &trained));
     assert_model_gradient(&scalar, |reward| reward_loss_of(reward, &device));
     assert_model_gradient(&scalar, |critic| value_loss_of(critic, &device));
@@ -508,8 +654,8 @@ fn any_token_in_the_padding_leaves_losses_and_gradients_as_they_are() {
 
 #[test]
 fn left_padded_right_padded_and_unpadded_rows_agree() {
-    for (device, tolerance) in devices() {
-        let model = CausalLm::fresh(&grouped(), 3, &device);
+    for (config, device, tolerance) in families_on_devices() {
+        let model = drawn(CausalLm::fresh(&config, 3, &device));
         let row = tokens(1, 7);
         let alone = logits_of(&model, &row);
         for start in [0, 2, 5] {
@@ -534,8 +680,8 @@ fn the_view_of_tokens_does_not_depend_on_the_batch_size() {
     let data = prompts_and_responses(5);
     let rows = borrowed(&data);
     let turned: Vec<_> = rows.iter().rev().copied().collect();
-    for (device, tolerance) in devices() {
-        let model = CausalLm::fresh(&grouped(), 2, &device);
+    for (config, device, tolerance) in families_on_devices() {
+        let model = drawn(CausalLm::fresh(&config, 2, &device));
         let same = |ours: Vec<TokenView>, theirs: &[TokenView]| {
             for (ours, theirs) in ours.iter().zip(theirs) {
                 assert_close_f32(&ours.log_probs, &theirs.log_probs, tolerance);

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use rand::Rng;
+use segment_rlhf::model::config::{
+    Activation, AttentionBias, Family, Residual, RopeScaling, SlidingWindow, WindowedLayers,
+};
 use segment_rlhf::model::{CausalLm, ModelConfig, ScalarModel};
 use segment_rlhf::rng::stream;
 
@@ -21,11 +24,90 @@ pub fn grouped() -> ModelConfig {
         heads: 4,
         kv_heads: 2,
         head_dim: 4,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
         max_position_embeddings: 64,
+        ..ModelConfig::default()
     }
+}
+
+/// [`grouped`] in every family, with all that a family may do differently.
+pub fn families() -> Vec<ModelConfig> {
+    let window = |tokens, layers| Some(SlidingWindow { tokens, layers });
+    let gpt_neox = ModelConfig {
+        family: Family::GptNeox,
+        kv_heads: 4,
+        attention_bias: AttentionBias::All,
+        mlp_bias: true,
+        activation: Activation::Gelu,
+        residual: Residual::Parallel,
+        rotary_fraction: 0.5,
+        norm_eps: 1e-5,
+        tie_word_embeddings: false,
+        ..grouped()
+    };
+    vec![
+        grouped(),
+        ModelConfig {
+            attention_bias: AttentionBias::All,
+            mlp_bias: true,
+            rope_scaling: RopeScaling::Linear { factor: 3.0 },
+            ..grouped()
+        },
+        ModelConfig {
+            rope_scaling: RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original: 16,
+            },
+            ..grouped()
+        },
+        ModelConfig {
+            family: Family::Mistral,
+            sliding_window: window(3, WindowedLayers::From(0)),
+            ..grouped()
+        },
+        ModelConfig {
+            family: Family::Qwen2,
+            attention_bias: AttentionBias::Inputs,
+            sliding_window: window(4, WindowedLayers::From(1)),
+            ..grouped()
+        },
+        ModelConfig {
+            family: Family::Qwen3,
+            head_dim: 6,
+            sliding_window: window(5, WindowedLayers::Listed(vec![true, false])),
+            ..grouped()
+        },
+        ModelConfig {
+            family: Family::Phi3,
+            tie_word_embeddings: false,
+            rotary_fraction: 0.5,
+            rope_scaling: RopeScaling::LongRope {
+                short_factor: vec![1.5],
+                long_factor: vec![4.0],
+                attention_factor: None,
+                original: 32,
+            },
+            ..grouped()
+        },
+        gpt_neox.clone(),
+        ModelConfig {
+            residual: Residual::Sequential,
+            activation: Activation::GeluTanh,
+            ..gpt_neox
+        },
+    ]
+}
+
+/// `model` with norms and biases drawn too, which start as ones and zeros.
+pub fn drawn<M: Module>(model: M) -> M {
+    let mut rng = stream(3, "test norms and biases", 0);
+    edited(model, DType::F32, |name, values| {
+        if name.contains("norm") || name.ends_with("bias") {
+            values.iter_mut().for_each(|value| *value += rng.random_range(-0.5..0.5));
+        }
+    })
 }
 
 /// Token ids of [`grouped`], never 0.

@@ -1,0 +1,369 @@
+//! The rows of a data file as JSON objects, one at a time: JSON Lines, a JSON array, or Parquet.
+//!
+//! What a file is shows in its first bytes, whatever its name: Parquet starts with `PAR1`, a JSON array
+//! with `[`; all else is JSON Lines. There, empty lines are skipped, and a byte-order mark and CRLF are
+//! accepted. Lines and Parquet are streamed, so that a file may be larger than memory; an array is read
+//! whole.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::error::DataError;
+
+const MARK: &[u8] = b"\xEF\xBB\xBF";
+
+type Stream = Box<dyn Iterator<Item = Result<Row, DataError>>>;
+
+/// One row of a data file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Where it stands: the line, or the number of the Parquet row or array element; from 1.
+    pub place: usize,
+    /// Its keys, or columns, with their values.
+    pub object: Map<String, Value>,
+}
+
+/// The rows of the file at `path`, in order.
+///
+/// # Errors
+///
+/// [`DataError::Read`]; for Parquet also [`DataError::Parquet`], [`DataError::Compression`] and
+/// [`DataError::WithoutParquet`]; for an array what the iterator gives otherwise.
+pub fn rows(path: &Path) -> Result<Rows, DataError> {
+    let unreadable = |source| DataError::Read { path: path.into(), source };
+    let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
+    let start = file.fill_buf().map_err(unreadable)?;
+    let source: Stream = if start.starts_with(b"PAR1") {
+        parquet_rows(path, file.into_inner())?
+    } else if start.strip_prefix(MARK).unwrap_or(start).trim_ascii_start().starts_with(b"[") {
+        array_rows(path, file)?
+    } else {
+        Box::new(Lines { path: path.into(), file, number: 0, bytes: Vec::new() })
+    };
+    Ok(Rows { source, failed: false })
+}
+
+/// An iterator over the rows of a file; nothing follows an error.
+pub struct Rows {
+    source: Stream,
+    failed: bool,
+}
+
+impl Iterator for Rows {
+    type Item = Result<Row, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let next = self.source.next();
+        self.failed = matches!(next, Some(Err(_)));
+        next
+    }
+}
+
+/// What a JSON value is, in the words of an error.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The row that `value` is, at `place` of the file; `what` names it in an error.
+fn row(path: &Path, place: usize, what: &str, value: Value) -> Result<Row, DataError> {
+    match value {
+        Value::Object(object) => Ok(Row { place, object }),
+        other => Err(DataError::WrongType {
+            path: path.into(),
+            line: place,
+            key: what.into(),
+            expected: "an object",
+            found: kind(&other),
+        }),
+    }
+}
+
+struct Lines {
+    path: PathBuf,
+    file: BufReader<File>,
+    number: usize,
+    bytes: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line that is not empty.
+    fn next(&mut self) -> Result<Option<Row>, DataError> {
+        let path = &self.path;
+        loop {
+            self.bytes.clear();
+            let read = self.file.read_until(b'\n', &mut self.bytes);
+            if read.map_err(|source| DataError::Read { path: path.clone(), source })? == 0 {
+                return Ok(None);
+            }
+            self.number += 1;
+            let line = self.number;
+            let mark = if line == 1 { MARK } else { b"" };
+            let text = str::from_utf8(self.bytes.strip_prefix(mark).unwrap_or(&self.bytes));
+            let text = text.map_err(|error| {
+                let byte = error.valid_up_to() + 1;
+                DataError::Utf8 { path: path.clone(), line, byte }
+            })?;
+            if !text.trim().is_empty() {
+                let value = serde_json::from_str(text.trim_end())
+                    .map_err(|error| DataError::json(path, line, &error))?;
+                return row(path, line, "the line", value).map(Some);
+            }
+        }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Result<Row, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Lines::next(self).transpose()
+    }
+}
+
+fn array_rows(path: &Path, mut file: BufReader<File>) -> Result<Stream, DataError> {
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut file, &mut bytes)
+        .map_err(|source| DataError::Read { path: path.into(), source })?;
+    let bytes = bytes.strip_prefix(MARK).unwrap_or(&bytes);
+    let values: Vec<Value> =
+        serde_json::from_slice(bytes).map_err(|error| DataError::json(path, 1, &error))?;
+    let path = path.to_owned();
+    let rows = values.into_iter().zip(1..);
+    Ok(Box::new(rows.map(move |(value, place)| row(&path, place, "the element", value))))
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet_rows(path: &Path, _: File) -> Result<Stream, DataError> {
+    Err(DataError::WithoutParquet { path: path.into() })
+}
+
+#[cfg(feature = "parquet")]
+fn parquet_rows(path: &Path, file: File) -> Result<Stream, DataError> {
+    use parquet::basic::Compression::{GZIP, SNAPPY, UNCOMPRESSED};
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::reader::RowIter;
+
+    let path = path.to_owned();
+    let refused = |path: &Path, reason: String| {
+        let reason = reason.chars().take(MOST_REASON).collect();
+        DataError::Parquet { path: path.into(), reason }
+    };
+    let reader = caught(|| SerializedFileReader::new(file)).map_err(|why| refused(&path, why))?;
+    let mut columns = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+    let other = columns.find(|c| !matches!(c.compression(), UNCOMPRESSED | SNAPPY | GZIP(_)));
+    if let Some(column) = other {
+        let codec = column.compression().to_string();
+        return Err(DataError::Compression { path, codec });
+    }
+    let mut rows = RowIter::from_file_into(Box::new(reader));
+    Ok(Box::new((1..).map_while(move |place| {
+        let row = caught(|| rows.next().transpose()).transpose()?;
+        let row = row.map_err(|why| refused(&path, format!("row {place}: {why}")));
+        Some(row.map(|row| Row { place, object: parquet_object(&row) }))
+    })))
+}
+
+/// What `read` gives, or why not: the Parquet library (58.4.1) panics at some damages.
+#[cfg(feature = "parquet")]
+fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic
+            .downcast::<String>()
+            .map_or_else(|_| "it is damaged".to_owned(), |message| *message)),
+    }
+}
+
+/// The most characters of the Parquet library's own words in an error: some quote a whole value.
+#[cfg(feature = "parquet")]
+const MOST_REASON: usize = 200;
+
+#[cfg(feature = "parquet")]
+fn parquet_object(row: &parquet::record::Row) -> Map<String, Value> {
+    row.get_column_iter().map(|(name, field)| (name.clone(), parquet_value(field))).collect()
+}
+
+/// The JSON value of a Parquet one; what JSON has no kind for, such as a date, becomes a text.
+#[cfg(feature = "parquet")]
+fn parquet_value(field: &parquet::record::Field) -> Value {
+    use parquet::record::Field;
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => (*value).into(),
+        Field::Byte(number) => (*number).into(),
+        Field::Short(number) => (*number).into(),
+        Field::Int(number) => (*number).into(),
+        Field::Long(number) => (*number).into(),
+        Field::UByte(number) => (*number).into(),
+        Field::UShort(number) => (*number).into(),
+        Field::UInt(number) => (*number).into(),
+        Field::ULong(number) => (*number).into(),
+        Field::Float16(number) => f64::from(*number).into(),
+        Field::Float(number) => (*number).into(),
+        Field::Double(number) => (*number).into(),
+        Field::Str(text) => text.as_str().into(),
+        Field::Group(row) => parquet_object(row).into(),
+        Field::ListInternal(list) => list.elements().iter().map(parquet_value).collect(),
+        Field::MapInternal(map) => {
+            let key = |key| match parquet_value(key) {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            map.entries().iter().map(|(k, value)| (key(k), parquet_value(value))).collect()
+        }
+        other => other.to_string().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::fs;
+    use tempfile::TempDir;
+
+    /// The rows of a file of these bytes, up to the first error, whose text names it `FILE`.
+    fn read(bytes: impl AsRef<[u8]>) -> Result<Vec<(usize, Value)>, (DataError, String)> {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("data");
+        fs::write(&path, bytes).unwrap();
+        let pair = |row: Row| (row.place, Value::Object(row.object));
+        let read = rows(&path).and_then(|rows| rows.map(|row| row.map(pair)).collect());
+        read.map_err(|error| {
+            let text = error.to_string().replace(path.to_str().unwrap(), "FILE");
+            (error, text)
+        })
+    }
+
+    #[test]
+    fn lines_are_rows_at_their_place() {
+        let text = "\u{FEFF}{\"a\": 1}\r\n\n  \n{\"b\": [null]}";
+        assert_eq!(read(text).unwrap(), [(1, json!({"a": 1})), (4, json!({"b": [null]}))]);
+        assert_eq!(read("").unwrap(), []);
+    }
+
+    #[test]
+    fn the_elements_of_an_array_are_rows() {
+        let text = "\u{FEFF}\n [\n{\"a\": 1},\n{\"b\": \"]\"}]\n";
+        assert_eq!(read(text).unwrap(), [(1, json!({"a": 1})), (2, json!({"b": "]"}))]);
+        assert_eq!(read("[]").unwrap(), []);
+        let (error, text) = read("[{}, 3]").unwrap_err();
+        assert!(matches!(error, DataError::WrongType { line: 2, .. }));
+        assert_eq!(text, "FILE:2: the element is a number; expected an object");
+        let (error, text) = read("[\n{},\n{]").unwrap_err();
+        assert!(matches!(error, DataError::Json { line: 3, column: 2, .. }));
+        assert!(text.starts_with("FILE:3: not JSON (key must be a string, column 2)"), "{text}");
+    }
+
+    #[test]
+    fn nothing_follows_an_error() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("data");
+        fs::write(&path, "{}\n[]\n{}\n").unwrap();
+        let mut rows = rows(&path).unwrap();
+        assert!(rows.next().unwrap().is_ok());
+        assert!(rows.next().unwrap().is_err());
+        assert!(rows.next().is_none());
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    #[test]
+    fn without_the_feature_a_parquet_file_is_an_error() {
+        let (error, text) = read("PAR1").unwrap_err();
+        assert!(matches!(error, DataError::WithoutParquet { .. }));
+        assert!(text.contains("built without the cargo feature `parquet`"), "{text}");
+    }
+
+    #[cfg(feature = "parquet")]
+    mod parquet {
+        use super::*;
+        use proptest::prelude::*;
+
+        /// A file that pyarrow wrote: `tests/data/pairs/make.py`.
+        fn fixture(name: &str) -> Vec<u8> {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pairs");
+            fs::read(dir.join(format!("{name}.parquet"))).unwrap()
+        }
+
+        #[test]
+        fn nested_columns_are_objects_lists_and_numbers() {
+            let turns = |texts: &[&str]| {
+                let turn = |(i, text): (usize, &&str)| {
+                    let role = if i % 2 == 0 { "user" } else { "assistant" };
+                    json!({"content": text, "role": role})
+                };
+                Value::from_iter(texts.iter().enumerate().map(turn))
+            };
+            let rows = read(fixture("preference_700k")).unwrap(); // snappy, two groups of rows
+            let tree = json!({
+                "rejected": turns(&["What is the tallest tree?", "A shrub."]),
+                "chosen": turns(&["What is the tallest tree?", "The coast redwood."]),
+                "rejected_score": 2.0,
+                "chosen_score": 9.5,
+            });
+            assert_eq!(rows[0], (1, tree));
+            assert_eq!(rows[1].1["chosen_score"], Value::Null);
+            assert_eq!(rows[1].1["chosen"].as_array().unwrap().len(), 4);
+            assert_eq!((rows.len(), rows[2].0), (3, 3));
+            let rows = read(fixture("trl_implicit")).unwrap(); // not compressed
+            let sky = json!({"chosen": "The sky is blue.", "rejected": "The sky is green."});
+            assert_eq!(rows[0], (1, sky));
+            let rows = read(fixture("ultrafeedback_binarized")).unwrap(); // gzip
+            assert_eq!(rows[2].1["prompt"], "Count to three.");
+            assert_eq!(rows[2].1["messages"], rows[2].1["chosen"]);
+        }
+
+        #[test]
+        fn other_compressions_are_an_error_that_names_them() {
+            let (error, text) = read(fixture("zstd")).unwrap_err();
+            assert!(matches!(error, DataError::Compression { .. }));
+            assert!(text.starts_with("FILE: compressed with ZSTD"), "{text}");
+            assert!(text.contains("SNAPPY, GZIP or no compression"), "{text}");
+        }
+
+        #[test]
+        fn a_truncated_file_is_an_error() {
+            let whole = fixture("preference_700k");
+            for length in 4..whole.len() {
+                let (error, _) = read(&whole[..length]).unwrap_err();
+                assert!(matches!(error, DataError::Parquet { .. }), "{length}: {error}");
+            }
+        }
+
+        proptest! {
+            #[test]
+            fn a_damaged_file_gives_rows_or_an_error(
+                name in prop::sample::select(
+                    vec!["preference_700k", "ultrafeedback_binarized", "trl_implicit"],
+                ),
+                faults in prop::collection::vec((any::<prop::sample::Index>(), 1..=255u8), 1..4),
+            ) {
+                let mut bytes = fixture(name);
+                for (place, fault) in faults {
+                    let place = 4 + place.index(bytes.len() - 4);
+                    bytes[place] ^= fault;
+                }
+                if let Err((error, text)) = read(bytes) {
+                    let refused =
+                        matches!(error, DataError::Parquet { .. } | DataError::Compression { .. });
+                    prop_assert!(refused, "{text}");
+                    prop_assert!(text.chars().count() < 400);
+                }
+            }
+        }
+    }
+}
