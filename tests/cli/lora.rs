@@ -92,9 +92,7 @@ fn other_adapters_are_other_settings() {
         ("precision.compute=f32", "dtype: \"bf16\" there, \"f32\" here"),
     ] {
         let other = [&["train-reward"], &input[..], &["--set", set]].concat();
-        program(run.path(), &other)
-            .ended_with(2)
-            .says(&["started with other settings", said]);
+        program(run.path(), &other).ended_with(2).says(&["started with other settings", said]);
     }
     // How much memory a run takes changes nothing else.
     let same = [&["train-reward"], &input[..], &["--set", "precision.checkpointing=layers"]];
