@@ -255,7 +255,7 @@ impl<'a> Respondent<'a> {
             sampling: Sampling { temperature, ..Sampling::PLAIN },
             max_new_tokens: room.iter().copied().max().unwrap_or(0),
             rows_at_once: asked.len(),
-            eos: self.tokenizer.eos(),
+            stops: self.tokenizer.stop_tokens(),
         };
         let purpose = format!("{}, turn {turn}", self.benchmark);
         let stream_of = |&i: &usize| stream(self.seed, &purpose, questions[i].place as u64);

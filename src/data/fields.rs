@@ -129,24 +129,20 @@ impl Fields<'_> {
     ///
     /// # Errors
     ///
-    /// Those of [`Fields::messages`]; [`DataError::NoResponse`] and [`DataError::EmptyResponse`].
+    /// Those of [`Fields::messages`], and [`DataError::NoResponse`].
     pub fn response(&self, key: &str) -> Result<(Option<Vec<Message>>, String), DataError> {
-        let (path, line, which) = (self.path.into(), self.place, key.to_owned());
-        let (before, response) = match self.require(key)? {
-            Value::String(text) => (None, text.clone()),
-            _ => {
-                let mut messages = self.messages(key)?;
-                match messages.pop() {
-                    Some(Message { role: Role::Assistant, content }) => {
-                        (Some(messages).filter(|before| !before.is_empty()), content)
-                    }
-                    _ => return Err(DataError::NoResponse { path, line, which }),
-                }
+        if let Value::String(text) = self.require(key)? {
+            return Ok((None, text.clone()));
+        }
+        let mut messages = self.messages(key)?;
+        match messages.pop() {
+            Some(Message { role: Role::Assistant, content }) => {
+                Ok((Some(messages).filter(|before| !before.is_empty()), content))
             }
-        };
-        match response.trim().is_empty() {
-            true => Err(DataError::EmptyResponse { path, line, which }),
-            false => Ok((before, response)),
+            _ => {
+                let (path, line) = (self.path.into(), self.place);
+                Err(DataError::NoResponse { path, line, which: key.into() })
+            }
         }
     }
 

@@ -158,9 +158,9 @@ impl Rater {
         }
         let reference_dir = context.reference_dir()?;
         let tokenizer = model_tokenizer(&reference_dir)?;
-        let (ends, eos) = (tokenizer.sentence_ends(), tokenizer.eos());
+        let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
         let rows_at_once = context.settings.ppo.rows_at_once;
-        let scorer = Scorer::load(context, ends, eos, rows_at_once)?;
+        let scorer = Scorer::load(context, ends, stops, rows_at_once)?;
         let longest = longest.min(ModelConfig::from_dir(&reference_dir)?.max_position_embeddings);
         Ok(Self { tokenizer, models: Models::Trained(scorer), longest })
     }
@@ -203,7 +203,7 @@ impl Rater {
         let segmenter = Segmenter {
             actions,
             eos_policy,
-            eos: tokenizer.eos(),
+            stops: tokenizer.stop_tokens().to_vec(),
             sentence_ends: tokenizer.sentence_ends().to_vec(),
         };
         let models = Models::Published {
