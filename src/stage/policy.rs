@@ -1,7 +1,8 @@
 //! Token-level PPO on segment rewards (E5 to E10).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+use std::{fs, io};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -13,9 +14,10 @@ use super::fit_normalizer::NormalizerFile;
 use super::rollout::{Rollout, Sampler, metrics_of};
 use super::score::Scorer;
 use super::task::{Task, permutation};
+use crate::atomic::{self, NewFile};
 use crate::data::store::Items;
 use crate::error::Error;
-use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder};
+use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder, read_json};
 use crate::experiment::settings::PpoSettings;
 use crate::kl::AdaptiveKl;
 use crate::model::generate::{ReadAt, pad_rows, response_log_probs};
@@ -87,10 +89,11 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
-    let mut ppo = Ppo::new(context, &task, &scorer, normalizer, &reference_dir)?;
+    let mut ppo =
+        Ppo::new(context, &task, &scorer, normalizer, &reference_dir, folder.dir().join(BEST))?;
     if let Some(checkpoint) = folder.latest()? {
         folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
-        ppo = ppo.resume(&checkpoint, &folder)?;
+        ppo = ppo.resume(&checkpoint)?;
     }
     let summary = ppo.train(&folder)?;
     folder.finish(&summary)?;
@@ -109,8 +112,8 @@ struct Ppo<'a> {
     policy: Trainer<CausalLm>,
     critic: Trainer<ScalarModel>,
     state: State,
-    /// The parameters of the best policy so far, as a safetensors file.
-    best_weights: Vec<u8>,
+    /// The file with the parameters of the best policy so far, once there is one.
+    best_weights: PathBuf,
     /// Iterations done.
     done: usize,
 }
@@ -122,6 +125,7 @@ impl<'a> Ppo<'a> {
         scorer: &'a Scorer,
         normalizer: Normalizer,
         reference_dir: &Path,
+        best_weights: PathBuf,
     ) -> Result<Self, Error> {
         let settings = &context.settings;
         let ppo = &settings.ppo;
@@ -141,20 +145,23 @@ impl<'a> Ppo<'a> {
             policy: Trainer::new("policy", policy, &ppo.actor, steps),
             critic: Trainer::new("critic", critic, &ppo.critic, steps),
             state: State { kl_coefficient: coefficient, evaluations: 0, best: None, last: None },
-            best_weights: Vec::new(),
+            best_weights,
             done: 0,
         })
     }
 
-    fn resume(mut self, checkpoint: &Checkpoint, folder: &StageFolder) -> Result<Self, Error> {
+    fn resume(mut self, checkpoint: &Checkpoint) -> Result<Self, Error> {
         self.done = checkpoint.step;
         let step = self.done * steps_an_iteration(&self.context.settings.ppo);
-        self.policy = self.policy.resume(step, &checkpoint.files)?;
-        self.critic = self.critic.resume(step, &checkpoint.files)?;
-        self.state = serde_json::from_slice(checkpoint.file(STATE)).map_err(|error| {
-            FolderError::Corrupt { path: folder.dir().join(STATE), detail: error.to_string() }
-        })?;
-        self.best_weights = checkpoint.file(BEST).to_vec();
+        self.policy = self.policy.resume(step, &checkpoint.dir)?;
+        self.critic = self.critic.resume(step, &checkpoint.dir)?;
+        self.state = read_json(&checkpoint.dir.join(STATE), "ppo")?;
+        if self.state.best.is_some() {
+            let (kept, path) = (checkpoint.dir.join(BEST), &self.best_weights);
+            let _ = fs::remove_file(path); // of a later iteration than the checkpoint's
+            link(&kept, path)
+                .map_err(|source| FolderError::Write { path: path.clone(), source })?;
+        }
         Ok(self)
     }
 
@@ -178,7 +185,7 @@ impl<'a> Ppo<'a> {
             let reward = reward.unwrap_or_else(|| format!("reward {:.2}", line.reward));
             stage.step(format!("{reward}, KL {:.2}", line.kl_k1));
             if self.done < ppo.iterations {
-                folder.save(&self.checkpoint())?;
+                folder.save(self.done, self.checkpoint())?;
                 if self.context.stop.after_step() {
                     return Err(self.context.interrupted(folder.dir()));
                 }
@@ -256,32 +263,50 @@ impl<'a> Ppo<'a> {
         self.state.evaluations = log.lines();
         if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
             self.state.best = Some((self.done, evaluation.clone()));
-            self.best_weights = self.policy.weights();
+            let path = &self.best_weights;
+            atomic::write_with(path, |path| self.policy.write_weights(path))
+                .map_err(|source| FolderError::Write { path: path.clone(), source })?;
         }
         self.state.last = Some(evaluation);
         Ok(())
     }
 
-    fn checkpoint(&self) -> Checkpoint {
+    fn checkpoint(&self) -> Vec<NewFile<'_>> {
         let state = serde_json::to_vec(&self.state).expect("a plain struct serialises");
-        let own = [(STATE.to_owned(), state), (BEST.to_owned(), self.best_weights.clone())];
-        let files = self.policy.files().into_iter().chain(self.critic.files()).chain(own);
-        Checkpoint { step: self.done, files: files.collect() }
+        let mut files = vec![file(STATE, move |path| fs::write(path, state))];
+        if self.state.best.is_some() {
+            files.push(file(BEST, |path| link(&self.best_weights, path)));
+        }
+        files.extend(self.policy.files());
+        files.extend(self.critic.files());
+        files
     }
 
     /// Writes the last and the best policy.
     fn save(&self, folder: &StageFolder) -> Result<Summary, Error> {
-        let best_model = self.policy.model_with(BEST, &self.best_weights)?;
+        let best_model = self.policy.model_with(&self.best_weights)?;
         let best_dir = folder.dir().join("best");
         let base = Some(self.scorer.base().dir);
         for (model, dir) in [(self.policy.model(), folder.dir()), (&best_model, &best_dir)] {
             self.context.write_policy(dir, self.task, &model.valid(), &self.config, base)?;
         }
+        let path = &self.best_weights;
+        fs::remove_file(path)
+            .map_err(|source| FolderError::Write { path: path.clone(), source })?;
         let State { last, best, .. } = self.state.clone();
         let last = last.expect("the last iteration is evaluated");
         let (best_iteration, best) = best.expect("the last iteration is evaluated");
         Ok(Summary { iterations: self.done, last, best_iteration, best })
     }
+}
+
+fn file<'a>(name: &str, fill: impl FnOnce(&Path) -> io::Result<()> + 'a) -> NewFile<'a> {
+    (name.to_owned(), Box::new(fill))
+}
+
+/// Gives the content of the file `from` the name `to`, too: without a copy where the file system can.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop))
 }
 
 /// Optimizer steps of one iteration.
