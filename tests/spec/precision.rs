@@ -142,7 +142,7 @@ fn generation_in_bf16_keeps_its_cache_in_bf16_and_reads_what_the_full_forward_re
             sampling: Sampling::GREEDY,
             max_new_tokens: 8,
             rows_at_once: 1,
-            eos: u32::MAX,
+            stops: &[],
         };
         assert_eq!(generate(&model, &config, &[&row], limit, vec![stream(0, "t", 0)])[0].len(), 8);
     }
