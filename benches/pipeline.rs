@@ -56,12 +56,8 @@ fn generation(c: &mut Criterion) {
     let model = CausalLm::fresh(&config, 0, &Device::flex());
     let row = row();
     let prompts = vec![&row[..PROMPT]; 128];
-    let plain = Generation {
-        sampling: Sampling::PLAIN,
-        max_new_tokens: 64,
-        rows_at_once: 128,
-        eos: u32::MAX,
-    };
+    let plain =
+        Generation { sampling: Sampling::PLAIN, max_new_tokens: 64, rows_at_once: 128, stops: &[] };
     let mut group = c.benchmark_group("policy");
     group.sample_size(10).throughput(Throughput::Elements(128 * 64));
     group.bench_function("generation, 128 rows of 64 new tokens", |b| {

@@ -49,27 +49,33 @@ pub fn pairs(bytes: &[u8]) {
         let response = |response: &[u32]| {
             assert!((2..=4).contains(&response.len()) && response.ends_with(&[tokenizer.eos()]));
         };
-        match read_pairs(&path, tokenizer, limits) {
+        let mut pairs = 0;
+        let read = read_pairs(&path, tokenizer, limits, |pair| {
+            prompt(&pair.prompt);
+            response(&pair.chosen);
+            response(&pair.rejected);
+            assert_ne!(pair.chosen, pair.rejected);
+            pairs += 1;
+            Ok(())
+        });
+        match read {
             Err(error) => names(&path, error),
-            Ok((pairs, _)) => {
-                assert!(!pairs.is_empty());
-                for pair in pairs {
-                    prompt(&pair.prompt);
-                    response(&pair.chosen);
-                    response(&pair.rejected);
-                }
-            }
+            Ok(_) => assert!(pairs > 0),
         }
-        match read_prompts(&path, tokenizer, limits) {
-            Err(error) => names(&path, error),
-            Ok((prompts, _)) => prompts.iter().for_each(|tokens| prompt(tokens)),
+        let read = read_prompts(&path, tokenizer, limits, |tokens| {
+            prompt(&tokens);
+            Ok(())
+        });
+        if let Err(error) = read {
+            names(&path, error);
         }
-        match read_conversations(&path, tokenizer, limits) {
-            Err(error) => names(&path, error),
-            Ok((conversations, _)) => conversations.iter().for_each(|(tokens, answer)| {
-                prompt(tokens);
-                response(answer);
-            }),
+        let read = read_conversations(&path, tokenizer, limits, |(tokens, answer)| {
+            prompt(&tokens);
+            response(&answer);
+            Ok(())
+        });
+        if let Err(error) = read {
+            names(&path, error);
         }
     });
 }

@@ -1,8 +1,11 @@
 //! Files and folders that appear whole or not at all: written under a temporary name, then renamed.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+
+/// A file to be: its name, and what writes it to the path that it is given.
+pub type NewFile<'a> = (String, Box<dyn FnOnce(&Path) -> io::Result<()> + 'a>);
 
 /// Writes `bytes` to `path`: a reader finds the old content or the new, never a part.
 ///
@@ -10,23 +13,18 @@ use std::path::{Path, PathBuf};
 ///
 /// Whatever the system says, a full disk for instance; the old content is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_file_by(path, |file| file.write_all(bytes))
+    write_with(path, |path| fs::write(path, bytes))
 }
 
-/// The same with what `fill` writes.
+/// The same with what `fill` writes to the temporary name that it is given.
 ///
 /// # Errors
 ///
 /// Those of `fill`, and whatever the system says; the old content is then untouched.
-pub fn write_file_by(
-    path: &Path,
-    fill: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<()> {
+pub fn write_with(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let temporary = sibling(path, "tmp");
-    let written = File::create(&temporary).and_then(|mut file| {
-        fill(&mut file)?;
-        file.sync_all()
-    });
+    let _ = fs::remove_file(&temporary); // what a kill left
+    let written = fill(&temporary).and_then(|()| File::open(&temporary)?.sync_all());
     let renamed = written.and_then(|()| fs::rename(&temporary, path));
     if renamed.is_err() {
         let _ = fs::remove_file(&temporary);

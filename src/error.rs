@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::benchmark::BenchmarkError;
 use crate::data::error::DataError;
 use crate::experiment::folder::FolderError;
 use crate::experiment::settings::SettingsError;
@@ -20,6 +21,9 @@ pub enum Error {
     /// Data or a tokenizer was refused.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A benchmark's files were refused.
+    #[error(transparent)]
+    Benchmark(#[from] BenchmarkError),
     /// A model could not be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -29,9 +29,10 @@
 //! | [`interpolation`], [`kl`] | E6 and E7: the reward of each token |
 //! | [`gae`] | E8: advantages and returns |
 //! | [`ppo`] | E9 and E10: the losses of policy and critic |
-//! | [`data`] | pairs, prompts, tokenizers, role formats, and the embedded task in [`data::letters`] |
+//! | [`data`] | pairs, prompts, tokenizers, chat templates, role formats, and the embedded task in [`data::letters`] |
 //! | [`model`] | the decoder, its heads and cache, sampling, optimizer, Hugging Face checkpoints |
 //! | [`stage`] | one file a stage of the pipeline; each reads and writes a folder of the run |
+//! | [`benchmark`] | the public benchmarks: answers for their judges, RewardBench, win rates |
 //! | [`experiment`] | settings, run folders, checkpoints |
 //! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
@@ -74,6 +75,7 @@
 //! ```
 
 pub mod atomic;
+pub mod benchmark;
 pub mod bounds;
 pub mod bt_loss;
 pub mod cli;

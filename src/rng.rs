@@ -4,6 +4,8 @@
 //! is a pure function of the run's seed, a purpose and an index. So draws depend neither on the device
 //! nor on the order in which threads run, and a resumed run needs no generator state: its step says it.
 
+use std::io::{self, Read};
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -73,6 +75,24 @@ impl Fnv1a {
     pub fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    /// Takes in all that `reader` gives, and returns how many bytes that was.
+    ///
+    /// # Errors
+    ///
+    /// Those of `reader`.
+    pub fn read(&mut self, mut reader: impl Read) -> io::Result<u64> {
+        let (mut piece, mut bytes) = (vec![0; 1 << 20], 0);
+        loop {
+            match reader.read(&mut piece)? {
+                0 => return Ok(bytes),
+                n => {
+                    self.write(&piece[..n]);
+                    bytes += n as u64;
+                }
+            }
         }
     }
 

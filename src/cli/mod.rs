@@ -1,5 +1,6 @@
 //! The command line: arguments in, checked settings out, then one stage. No logic of its own.
 
+mod benchmark;
 mod show;
 
 use std::path::PathBuf;
@@ -44,14 +45,19 @@ enum Command {
     FitNormalizer,
     /// Trains the policy of a method
     Ppo,
-    /// Compares the policy of a method with the reference model
-    Evaluate,
+    /// Compares the policy of a method with the reference model, or runs a public benchmark
+    Evaluate {
+        #[command(subcommand)]
+        benchmark: Option<benchmark::Benchmark>,
+    },
     /// Writes a model, its tokenizer and settings into a folder that transformers loads
     Export(ExportArgs),
     /// Writes responses to a prompt
     Generate(show::GenerateArgs),
     /// Shows a text cut into segments, with entropies and rewards
     Segment(show::SegmentArgs),
+    /// Prints the reward of each segment of given texts
+    Score(benchmark::ScoreArgs),
     /// Prints every setting with its default
     Settings,
     /// Prints the tables of the paper
@@ -103,13 +109,14 @@ struct Common {
     /// model.safetensors or shards with an index, tokenizer.json
     #[arg(long, global = true, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The folder of a train-reward stage, in place of the run's own
+    /// The folder of a train-reward stage, in place of the run's own; to evaluate and score also a published
+    /// reward model's
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
-    /// Preference pairs in JSONL, in place of the embedded task
+    /// Preference pairs in JSON Lines or Parquet, in place of the embedded task
     #[arg(long, global = true, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Prompts for ppo and evaluate in JSONL, in place of those of --data
+    /// Prompts for ppo and evaluate in JSON Lines or Parquet, in place of those of --data
     #[arg(long, global = true, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// CPU threads of one tensor operation [default: 1 for reproduce, else all]
@@ -145,12 +152,14 @@ impl Cli {
             Command::TrainReward => show::json(&reward::run(&context)?),
             Command::FitNormalizer => show::json(&fit_normalizer::run(&context)?.normalizer),
             Command::Ppo => show::json(&policy::run(&context)?),
-            Command::Evaluate => show::json(&evaluate::run(&context)?),
+            Command::Evaluate { benchmark: None } => show::json(&evaluate::run(&context)?),
+            Command::Evaluate { benchmark: Some(benchmark) } => benchmark.run(&context),
             Command::Export(ExportArgs { hf, what, dtype }) => {
                 show::json(&export::run(&context, &hf, what, dtype)?)
             }
             Command::Generate(args) => show::generate(&context, &args),
             Command::Segment(args) => show::segment(&context, &args),
+            Command::Score(args) => benchmark::score(&context, &args),
             Command::Settings | Command::Reported => unreachable!("printed above"),
         }
     }

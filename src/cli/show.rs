@@ -66,7 +66,7 @@ pub(super) fn out(text: &str) -> Result<(), Error> {
 }
 
 /// Whether standard output takes colours.
-fn colour() -> bool {
+pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
@@ -118,7 +118,7 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
     let (model, config) = CausalLm::load(&dir, context.frozen())?;
     let rows = vec![prompt.as_slice(); usize::from(args.samples)];
-    let generation = context.settings.generation(tokenizer.eos());
+    let generation = context.settings.generation(tokenizer.stop_tokens());
     let draws = streams(context.settings.seed, "generate", 0..rows.len());
     out(tokenizer.decode(&prompt).trim())?;
     for response in crate::model::generate::generate(&model, &config, &rows, generation, draws) {
@@ -134,19 +134,17 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
     let response = match &args.response {
         Some(text) => {
-            let mut tokens = tokenizer.encode(text)?;
-            if tokens.is_empty() {
+            if tokenizer.encode(text)?.is_empty() {
                 return Err(Error::Usage("--response is empty; give at least one token".into()));
             }
-            if tokens.last() != Some(&tokenizer.eos()) {
-                tokens.push(tokenizer.eos());
-            }
-            tokens
+            let question = args.prompt.iter().map(|text| message(Role::User, text));
+            let question: Vec<Message> = question.collect();
+            tokenizer.encode_conversation(&question, &message(Role::Assistant, text))?.1
         }
         None => {
             let (model, config) = CausalLm::load(&dir, context.frozen())?;
             let draws = streams(context.settings.seed, "generate", 0..1);
-            let generation = context.settings.generation(tokenizer.eos());
+            let generation = context.settings.generation(tokenizer.stop_tokens());
             let rows = [prompt.as_slice()];
             crate::model::generate::generate(&model, &config, &rows, generation, draws).remove(0)
         }
@@ -162,13 +160,14 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     Ok(())
 }
 
+fn message(role: Role, content: &str) -> Message {
+    Message { role, content: content.to_owned() }
+}
+
 /// The tokens of a user's message, or of a held-out prompt of the embedded task.
 fn prompt(context: &Context, tokenizer: &Tokenizer, text: Option<&str>) -> Result<Vec<u32>, Error> {
     match text {
-        Some(text) => {
-            let message = Message { role: Role::User, content: text.to_owned() };
-            Ok(tokenizer.encode_prompt(&[message])?)
-        }
+        Some(text) => Ok(tokenizer.encode_prompt(&[message(Role::User, text)])?),
         None if tokenizer.vocab_size() == letters::vocabulary().len() => {
             let held_out = letters::split().1;
             let mut rng = stream(context.settings.seed, "shown prompt", 0);
@@ -189,7 +188,7 @@ fn segmented(
 ) -> Result<SegmentedText, Error> {
     let settings = &context.settings;
     let tokenizer = &task.tokenizer;
-    let (ends, eos) = (tokenizer.sentence_ends(), tokenizer.eos());
+    let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
     let rows = [(prompt, response)];
     let pieces = tokenizer.pieces(response);
     let prompt = tokenizer.decode(prompt);
@@ -199,11 +198,11 @@ fn segmented(
         let view = view_tokens(&model, &rows, 1).remove(0);
         let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
         let segments =
-            Segmenter::new(settings, actions, ends, eos).cut(response, &view.entropies)?;
+            Segmenter::new(settings, actions, ends, stops).cut(response, &view.entropies)?;
         let entropies = &view.entropies;
         return Ok(SegmentedText::new(prompt, response, pieces, entropies, &segments, &[], &[]));
     }
-    let scorer = Scorer::load(context, ends, eos, 1)?;
+    let scorer = Scorer::load(context, ends, stops, 1)?;
     let scored = scorer.score(&rows, 0)?.remove(0);
     let file = context.method_dir(settings.method, "normalizer").join("normalizer.json");
     let normalized = if file.exists() {

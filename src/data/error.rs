@@ -82,7 +82,7 @@ pub enum DataError {
     WrongType {
         /// The data file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, or the row of Parquet or of an array, from 1.
         line: usize,
         /// Where in the line, such as `` `chosen[1].content` ``.
         key: String,
@@ -91,16 +91,16 @@ pub enum DataError {
         /// The type that was found.
         found: &'static str,
     },
-    /// A line lacks a key (a null counts as missing).
-    #[error("{path}:{line}: the key `{key}` is missing; a line is {layouts}")]
+    /// A row lacks a key (a null counts as missing).
+    #[error("{path}:{line}: the key `{key}` is missing; a row is {layouts}")]
     MissingKey {
         /// The data file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, or the row of Parquet or of an array, from 1.
         line: usize,
         /// The missing key.
         key: String,
-        /// The layouts that a line may have.
+        /// The layouts that a row may have.
         layouts: &'static str,
     },
     /// A message has a role other than system, user or assistant.
@@ -108,7 +108,7 @@ pub enum DataError {
     UnknownRole {
         /// The data file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, or the row of Parquet or of an array, from 1.
         line: usize,
         /// The message, such as `chosen[1]`.
         key: String,
@@ -120,12 +120,12 @@ pub enum DataError {
     NoResponse {
         /// The data file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, or the row of Parquet or of an array, from 1.
         line: usize,
         /// The key of the list.
         which: String,
     },
-    /// A response holds no token, or white space only.
+    /// A response to score holds no token, or white space only.
     #[error("{path}:{line}: the response in `{which}` is empty; remove the line")]
     EmptyResponse {
         /// The data file.
@@ -140,10 +140,10 @@ pub enum DataError {
     EmptyPrompt {
         /// The data file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, or the row of Parquet or of an array, from 1.
         line: usize,
     },
-    /// Two places in a line that must hold the same prompt do not.
+    /// Two places in a row that must hold the same prompt do not.
     #[error(
         "{path}:{line}: `{left}` and `{right}` have different prompts; both must answer the same \
          one"
@@ -151,40 +151,54 @@ pub enum DataError {
     PromptMismatch {
         /// The data file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, or the row of Parquet or of an array, from 1.
         line: usize,
         /// One key.
         left: &'static str,
         /// The other key.
         right: &'static str,
     },
-    /// The tokenizer cannot encode a text of this line.
+    /// The tokenizer cannot encode a text of this row.
     #[error("{path}:{line}: {source}")]
     EncodeLine {
         /// The data file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, or the row of Parquet or of an array, from 1.
         line: usize,
         /// What the tokenizer says.
         source: Box<DataError>,
     },
     /// A file of preference pairs holds none.
-    #[error("{path}: no preference pairs; expected one JSON object a line")]
+    #[error("{path}: no preference pairs{skipped}; expected one a row, in JSON Lines or Parquet")]
     NoPairs {
         /// The data file.
         path: PathBuf,
+        /// Which rows were skipped, in brackets.
+        skipped: String,
     },
     /// A file of prompts holds none.
-    #[error("{path}: no prompts; expected one JSON object a line")]
+    #[error("{path}: no prompts{skipped}; expected one a row, in JSON Lines or Parquet")]
     NoPrompts {
         /// The data file.
         path: PathBuf,
+        /// Which rows were skipped, in brackets.
+        skipped: String,
     },
     /// A file of conversations holds none.
-    #[error("{path}: no conversations; expected one JSON object a line")]
+    #[error("{path}: no conversations{skipped}; expected one a row, in JSON Lines or Parquet")]
     NoConversations {
         /// The data file.
         path: PathBuf,
+        /// Which rows were skipped, in brackets.
+        skipped: String,
+    },
+    /// Another data file holds nothing.
+    #[error("{path}: no rows; expected {expected}")]
+    NoRows {
+        /// The data file.
+        path: PathBuf,
+        /// What a row is.
+        expected: &'static str,
     },
     /// A token limit is too small to hold anything.
     #[error("the limit of {name} is {value}; it must be at least {least}")]
@@ -284,7 +298,7 @@ pub enum DataError {
 
 impl DataError {
     /// The error for a JSON fault in the text that starts at line `first` of `path`.
-    pub(super) fn json(path: &std::path::Path, first: usize, error: &serde_json::Error) -> Self {
+    pub(crate) fn json(path: &std::path::Path, first: usize, error: &serde_json::Error) -> Self {
         let (line, column) = (error.line(), error.column());
         let reason = error.to_string();
         let place = format!(" at line {line} column {column}");

@@ -1,11 +1,14 @@
-//! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, and the embedded task.
+//! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, and the
+//! embedded task.
 
 pub mod chat;
 pub mod diagnostics;
 pub mod error;
+pub mod fields;
 pub mod letters;
 pub mod pairs;
 mod python;
 pub mod rows;
+pub mod store;
 pub mod template;
 pub mod tokenizer;

@@ -1,30 +1,44 @@
-//! Preference pairs, prompts and conversations: JSON Lines files as token ids.
+//! Preference pairs, prompts and conversations: the rows of a data file as token ids.
 //!
-//! A line of preference pairs holds the prompt and two responses, in one of these layouts:
+//! A row of preference pairs ([`rows`]: JSON Lines, a JSON array or Parquet) holds two responses to one
+//! prompt, in one of these layouts:
 //!
 //! ```text
 //! {"chosen": MESSAGES, "rejected": MESSAGES}  the prompt is all before the last message
 //! {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}  all, or the last alone
+//! {"prompt": TEXT, "chosen": MESSAGES, "rejected": MESSAGES}  the lists' own prompt counts, if any
 //! {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}  the prompt is a message of the user
+//! {"chosen": TEXT, "rejected": TEXT}  the prompt is the start that both share, a message of the user
 //! MESSAGES: [{"role": "system" | "user" | "assistant", "content": TEXT}, ...]
 //! ```
 //!
-//! Each of the three may be a text or messages, whatever the others are. Other keys are ignored, a
-//! null counts as a missing key. Empty lines are skipped; a byte-order mark and CRLF are accepted.
+//! The first is that of preference_700K, the third that of UltraFeedback-binarized; all are TRL's. A
+//! shared start ends before a space that stands before the first difference, as TRL has it.
+//!
+//! Scores may stand beside them: `chosen_score` and `rejected_score`, `score_chosen` and
+//! `score_rejected`, or their difference as `margin`. Other keys are ignored, a null counts as a missing
+//! key.
 //!
 //! Cutting is as published: prompts lose tokens at the left, responses at the right, and the last
-//! token of a cut response is overwritten by EOS. A response that fits gets EOS appended, and
-//! counts it.
+//! token of a cut response is overwritten by EOS. A response that fits gets EOS appended, unless the
+//! chat template ends it with a stop token, and counts it.
+//!
+//! Rows that teach nothing are skipped and counted ([`Counts`]); any other fault is an error.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::AddAssign;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::chat::{Message, Role};
 use super::error::DataError;
-use super::rows::{Row, kind, rows};
+use super::fields::Fields;
+use super::rows::{Row, rows};
+use super::store::prompt_hash;
 use super::tokenizer::Tokenizer;
 
 const PAIR: &str =
@@ -32,8 +46,17 @@ const PAIR: &str =
 const PROMPT: &str = "{\"prompt\"}, or a preference pair";
 const CONVERSATION: &str = "{\"messages\"}, {\"prompt\", \"response\"}, or a preference pair";
 
+/// The keys of the chosen and the rejected response's score.
+const SCORES: [[&str; 2]; 2] =
+    [["chosen_score", "rejected_score"], ["score_chosen", "score_rejected"]];
+/// The largest score or margin: larger ones would leave f32.
+const MOST_SCORE: f64 = 1e30;
+
+/// Rows that are tokenised at the same time.
+const BLOCK: usize = 256;
+
 /// A prompt and two responses to it, as token ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PreferencePair {
     /// The prompt, never empty.
     pub prompt: Vec<u32>,
@@ -41,6 +64,8 @@ pub struct PreferencePair {
     pub chosen: Vec<u32>,
     /// The worse response; the last token is EOS.
     pub rejected: Vec<u32>,
+    /// The score of the better less that of the worse, where the row has scores.
+    pub score_gap: Option<f32>,
 }
 
 /// A prompt and the response to it, as token ids; the response ends with EOS.
@@ -55,185 +80,325 @@ pub struct Limits {
     pub response_tokens: usize,
 }
 
-/// How many prompts and responses were cut to fit the [`Limits`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cuts {
+/// What was cut to fit the [`Limits`], and what was skipped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counts {
     /// Prompts cut at the left.
-    pub prompts: usize,
+    pub cut_prompts: usize,
     /// Responses cut at the right.
-    pub responses: usize,
+    pub cut_responses: usize,
+    /// Rows skipped because a response holds no text.
+    pub empty: usize,
+    /// Pairs skipped because both responses are the same tokens, after cutting.
+    pub equal: usize,
+    /// Pairs skipped because the lists part before their last messages: two conversations, not two
+    /// responses to one prompt.
+    pub parted: usize,
 }
 
-impl fmt::Display for Cuts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = |n: usize, noun| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
-        let (prompts, responses) =
-            (count(self.prompts, "prompt"), count(self.responses, "response"));
-        write!(f, "cut to the token limits: {prompts} (at the left), {responses} (at the right)")
+impl Counts {
+    /// What was skipped, in words; nothing where nothing was.
+    fn skipped(&self) -> Option<String> {
+        let whys = [
+            (self.empty, "with an empty response"),
+            (self.equal, "of equal responses"),
+            (self.parted, "without a common prompt"),
+        ];
+        let words = whys.iter().filter(|(n, _)| *n > 0).map(|(n, why)| format!("{n} {why}"));
+        let words = words.collect::<Vec<_>>().join(", ");
+        (!words.is_empty()).then(|| format!("skipped rows: {words}"))
     }
 }
 
-/// The preference pairs in a file, and how many texts were cut.
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.cut_prompts += other.cut_prompts;
+        self.cut_responses += other.cut_responses;
+        self.empty += other.empty;
+        self.equal += other.equal;
+        self.parted += other.parted;
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |n: usize, noun| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
+        let prompts = count(self.cut_prompts, "prompt");
+        let responses = count(self.cut_responses, "response");
+        write!(f, "cut to the token limits: {prompts} (at the left), {responses} (at the right)")?;
+        self.skipped().map_or(Ok(()), |skipped| write!(f, "; {skipped}"))
+    }
+}
+
+/// Why a row is skipped.
+enum Skip {
+    Empty,
+    Equal,
+    Parted,
+}
+
+impl From<Skip> for Counts {
+    fn from(skip: Skip) -> Self {
+        let mut counts = Self::default();
+        match skip {
+            Skip::Empty => counts.empty = 1,
+            Skip::Equal => counts.equal = 1,
+            Skip::Parted => counts.parted = 1,
+        }
+        counts
+    }
+}
+
+/// Why a row gives nothing.
+enum Refusal {
+    Skip(Skip),
+    Error(DataError),
+}
+
+impl From<DataError> for Refusal {
+    fn from(error: DataError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Calls `visit` with each preference pair in a file, in order, and returns what was cut and skipped.
 ///
 /// # Errors
 ///
-/// The [`DataError`] of the first bad line, or [`DataError::NoPairs`]; the whole file is checked
-/// before anything is returned.
+/// The [`DataError`] of the first bad row, [`DataError::NoPairs`], or what `visit` says; the pairs before
+/// a bad row have been visited then.
 pub fn read_pairs(
     path: &Path,
     tokenizer: &Tokenizer,
     limits: Limits,
-) -> Result<(Vec<PreferencePair>, Cuts), DataError> {
-    let mut encoder = Encoder::new(tokenizer, limits)?;
-    let mut pairs = Vec::new();
-    for_each_line(path, PAIR, |line| {
-        let (prompt, chosen, rejected) = line.pair()?;
-        pairs.push(PreferencePair {
-            prompt: encoder.prompt(&line, &prompt)?,
-            chosen: encoder.response(&line, "chosen", &chosen)?,
-            rejected: encoder.response(&line, "rejected", &rejected)?,
-        });
-        Ok(())
+    mut visit: impl FnMut(PreferencePair) -> Result<(), DataError>,
+) -> Result<Counts, DataError> {
+    let encoder = Encoder::new(tokenizer, limits)?;
+    let read = |line: &Fields, counts: &mut Counts| {
+        let score_gap = line.score_gap()?;
+        let Sides { prompt: messages, chosen, rejected } = line.pair()?;
+        let (prompt, chosen) = encoder.conversation(line, &messages, &chosen)?;
+        let (_, rejected) = encoder.conversation(line, &messages, &rejected)?;
+        let prompt = encoder.cut_prompt(prompt, counts);
+        let [chosen, rejected] =
+            [chosen, rejected].map(|response| encoder.cut_response(response, counts));
+        match chosen == rejected {
+            true => Err(Refusal::Skip(Skip::Equal)),
+            false => Ok(PreferencePair { prompt, chosen, rejected, score_gap }),
+        }
+    };
+    let (mut total, mut any) = (Counts::default(), false);
+    for_each_row(path, PAIR, read, |pair, counts| {
+        total += counts;
+        any |= pair.is_some();
+        pair.map_or(Ok(()), &mut visit)
     })?;
-    match pairs.is_empty() {
-        true => Err(DataError::NoPairs { path: path.into() }),
-        false => Ok((pairs, encoder.cuts)),
+    match any {
+        true => Ok(total),
+        false => Err(DataError::NoPairs { path: path.into(), skipped: in_brackets(total) }),
     }
 }
 
-/// The prompts in a file, each once and in the file's order, and how many of them were cut.
+/// Calls `visit` with each prompt in a file, once and in the file's order, and returns what was cut and
+/// skipped.
 ///
-/// A line holds a `prompt` (a text or messages), or is a preference pair.
+/// A row holds a `prompt` (a text or messages), or is a preference pair. A prompt is known again by the
+/// hash of its tokens, so that they need not stay in memory.
 ///
 /// # Errors
 ///
-/// The [`DataError`] of the first bad line, or [`DataError::NoPrompts`].
+/// The [`DataError`] of the first bad row, [`DataError::NoPrompts`], or what `visit` says.
 pub fn read_prompts(
     path: &Path,
     tokenizer: &Tokenizer,
     limits: Limits,
-) -> Result<(Vec<Vec<u32>>, Cuts), DataError> {
-    let mut encoder = Encoder::new(tokenizer, limits)?;
-    let mut prompts = Vec::new();
-    let mut seen = HashSet::new();
-    for_each_line(path, PROMPT, |line| {
+    mut visit: impl FnMut(Vec<u32>) -> Result<(), DataError>,
+) -> Result<Counts, DataError> {
+    let encoder = Encoder::new(tokenizer, limits)?;
+    let read = |line: &Fields, counts: &mut Counts| {
         let prompt = match line.prompt()? {
+            // The lists' own prompt counts, as in a pair.
+            Some(_) if line.is_text("prompt") && line.turns("chosen") > 1 => line.pair()?.prompt,
             Some(prompt) => prompt,
-            None if line.get("chosen").is_some() => line.pair()?.0,
-            None => return Err(line.missing("prompt")),
+            None if line.get("chosen").is_some() => line.pair()?.prompt,
+            None => return Err(line.missing("prompt").into()),
         };
-        let cuts = encoder.cuts;
-        let prompt = encoder.prompt(&line, &prompt)?;
-        match seen.insert(prompt.clone()) {
-            true => prompts.push(prompt),
-            false => encoder.cuts = cuts,
+        Ok(encoder.cut_prompt(encoder.prompt(line, &prompt)?, counts))
+    };
+    let (mut seen, mut total) = (HashSet::new(), Counts::default());
+    for_each_row(path, PROMPT, read, |prompt, counts| match prompt {
+        Some(prompt) if !seen.insert(prompt_hash(&prompt)) => Ok(()),
+        other => {
+            total += counts;
+            other.map_or(Ok(()), &mut visit)
         }
-        Ok(())
     })?;
-    match prompts.is_empty() {
-        true => Err(DataError::NoPrompts { path: path.into() }),
-        false => Ok((prompts, encoder.cuts)),
+    match seen.is_empty() {
+        true => Err(DataError::NoPrompts { path: path.into(), skipped: in_brackets(total) }),
+        false => Ok(total),
     }
 }
 
-/// The prompts and responses in a file, for supervised training, and how many texts were cut.
+/// Calls `visit` with each prompt and response in a file, for supervised training, and returns what was
+/// cut and skipped.
 ///
-/// A line holds `messages` that end with the assistant's, or a `prompt` and a `response`, or is a
-/// preference pair, of which the chosen side is taken. The first of these that is there counts.
+/// A row holds `messages` that end with the assistant's, or a `prompt` and a `response` (or
+/// `completion`), or is a preference pair, of which the chosen side is taken. The first of these that
+/// is there counts.
 ///
 /// # Errors
 ///
-/// The [`DataError`] of the first bad line, or [`DataError::NoConversations`].
+/// The [`DataError`] of the first bad row, [`DataError::NoConversations`], or what `visit` says.
 pub fn read_conversations(
     path: &Path,
     tokenizer: &Tokenizer,
     limits: Limits,
-) -> Result<(Vec<Conversation>, Cuts), DataError> {
-    let mut encoder = Encoder::new(tokenizer, limits)?;
-    let mut conversations = Vec::new();
-    for_each_line(path, CONVERSATION, |line| {
-        let known =
-            ["messages", "response", "chosen"].into_iter().find(|key| line.get(key).is_some());
-        let (key, (prompt, response)) = match known {
+    mut visit: impl FnMut(Conversation) -> Result<(), DataError>,
+) -> Result<Counts, DataError> {
+    let encoder = Encoder::new(tokenizer, limits)?;
+    let read = |line: &Fields, counts: &mut Counts| {
+        let keys = ["messages", "response", "completion", "chosen"];
+        let (prompt, response) = match keys.into_iter().find(|key| line.get(key).is_some()) {
             // Data sets put the first turn beside the messages as `prompt`: not of this layout.
-            Some(key @ "messages") => (key, line.side(key, None)?),
-            Some(key) => (key, line.side(key, line.prompt()?.as_deref())?),
+            Some(key @ "messages") => line.side(key, None)?,
+            Some("chosen") if line.prompt()?.is_none() && line.is_text("chosen") => {
+                let Sides { prompt, chosen, .. } = line.pair()?;
+                (prompt, chosen)
+            }
+            Some(key) => line.side(key, line.prompt()?.as_deref())?,
             None => {
                 let prompt_only = line.get("prompt").is_some();
-                return Err(line.missing(if prompt_only { "response" } else { "messages" }));
+                return Err(line.missing(if prompt_only { "response" } else { "messages" }).into());
             }
         };
-        let prompt = encoder.prompt(&line, &prompt)?;
-        conversations.push((prompt, encoder.response(&line, key, &response)?));
-        Ok(())
+        let (prompt, response) = encoder.conversation(line, &prompt, &response)?;
+        Ok((encoder.cut_prompt(prompt, counts), encoder.cut_response(response, counts)))
+    };
+    let (mut total, mut any) = (Counts::default(), false);
+    for_each_row(path, CONVERSATION, read, |conversation, counts| {
+        total += counts;
+        any |= conversation.is_some();
+        conversation.map_or(Ok(()), &mut visit)
     })?;
-    match conversations.is_empty() {
-        true => Err(DataError::NoConversations { path: path.into() }),
-        false => Ok((conversations, encoder.cuts)),
+    match any {
+        true => Ok(total),
+        false => Err(DataError::NoConversations { path: path.into(), skipped: in_brackets(total) }),
     }
 }
 
-/// Calls `visit` with each line of the file that is not empty, up to the first error.
-fn for_each_line(
+fn in_brackets(counts: Counts) -> String {
+    counts.skipped().map_or_else(String::new, |skipped| format!(" ({skipped})"))
+}
+
+/// Reads each row of the file, a block of them at the same time, and calls `visit` in their order with
+/// what a row gives, if it is not skipped, and what it counts; up to the first error.
+fn for_each_row<T: Send>(
     path: &Path,
     layouts: &'static str,
-    mut visit: impl FnMut(Line) -> Result<(), DataError>,
+    read: impl Fn(&Fields, &mut Counts) -> Result<T, Refusal> + Sync,
+    mut visit: impl FnMut(Option<T>, Counts) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    rows(path)?.try_for_each(|row| {
-        let Row { place: number, object } = row?;
-        visit(Line { path, number, layouts, object })
-    })
+    let read = |row: Result<Row, DataError>| {
+        let mut counts = Counts::default();
+        match read(&Fields::new(path, row?, layouts), &mut counts) {
+            Ok(item) => Ok((Some(item), counts)),
+            Err(Refusal::Skip(skip)) => Ok((None, skip.into())),
+            Err(Refusal::Error(error)) => Err(error),
+        }
+    };
+    let mut rows = rows(path)?;
+    loop {
+        let block: Vec<_> = rows.by_ref().take(BLOCK).collect();
+        if block.is_empty() {
+            return Ok(());
+        }
+        let items: Vec<Result<_, DataError>> = block.into_par_iter().map(read).collect();
+        for item in items {
+            let (item, counts) = item?;
+            visit(item, counts)?;
+        }
+    }
 }
 
-/// One line of a data file: a JSON object, and where it stands.
-struct Line<'a> {
-    path: &'a Path,
-    number: usize,
-    layouts: &'static str,
-    object: Map<String, Value>,
+/// A prompt with two responses, as texts.
+struct Sides {
+    prompt: Vec<Message>,
+    chosen: String,
+    rejected: String,
 }
 
-impl Line<'_> {
-    /// The value of `key`; a null counts as missing.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.object.get(key).filter(|value| !value.is_null())
+/// A row of preference pairs, prompts or conversations.
+impl Fields<'_> {
+    /// Whether `key` holds a text.
+    fn is_text(&self, key: &str) -> bool {
+        self.get(key).is_some_and(Value::is_string)
     }
 
-    fn missing(&self, key: &str) -> DataError {
-        let (path, line, layouts) = (self.path.into(), self.number, self.layouts);
-        DataError::MissingKey { path, line, key: key.into(), layouts }
+    /// The length of the list that `key` holds, else 0.
+    fn turns(&self, key: &str) -> usize {
+        self.get(key).and_then(Value::as_array).map_or(0, Vec::len)
     }
 
-    fn wrong_type(&self, key: &str, expected: &'static str, value: &Value) -> DataError {
-        let found = kind(value);
-        let (path, line) = (self.path.into(), self.number);
-        DataError::WrongType { path, line, key: key.into(), expected, found }
+    /// What the chosen response scores more than the rejected one.
+    fn score_gap(&self) -> Result<Option<f32>, DataError> {
+        let number = |key: &str| match self.get(key) {
+            None => Ok(None),
+            Some(value) => match value.as_f64().filter(|number| number.abs() <= MOST_SCORE) {
+                None => Err(self.wrong_type(key, "a number within ±1e30", value)),
+                number => Ok(number),
+            },
+        };
+        if let Some(margin) = number("margin")? {
+            return Ok(Some(margin as f32));
+        }
+        for [chosen, rejected] in SCORES {
+            match (number(chosen)?, number(rejected)?) {
+                (None, None) => {}
+                (Some(better), Some(worse)) => return Ok(Some((better - worse) as f32)),
+                (None, Some(_)) => return Err(self.missing(chosen)),
+                (Some(_), None) => return Err(self.missing(rejected)),
+            }
+        }
+        Ok(None)
     }
 
     /// The prompt and the chosen and rejected responses of a preference pair.
-    fn pair(&self) -> Result<(Vec<Message>, String, String), DataError> {
+    fn pair(&self) -> Result<Sides, Refusal> {
         let explicit = self.prompt()?;
+        if let (None, Some(Value::String(chosen)), Some(Value::String(rejected))) =
+            (&explicit, self.get("chosen"), self.get("rejected"))
+        {
+            return self.shared_start(chosen, rejected);
+        }
         let (prompt, chosen) = self.side("chosen", explicit.as_deref())?;
         let (other, rejected) = self.side("rejected", explicit.as_deref())?;
         match prompt == other {
-            true => Ok((prompt, chosen, rejected)),
-            false => Err(self.mismatch("chosen", "rejected")),
+            true => Ok(Sides { prompt, chosen, rejected }),
+            false => Err(Refusal::Skip(Skip::Parted)),
         }
     }
 
-    fn mismatch(&self, left: &'static str, right: &'static str) -> DataError {
-        DataError::PromptMismatch { path: self.path.into(), line: self.number, left, right }
+    /// The pair of two texts that start with their prompt.
+    fn shared_start(&self, chosen: &str, rejected: &str) -> Result<Sides, Refusal> {
+        if chosen == rejected {
+            return Err(Refusal::Skip(Skip::Equal));
+        }
+        let same = chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b);
+        let length = same.map(|(a, _)| a.len_utf8()).sum();
+        let start = &chosen[..length];
+        let start = start.strip_suffix(' ').unwrap_or(start);
+        if start.trim().is_empty() {
+            return Err(self.missing("prompt").into());
+        }
+        let prompt = vec![Message { role: Role::User, content: start.into() }];
+        let [chosen, rejected] = [chosen, rejected].map(|text| text[start.len()..].to_owned());
+        Ok(Sides { prompt, chosen, rejected })
     }
 
     /// The messages of the key `prompt`, if it is there; a text is one message of the user.
     fn prompt(&self) -> Result<Option<Vec<Message>>, DataError> {
-        match self.get("prompt") {
-            None => Ok(None),
-            Some(Value::String(text)) => {
-                Ok(Some(vec![Message { role: Role::User, content: text.clone() }]))
-            }
-            Some(value) => self.messages("prompt", value).map(Some),
-        }
+        self.get("prompt").map(|_| self.messages("prompt")).transpose()
     }
 
     /// The prompt and the response that `key` holds, given what the key `prompt` holds.
@@ -247,58 +412,26 @@ impl Line<'_> {
             let prompt = explicit.ok_or_else(|| self.missing("prompt"))?;
             return Ok((prompt.to_vec(), response.clone()));
         }
-        let mut prompt = self.messages(key, value)?;
+        let mut prompt = self.message_list(key, value)?;
         let Some(Message { role: Role::Assistant, content: response }) = prompt.pop() else {
-            let (path, line) = (self.path.into(), self.number);
+            let (path, line) = (self.path().into(), self.place);
             return Err(DataError::NoResponse { path, line, which: key.into() });
         };
         match explicit {
             Some(explicit) if prompt.is_empty() => Ok((explicit.to_vec(), response)),
-            Some(explicit) if prompt != explicit => Err(self.mismatch("prompt", key)),
+            Some(explicit) if prompt != explicit && !self.is_text("prompt") => {
+                let (path, line) = (self.path().into(), self.place);
+                Err(DataError::PromptMismatch { path, line, left: "prompt", right: key })
+            }
             _ => Ok((prompt, response)),
         }
     }
-
-    /// The message list `value`, which `key` holds.
-    fn messages(&self, key: &str, value: &Value) -> Result<Vec<Message>, DataError> {
-        let Value::Array(list) = value else {
-            let expected = match key {
-                "messages" => "a list of messages",
-                _ => "a text or a list of messages",
-            };
-            return Err(self.wrong_type(&format!("`{key}`"), expected, value));
-        };
-        list.iter()
-            .enumerate()
-            .map(|(i, value)| self.message(&format!("{key}[{i}]"), value))
-            .collect()
-    }
-
-    fn message(&self, key: &str, value: &Value) -> Result<Message, DataError> {
-        let Value::Object(message) = value else {
-            return Err(self.wrong_type(&format!("`{key}`"), "an object", value));
-        };
-        let text = |name: &str| match message.get(name) {
-            Some(Value::String(text)) => Ok(text.as_str()),
-            None | Some(Value::Null) => Err(self.missing(&format!("{key}.{name}"))),
-            Some(other) => Err(self.wrong_type(&format!("`{key}.{name}`"), "a text", other)),
-        };
-        let name = text("role")?;
-        let role = Role::from_name(name).ok_or_else(|| DataError::UnknownRole {
-            path: self.path.into(),
-            line: self.number,
-            key: key.into(),
-            role: name.into(),
-        })?;
-        Ok(Message { role, content: text("content")?.into() })
-    }
 }
 
-/// Texts to token ids within the limits, counting cuts.
+/// Messages to token ids within the limits, counting cuts.
 struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     limits: Limits,
-    cuts: Cuts,
 }
 
 impl<'a> Encoder<'a> {
@@ -311,51 +444,66 @@ impl<'a> Encoder<'a> {
                 return Err(DataError::Limit { name, value, least });
             }
         }
-        Ok(Self { tokenizer, limits, cuts: Cuts::default() })
+        Ok(Self { tokenizer, limits })
     }
 
-    fn encode(&self, line: &Line, text: &str) -> Result<Vec<u32>, DataError> {
-        self.tokenizer.encode(text).map_err(|source| DataError::EncodeLine {
-            path: line.path.into(),
-            line: line.number,
-            source: source.into(),
-        })
+    fn prompt(&self, line: &Fields, messages: &[Message]) -> Result<Vec<u32>, DataError> {
+        let ids = self.tokenizer.encode_prompt(messages).map_err(|error| at(line, error))?;
+        self.not_empty(line, messages, ids)
     }
 
-    fn prompt(&mut self, line: &Line, messages: &[Message]) -> Result<Vec<u32>, DataError> {
-        let ids = self.tokenizer.encode_prompt(messages);
-        let mut ids = ids.map_err(|source| DataError::EncodeLine {
-            path: line.path.into(),
-            line: line.number,
-            source: source.into(),
-        })?;
-        if messages.is_empty() || ids.is_empty() {
-            return Err(DataError::EmptyPrompt { path: line.path.into(), line: line.number });
+    /// The prompt and the response.
+    fn conversation(
+        &self,
+        line: &Fields,
+        messages: &[Message],
+        response: &str,
+    ) -> Result<Conversation, Refusal> {
+        let message = Message { role: Role::Assistant, content: response.into() };
+        let encoded = self.tokenizer.encode_conversation(messages, &message);
+        let (prompt, ids) = encoded.map_err(|error| at(line, error))?;
+        let prompt = self.not_empty(line, messages, prompt)?;
+        let stops = self.tokenizer.stop_tokens();
+        match response.trim().is_empty() || ids.iter().all(|id| stops.contains(id)) {
+            true => Err(Refusal::Skip(Skip::Empty)),
+            false => Ok((prompt, ids)),
         }
+    }
+
+    fn not_empty(
+        &self,
+        line: &Fields,
+        messages: &[Message],
+        prompt: Vec<u32>,
+    ) -> Result<Vec<u32>, DataError> {
+        match messages.is_empty() || prompt.is_empty() {
+            true => Err(DataError::EmptyPrompt { path: line.path().into(), line: line.place }),
+            false => Ok(prompt),
+        }
+    }
+
+    fn cut_prompt(&self, mut ids: Vec<u32>, counts: &mut Counts) -> Vec<u32> {
         if let Some(surplus @ 1..) = ids.len().checked_sub(self.limits.prompt_tokens) {
             ids.drain(..surplus);
-            self.cuts.prompts += 1;
+            counts.cut_prompts += 1;
         }
-        Ok(ids)
+        ids
     }
 
-    fn response(&mut self, line: &Line, key: &str, text: &str) -> Result<Vec<u32>, DataError> {
-        let eos = self.tokenizer.eos();
-        let mut ids = self.encode(line, text)?;
-        // Some data sets write EOS at the end of the response: one is enough.
-        ids.truncate(ids.iter().rposition(|&id| id != eos).map_or(0, |last| last + 1));
-        if text.trim().is_empty() || ids.is_empty() {
-            let (path, line) = (line.path.into(), line.number);
-            return Err(DataError::EmptyResponse { path, line, which: key.into() });
+    fn cut_response(&self, mut ids: Vec<u32>, counts: &mut Counts) -> Vec<u32> {
+        let most = self.limits.response_tokens;
+        if ids.len() > most {
+            ids.truncate(most);
+            ids[most - 1] = self.tokenizer.eos();
+            counts.cut_responses += 1;
         }
-        ids.push(eos);
-        if ids.len() > self.limits.response_tokens {
-            ids.truncate(self.limits.response_tokens);
-            ids[self.limits.response_tokens - 1] = eos;
-            self.cuts.responses += 1;
-        }
-        Ok(ids)
+        ids
     }
+}
+
+/// The tokenizer's error, with the row that it met.
+fn at(line: &Fields, error: DataError) -> DataError {
+    DataError::EncodeLine { path: line.path().into(), line: line.place, source: error.into() }
 }
 
 #[cfg(test)]
@@ -394,13 +542,56 @@ mod tests {
         read(&path)
     }
 
+    fn all_pairs(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        limits: Limits,
+    ) -> Result<(Vec<PreferencePair>, Counts), DataError> {
+        let mut pairs = Vec::new();
+        let counts = read_pairs(path, tokenizer, limits, |pair| {
+            pairs.push(pair);
+            Ok(())
+        })?;
+        Ok((pairs, counts))
+    }
+
+    fn all_prompts(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        limits: Limits,
+    ) -> Result<(Vec<Vec<u32>>, Counts), DataError> {
+        let mut prompts = Vec::new();
+        let counts = read_prompts(path, tokenizer, limits, |prompt| {
+            prompts.push(prompt);
+            Ok(())
+        })?;
+        Ok((prompts, counts))
+    }
+
+    fn all_conversations(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        limits: Limits,
+    ) -> Result<(Vec<Conversation>, Counts), DataError> {
+        let mut conversations = Vec::new();
+        let counts = read_conversations(path, tokenizer, limits, |conversation| {
+            conversations.push(conversation);
+            Ok(())
+        })?;
+        Ok((conversations, counts))
+    }
+
+    fn counted(bytes: impl AsRef<[u8]>) -> (Vec<PreferencePair>, Counts) {
+        with_file(bytes, |path| all_pairs(path, &tokenizer(), WIDE)).unwrap()
+    }
+
     fn pairs(text: &str) -> Vec<PreferencePair> {
-        with_file(text, |path| read_pairs(path, &tokenizer(), WIDE)).unwrap().0
+        counted(text).0
     }
 
     fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> PreferencePair {
         let [prompt, chosen, rejected] = [prompt, chosen, rejected].map(<[u32]>::to_vec);
-        PreferencePair { prompt, chosen, rejected }
+        PreferencePair { prompt, chosen, rejected, score_gap: None }
     }
 
     /// The error of `read` for this file, and its text without the folder.
@@ -491,9 +682,9 @@ mod tests {
         let line = r#"{"prompt":"a b","chosen":"c d","rejected":"e f g"}"#;
         let read = |prompt_tokens, response_tokens| {
             let limits = Limits { prompt_tokens, response_tokens };
-            let (pairs, cuts) =
-                with_file(line, |path| read_pairs(path, &tokenizer(), limits)).unwrap();
-            (pairs[0].clone(), cuts.prompts, cuts.responses)
+            let (pairs, counts) =
+                with_file(line, |path| all_pairs(path, &tokenizer(), limits)).unwrap();
+            (pairs[0].clone(), counts.cut_prompts, counts.cut_responses)
         };
         let full = pair(&[3, 10, 11, 4], &[12, 13, EOS], &[14, 15, 16, EOS]);
         assert_eq!(read(4, 4), (full, 0, 0));
@@ -502,10 +693,14 @@ mod tests {
     }
 
     #[test]
-    fn cuts_are_told_in_one_line() {
+    fn what_was_cut_and_skipped_is_told_in_one_line() {
+        let mut counts = Counts { cut_prompts: 1, cut_responses: 20, ..Counts::default() };
+        let cut = "cut to the token limits: 1 prompt (at the left), 20 responses (at the right)";
+        assert_eq!(counts.to_string(), cut);
+        counts += Counts { empty: 2, parted: 1, ..Counts::default() };
         assert_eq!(
-            Cuts { prompts: 1, responses: 20 }.to_string(),
-            "cut to the token limits: 1 prompt (at the left), 20 responses (at the right)"
+            counts.to_string(),
+            format!("{cut}; skipped rows: 2 with an empty response, 1 without a common prompt")
         );
     }
 
@@ -522,10 +717,10 @@ mod tests {
         .map(|line| line.replace('\n', " "))
         .join("\n");
         let limits = Limits { prompt_tokens: 3, ..WIDE };
-        let (prompts, cuts) =
-            with_file(text, |path| read_prompts(path, &tokenizer(), limits)).unwrap();
+        let (prompts, counts) =
+            with_file(text, |path| all_prompts(path, &tokenizer(), limits)).unwrap();
         assert_eq!(prompts, [[3, 11, 4], [10, 10, 4], [3, 12, 4]]);
-        assert_eq!(cuts, Cuts { prompts: 1, responses: 0 });
+        assert_eq!(counts, Counts { cut_prompts: 1, ..Counts::default() });
     }
 
     #[test]
@@ -534,21 +729,163 @@ mod tests {
             r#"{"prompt":"a","response":"b"}"#,
             r#"{"prompt":[{"role":"user","content":"a"}],"response":[{"role":"assistant","content":"b"}]}"#,
             r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+            r#"{"prompt":"a","completion":[{"role":"assistant","content":"b"}]}"#,
             r#"{"prompt":"a","chosen":"b","rejected":"c"}"#,
+            r#"{"chosen":"a b","rejected":"a c"}"#,
             r#"{"prompt":"x","chosen":"y","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
         ]
         .join("\n");
-        let (conversations, cuts) =
-            with_file(text, |path| read_conversations(path, &tokenizer(), WIDE)).unwrap();
-        assert_eq!(conversations, vec![(vec![3, 10, 4], vec![11, EOS]); 5]);
-        assert_eq!(cuts, Cuts::default());
+        let (conversations, counts) =
+            with_file(text, |path| all_conversations(path, &tokenizer(), WIDE)).unwrap();
+        assert_eq!(conversations, vec![(vec![3, 10, 4], vec![11, EOS]); 7]);
+        assert_eq!(counts, Counts::default());
+    }
+
+    #[test]
+    fn two_texts_share_their_prompt_up_to_the_space_before_they_differ() {
+        let shared = |chosen: &str, rejected: &str| {
+            pairs(&json!({"chosen": chosen, "rejected": rejected}).to_string())
+        };
+        let expected = pair(&[3, 10, 11, 4], &[12, EOS], &[13, 14, EOS]);
+        assert_eq!(shared("a b c", "a b d e"), [expected.clone()]);
+        assert_eq!(shared("a b\nc", "a b\nd e"), [expected]);
+        // Without a space before it, the difference may stand inside a word.
+        let row = Row { place: 1, object: serde_json::Map::new() };
+        let line = Fields::new(Path::new(FILE), row, PAIR);
+        let sides = |chosen, rejected| match line.shared_start(chosen, rejected) {
+            Ok(Sides { prompt, chosen, rejected }) => (prompt[0].content.clone(), chosen, rejected),
+            Err(_) => panic!("{chosen:?} {rejected:?}"),
+        };
+        let texts = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+        assert_eq!(
+            sides("The sky is blue.", "The sky is green."),
+            texts("The sky is", " blue.", " green.")
+        );
+        assert_eq!(sides("naïve été", "naïve étonné"), texts("naïve ét", "é", "onné"));
+    }
+
+    #[test]
+    fn the_lists_own_prompt_counts_where_a_text_stands_beside_them() {
+        let turns = |last| {
+            json!([
+                {"role": "system", "content": "a"},
+                {"role": "user", "content": "b"},
+                {"role": "assistant", "content": last},
+            ])
+        };
+        let line = json!({"prompt": "b", "chosen": turns("c"), "rejected": turns("d")}).to_string();
+        assert_eq!(pairs(&line), [pair(&[2, 10, 3, 11, 4], &[12, EOS], &[13, EOS])]);
+        let read = with_file(&line, |path| all_prompts(path, &tokenizer(), WIDE));
+        assert_eq!(read.unwrap().0, [[2, 10, 3, 11, 4]]);
+    }
+
+    #[test]
+    fn scores_are_kept_as_their_difference() {
+        let gap = |scores: &str| {
+            let line = format!(r#"{{"prompt":"a","chosen":"b","rejected":"c",{scores}}}"#);
+            pairs(&line)[0].score_gap
+        };
+        assert_eq!(gap(r#""chosen_score": 9.5, "rejected_score": 2"#), Some(7.5));
+        assert_eq!(gap(r#""score_chosen": 4.0, "score_rejected": 4.5"#), Some(-0.5));
+        assert_eq!(gap(r#""margin": 0.25, "chosen_score": 1, "rejected_score": 0"#), Some(0.25));
+        assert_eq!(gap(r#""margin": null, "score_chosen": null"#), None);
+    }
+
+    #[test]
+    fn rows_that_teach_nothing_are_skipped_and_counted() {
+        let turns = |user, answer| {
+            json!([
+                {"role": "user", "content": user}, {"role": "assistant", "content": answer},
+            ])
+        };
+        let texts =
+            |chosen, rejected| json!({"prompt": "a", "chosen": chosen, "rejected": rejected});
+        let rows = [
+            texts("b", ""),
+            texts(" \n\u{a0}", "b"),
+            texts("b", "<eos>"),
+            texts("b c", "b  c"),
+            json!({"chosen": "a b", "rejected": "a b"}),
+            json!({"chosen": turns("a", "b"), "rejected": turns("c", "d")}),
+            texts("b", "c"),
+        ];
+        let file = rows.map(|row| row.to_string()).join("\n");
+        let (pairs, counts) = counted(&file);
+        assert_eq!(pairs, [pair(&[3, 10, 4], &[11, EOS], &[12, EOS])]);
+        let skipped = Counts { empty: 3, equal: 2, parted: 1, ..Counts::default() };
+        assert_eq!(counts, skipped);
+        // What differs beyond the limit is the same within it, and no cut of a skipped row counts.
+        let limits = Limits { prompt_tokens: 2, response_tokens: 3 };
+        let line = format!("{}\n{}", texts("b c d", "b c e"), texts("b", "c"));
+        let (pairs, counts) =
+            with_file(line, |path| all_pairs(path, &tokenizer(), limits)).unwrap();
+        assert_eq!(pairs.len(), 1);
+        assert_eq!(counts, Counts { cut_prompts: 1, equal: 1, ..Counts::default() });
+        let (error, text) = failure(&texts("", "b").to_string(), all_pairs);
+        assert!(matches!(error, DataError::NoPairs { .. }));
+        assert_eq!(
+            text,
+            "data.jsonl: no preference pairs (skipped rows: 1 with an empty response); expected one \
+             a row, in JSON Lines or Parquet"
+        );
+    }
+
+    #[test]
+    fn more_rows_than_a_block_come_in_order() {
+        let words = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let word = |n: usize| words[n % words.len()];
+        let row = |n: usize| {
+            let chosen = [word(n), word(n / 8), word(n / 64), "a"].join(" ");
+            json!({"prompt": "a", "chosen": chosen, "rejected": "b"}).to_string()
+        };
+        let file: Vec<String> = (0..2 * BLOCK + 3).map(row).collect();
+        for (n, pair) in pairs(&file.join("\n")).iter().enumerate() {
+            let id = |n: usize| 10 + (n % 8) as u32;
+            assert_eq!(pair.chosen, [id(n), id(n / 8), id(n / 64), 10, EOS]);
+        }
+        let file = file.join("\n") + "\n[]";
+        let (error, _) = failure(&file, all_pairs);
+        assert!(matches!(error, DataError::WrongType { line, .. } if line == 2 * BLOCK + 4));
+    }
+
+    /// Rows that pyarrow wrote, in the layouts of public data sets: `tests/data/pairs/make.py`.
+    #[cfg(feature = "parquet")]
+    #[test]
+    fn the_layouts_of_public_data_sets_are_read_from_parquet() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let tokenizer = Tokenizer::from_dir(&dir.join("tokenizer")).unwrap();
+        let read = |name: &str| {
+            let path = dir.join("pairs").join(name).with_extension("parquet");
+            all_pairs(&path, &tokenizer, WIDE).unwrap().0
+        };
+        let text = |pair: &PreferencePair| {
+            [&pair.prompt, &pair.chosen, &pair.rejected].map(|ids| tokenizer.decode(ids))
+        };
+        let published = read("preference_700k");
+        let expected = [
+            "User: Hello.\n\nAssistant: Hi! How are you?\n\nUser: Fine. Name a colour.\n\nAssistant: ",
+            "Green.<|eos|>",
+            "No.<|eos|>",
+        ];
+        assert_eq!(text(&published[1]), expected);
+        let gaps = |pairs: &[PreferencePair]| pairs.iter().map(|p| p.score_gap).collect::<Vec<_>>();
+        assert_eq!(gaps(&published), [Some(7.5), None, Some(-0.5)]);
+        let binarized = read("ultrafeedback_binarized");
+        assert_eq!(
+            binarized.iter().map(text).collect::<Vec<_>>(),
+            published.iter().map(text).collect::<Vec<_>>()
+        );
+        assert_eq!(gaps(&binarized), [Some(7.5), Some(1.0), Some(-0.5)]);
+        let shared = text(&read("trl_implicit")[1]);
+        let expected = ["User: The sun is\n\nAssistant: ", " hot.<|eos|>", " in the sea.<|eos|>"];
+        assert_eq!(shared, expected);
     }
 
     #[test]
     fn each_bad_line_is_its_error() {
         macro_rules! fails {
             ($line:expr, $variant:pat, $text:expr) => {
-                let (error, text) = failure($line, read_pairs);
+                let (error, text) = failure($line, all_pairs);
                 assert!(matches!(error, $variant), "{error:?}");
                 assert_eq!(text, $text);
             };
@@ -592,17 +929,17 @@ mod tests {
         fails!(
             after_good(r#"{"prompt": "a", "chosen": "b", "rejected": null}"#),
             DataError::MissingKey { line: 3, .. },
-            format!("data.jsonl:3: the key `rejected` is missing; a line is {PAIR}")
+            format!("data.jsonl:3: the key `rejected` is missing; a row is {PAIR}")
         );
         fails!(
             r#"{"chosen": "b", "rejected": "c"}"#,
             DataError::MissingKey { line: 1, .. },
-            format!("data.jsonl:1: the key `prompt` is missing; a line is {PAIR}")
+            format!("data.jsonl:1: the key `prompt` is missing; a row is {PAIR}")
         );
         fails!(
             r#"{"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}"#,
             DataError::MissingKey { line: 1, .. },
-            format!("data.jsonl:1: the key `prompt[0].content` is missing; a line is {PAIR}")
+            format!("data.jsonl:1: the key `prompt[0].content` is missing; a row is {PAIR}")
         );
         fails!(
             r#"{"prompt": [{"role": "human", "content": "a"}], "chosen": "b", "rejected": "c"}"#,
@@ -624,31 +961,29 @@ mod tests {
                 )
             );
         }
-        for empty in ["", " \\n\\u00a0", "<eos>"] {
-            fails!(
-                after_good(&format!(r#"{{"prompt":"a","chosen":"b","rejected":"{empty}"}}"#)),
-                DataError::EmptyResponse { line: 3, .. },
-                "data.jsonl:3: the response in `rejected` is empty; remove the line"
-            );
-        }
+        let with = |scores| {
+            after_good(&format!(r#"{{"prompt":"a","chosen":"b","rejected":"c",{scores}}}"#))
+        };
+        fails!(
+            with(r#""margin": "wide""#),
+            DataError::WrongType { line: 3, .. },
+            "data.jsonl:3: `margin` is a text; expected a number within ±1e30"
+        );
+        fails!(
+            with(r#""score_chosen": 1"#),
+            DataError::MissingKey { line: 3, .. },
+            format!("data.jsonl:3: the key `score_rejected` is missing; a row is {PAIR}")
+        );
         let only = r#"[{"role": "assistant", "content": "b"}]"#;
         fails!(
             format!(r#"{{"chosen": {only}, "rejected": {only}}}"#),
             DataError::EmptyPrompt { line: 1, .. },
             "data.jsonl:1: the prompt is empty; a model needs at least one token to start from"
         );
-        let list = |user, answer| {
-            let user = json!({"role": "user", "content": user});
-            json!([user, {"role": "assistant", "content": answer}])
-        };
+        let user = |text| json!({"role": "user", "content": text});
+        let list = |text, answer| json!([user(text), {"role": "assistant", "content": answer}]);
         fails!(
-            json!({"chosen": list("a", "b"), "rejected": list("c", "d")}).to_string(),
-            DataError::PromptMismatch { line: 1, left: "chosen", right: "rejected", .. },
-            "data.jsonl:1: `chosen` and `rejected` have different prompts; both must answer the same \
-             one"
-        );
-        fails!(
-            json!({"prompt": "a", "chosen": list("a", "b"), "rejected": list("c", "d")})
+            json!({"prompt": [user("a")], "chosen": list("a", "b"), "rejected": list("c", "d")})
                 .to_string(),
             DataError::PromptMismatch { line: 1, left: "prompt", right: "rejected", .. },
             "data.jsonl:1: `prompt` and `rejected` have different prompts; both must answer the same \
@@ -663,36 +998,39 @@ mod tests {
         fails!(
             "\n \n",
             DataError::NoPairs { .. },
-            "data.jsonl: no preference pairs; expected one JSON object a line"
+            "data.jsonl: no preference pairs; expected one a row, in JSON Lines or Parquet"
         );
     }
 
     #[test]
     fn bad_prompts_and_conversations_are_errors_too() {
-        let (error, text) = failure("{}", read_prompts);
+        let (error, text) = failure("{}", all_prompts);
         assert!(matches!(error, DataError::MissingKey { line: 1, .. }));
-        assert_eq!(text, format!("data.jsonl:1: the key `prompt` is missing; a line is {PROMPT}"));
-        let (error, text) = failure("", read_prompts);
+        assert_eq!(text, format!("data.jsonl:1: the key `prompt` is missing; a row is {PROMPT}"));
+        let (error, text) = failure("", all_prompts);
         assert!(matches!(error, DataError::NoPrompts { .. }));
-        assert_eq!(text, "data.jsonl: no prompts; expected one JSON object a line");
+        assert_eq!(text, "data.jsonl: no prompts; expected one a row, in JSON Lines or Parquet");
         for (line, key) in [("{}", "messages"), (r#"{"prompt": "a"}"#, "response")] {
-            let (error, text) = failure(line, read_conversations);
+            let (error, text) = failure(line, all_conversations);
             assert!(matches!(error, DataError::MissingKey { line: 1, .. }));
-            let expected = format!("the key `{key}` is missing; a line is {CONVERSATION}");
+            let expected = format!("the key `{key}` is missing; a row is {CONVERSATION}");
             assert_eq!(text, format!("data.jsonl:1: {expected}"));
         }
-        let (error, text) = failure(r#"{"messages": "a"}"#, read_conversations);
+        let (error, text) = failure(r#"{"messages": "a"}"#, all_conversations);
         assert!(matches!(error, DataError::WrongType { line: 1, .. }));
         assert_eq!(text, "data.jsonl:1: `messages` is a text; expected a list of messages");
-        let (error, text) = failure("", read_conversations);
+        let (error, text) = failure("", all_conversations);
         assert!(matches!(error, DataError::NoConversations { .. }));
-        assert_eq!(text, "data.jsonl: no conversations; expected one JSON object a line");
+        assert_eq!(
+            text,
+            "data.jsonl: no conversations; expected one a row, in JSON Lines or Parquet"
+        );
     }
 
     #[test]
     fn a_missing_file_and_a_folder_are_errors() {
         for path in ["no/such/file.jsonl", env!("CARGO_MANIFEST_DIR")] {
-            let error = read_pairs(Path::new(path), &tokenizer(), WIDE).unwrap_err();
+            let error = all_pairs(Path::new(path), &tokenizer(), WIDE).unwrap_err();
             assert!(matches!(error, DataError::Read { .. }));
             assert!(error.to_string().starts_with(&format!("{path}: cannot be read (")));
         }
@@ -705,7 +1043,7 @@ mod tests {
             (1, 1, "the limit of response tokens is 1; it must be at least 2"),
         ] {
             let limits = Limits { prompt_tokens, response_tokens };
-            let error = read_pairs(Path::new("unread"), &tokenizer(), limits).unwrap_err();
+            let error = all_pairs(Path::new("unread"), &tokenizer(), limits).unwrap_err();
             assert!(matches!(error, DataError::Limit { .. }));
             assert_eq!(error.to_string(), text);
         }
@@ -715,7 +1053,7 @@ mod tests {
     fn any_line() -> impl Strategy<Value = Value> {
         let text = prop::sample::select(vec!["", "a", "b c", "user", "assistant", "system", "é"]);
         let key = prop::sample::select(vec![
-            "prompt", "chosen", "rejected", "messages", "role", "content",
+            "prompt", "chosen", "rejected", "messages", "role", "content", "margin",
         ]);
         let leaf = prop_oneof![
             6 => text.prop_map(Value::from),
@@ -736,15 +1074,15 @@ mod tests {
         let limits = Limits { prompt_tokens: 2, response_tokens: 2 };
         with_file(bytes, |path| {
             let tokenizer = tokenizer();
-            if let Ok((pairs, _)) = read_pairs(path, &tokenizer, limits) {
-                for PreferencePair { prompt, chosen, rejected } in pairs {
+            if let Ok((pairs, _)) = all_pairs(path, &tokenizer, limits) {
+                for PreferencePair { prompt, chosen, rejected, .. } in pairs {
                     assert!((1..=2).contains(&prompt.len()));
                     assert_eq!((chosen.len(), chosen[1]), (2, EOS));
                     assert_eq!((rejected.len(), rejected[1]), (2, EOS));
                 }
             }
-            let _ = read_prompts(path, &tokenizer, limits);
-            let _ = read_conversations(path, &tokenizer, limits);
+            let _ = all_prompts(path, &tokenizer, limits);
+            let _ = all_conversations(path, &tokenizer, limits);
         });
     }
 

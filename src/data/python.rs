@@ -1,7 +1,7 @@
 //! What chat templates expect of Python: its methods of texts, and how it writes values.
 
 use minijinja::value::{Kwargs, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use minijinja_contrib::pycompat;
 
 /// Makes values behave as they do in Python.
@@ -12,11 +12,32 @@ pub(super) fn add_to(environment: &mut Environment) {
     environment.add_filter("trim", |value: &Value, marks: Option<&str>| {
         trimmed(&text(value), marks, true, true).to_owned()
     });
+    environment.add_filter("int", |state: &State, value: &Value, default: Option<Value>| {
+        let number = filters::int(state, &stripped(value));
+        number.unwrap_or_else(|_| default.unwrap_or_else(|| Value::from(0)))
+    });
+    environment.add_filter("float", |state: &State, value: &Value, default: Option<Value>| {
+        let number = filters::float(state, &stripped(value));
+        number.unwrap_or_else(|_| default.unwrap_or_else(|| Value::from(0.0)))
+    });
+    environment.add_filter("round", |value: Value, digits: Option<i32>| -> Result<Value, Error> {
+        if value.is_integer() {
+            return Ok(value);
+        }
+        let unit = 10f64.powi(digits.unwrap_or(0));
+        Ok(Value::from((f64::try_from(value)? * unit).round_ties_even() / unit))
+    });
     environment.add_filter("tojson", tojson);
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_test("callable", |_: &Value| false);
+}
+
+/// A text without white space around it; another value as it is.
+fn stripped(value: &Value) -> Value {
+    let text = value.as_str().map(|text| Value::from(trimmed(text, None, true, true)));
+    text.unwrap_or_else(|| value.clone())
 }
 
 /// A value as `str` writes it.
@@ -66,7 +87,23 @@ fn literal(value: &Value) -> String {
             }
             Err(_) => value.to_string(),
         },
+        ValueKind::Number if !value.is_integer() => {
+            f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
+        }
         _ => value.to_string(),
+    }
+}
+
+/// A float as `repr` writes it: an exponent from 1e16 up and below 1e-4, of two digits at least.
+fn float(value: f64) -> String {
+    let scientific = format!("{value:e}");
+    match scientific.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
+        Some((digits, Ok(exponent))) if !(-4..16).contains(&exponent) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.abs())
+        }
+        _ if value.is_finite() => format!("{value:?}"),
+        _ => value.to_string().to_lowercase(),
     }
 }
 
@@ -126,6 +163,9 @@ impl Style {
                     format!("{name}{}{}", self.key, self.write(value, depth + 1))
                 };
                 self.group('{', entries.into_iter().map(entry), '}', depth)
+            }
+            serde_json::Value::Number(number) if number.is_f64() => {
+                number.as_f64().map_or_else(|| number.to_string(), float)
             }
             other => other.to_string(),
         }

@@ -4,8 +4,8 @@
 //! (`trim_blocks`, `lstrip_blocks`), there are loop controls, `raise_exception`, `strftime_now`,
 //! `{% generation %}`, `tojson` as Python writes it, and the text methods of Python (`strip`, `split`, ...).
 //!
-//! What Jinja does and this does not: objects other than texts, numbers, lists and mappings; formatting by
-//! `%`; the words `True`, `False` and `None` where `~` joins them to a text (they are in lower case).
+//! Known differences from Jinja: `%` does not format a text (an error); a tuple prints as a list; `~` joins the
+//! words true, false and none in lower case; the newline behind `{% raw %}` is dropped.
 //!
 //! `strftime_now` is the moment at which the template was read, in local time. Where the environment sets
 //! SOURCE_DATE_EPOCH (seconds since 1970, UTC) it is that moment, so that a run can be repeated on another day.
@@ -18,18 +18,25 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Local, NaiveDateTime};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::chat::Message;
 use super::error::DataError;
 use super::python;
 
+/// The most bytes of a template: several times those of real ones.
+const MOST_BYTES: usize = 1 << 17;
 /// The most steps that a rendering may take: thousands of messages take fewer.
-const MOST_STEPS: u64 = 10_000_000;
-/// The deepest nesting, of which a call of a macro takes a few.
+const MOST_STEPS: u64 = 1_000_000;
+/// The deepest nesting of calls, of which one of a macro counts as a few.
 const DEEPEST: usize = 100;
+/// The stack, in bytes, for what the engine nests without a limit (`not not ...`, lists in lists); the two
+/// limits above keep it within.
+const STACK: usize = 1 << 28;
 /// The template's name within its environment.
 const NAME: &str = "chat template";
 
@@ -51,6 +58,16 @@ impl ChatTemplate {
         path: &Path,
         special_tokens: &BTreeMap<String, String>,
     ) -> Result<Self, DataError> {
+        Self::at(now(), source, path, special_tokens)
+    }
+
+    /// The template that is read at the moment `now`.
+    fn at(
+        now: NaiveDateTime,
+        source: &str,
+        path: &Path,
+        special_tokens: &BTreeMap<String, String>,
+    ) -> Result<Self, DataError> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -61,14 +78,16 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        let now = now();
         environment.add_function("strftime_now", move |format: &str| strftime(now, format));
         for (name, token) in special_tokens {
             environment.add_global(name.clone(), token.clone());
         }
         let source = without_generation(&source.replace("\r\n", "\n").replace('\r', "\n"));
-        let added = environment.add_template_owned(NAME, source);
-        added.map_err(|error| DataError::Template { path: path.into(), reason: said(&error) })?;
+        let refused = |reason| DataError::Template { path: path.into(), reason };
+        if source.len() > MOST_BYTES {
+            return Err(refused(format!("it is longer than {MOST_BYTES} bytes")));
+        }
+        on_deep_stack(|| environment.add_template_owned(NAME, source)).map_err(refused)?;
         Ok(Self { environment })
     }
 
@@ -100,7 +119,17 @@ impl ChatTemplate {
             messages => messages, add_generation_prompt, tools => none, documents => none
         };
         let template = self.environment.get_template(NAME).expect("it was added when made");
-        template.render(context).map_err(|error| DataError::Render { reason: said(&error) })
+        on_deep_stack(|| template.render(context)).map_err(|reason| DataError::Render { reason })
+    }
+}
+
+/// What `work` gives, or what its error says, from a thread with a stack of [`STACK`] bytes.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
+    static THREAD: LazyLock<Result<ThreadPool, ThreadPoolBuildError>> =
+        LazyLock::new(|| ThreadPoolBuilder::new().num_threads(1).stack_size(STACK).build());
+    match &*THREAD {
+        Ok(thread) => thread.install(|| work().map_err(|error| said(&error))),
+        Err(error) => Err(format!("there is no memory for its stack: {error}")),
     }
 }
 
@@ -154,4 +183,177 @@ fn without_generation(source: &str) -> String {
         rest = &tag[inner.len()..];
     }
     text + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::chat::Role;
+    use crate::data::tokenizer::Tokenizer;
+    use serde::Deserialize;
+    use std::fs;
+    use std::path::PathBuf;
+
+    fn fixture() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizer")
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
+        serde_json::from_str(&fs::read_to_string(fixture().join(name)).unwrap()).unwrap()
+    }
+
+    fn message(role: Role, content: &str) -> Message {
+        Message { role, content: content.into() }
+    }
+
+    /// The template among the fixture's special tokens, at the moment of its expected texts.
+    fn template(source: &str) -> Result<ChatTemplate, DataError> {
+        let names = [("bos_token", "<|bos|>"), ("eos_token", "<|eos|>"), ("pad_token", "<|pad|>")];
+        let tokens = names.map(|(name, token)| (name.into(), token.into()));
+        let now = "2024-07-05T14:03:09.123456".parse().unwrap();
+        ChatTemplate::at(now, source, Path::new(TEMPLATE), &BTreeMap::from(tokens))
+    }
+
+    const TEMPLATE: &str = "chat_template.jinja";
+
+    /// What transformers makes of a template.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Outcome {
+        Text { text: String },
+        Error { error: String },
+    }
+
+    #[derive(Deserialize)]
+    struct Snippet {
+        source: String,
+        #[serde(flatten)]
+        outcome: Outcome,
+    }
+
+    #[test]
+    fn jinja_means_what_it_means_to_transformers() {
+        let messages = [
+            message(Role::User, " Was it clean?\n"),
+            message(Role::Assistant, "Spotless. "),
+            message(Role::User, "And breakfast?"),
+        ];
+        let mut different = Vec::new();
+        for Snippet { source, outcome } in read::<Vec<Snippet>>("snippets.json") {
+            let found = template(&source).and_then(|template| template.render(&messages, false));
+            match (&outcome, &found) {
+                (Outcome::Text { text }, Ok(found)) if text == found => {}
+                (Outcome::Error { .. }, Err(_)) => {}
+                (Outcome::Text { text }, _) => {
+                    different.push(format!("{source}\n  {text:?}\n  {found:?}"))
+                }
+                (Outcome::Error { error }, _) => {
+                    different.push(format!("{source}\n  {error}\n  {found:?}"))
+                }
+            }
+        }
+        assert!(different.is_empty(), "{}", different.join("\n"));
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        template: String,
+        messages: Vec<Message>,
+        add_generation_prompt: bool,
+        #[serde(flatten)]
+        outcome: Outcome,
+        #[serde(default)]
+        ids: Vec<u32>,
+    }
+
+    #[test]
+    fn templates_like_those_of_checkpoints_write_what_transformers_writes() {
+        let tokenizer = Tokenizer::from_dir(&fixture()).unwrap();
+        for case in read::<Vec<Case>>("templates.json") {
+            let path = fixture().join("templates").join(&case.template).with_extension("jinja");
+            let template = template(&fs::read_to_string(path).unwrap()).unwrap();
+            let found = template.render(&case.messages, case.add_generation_prompt);
+            let name = format!("{} of {:?}", case.template, case.messages);
+            match case.outcome {
+                Outcome::Text { text } => {
+                    let found = found.unwrap();
+                    assert_eq!(found, text, "{name}");
+                    assert_eq!(tokenizer.encode(&found).unwrap(), case.ids, "{name}");
+                }
+                Outcome::Error { error } => {
+                    let found = found.unwrap_err().to_string();
+                    assert!(found.contains(&format!("({error}, line ")), "{name}: {found}");
+                }
+            }
+        }
+    }
+
+    fn refused(source: &str) -> String {
+        let question = [message(Role::User, "u")];
+        let rendered = template(source).and_then(|template| template.render(&question, true));
+        rendered.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_template_that_does_not_compile_names_its_file_and_line() {
+        let text = refused("a\n{% if messages %}b");
+        assert!(
+            text.starts_with("chat_template.jinja: the chat template does not compile ("),
+            "{text}"
+        );
+        assert!(
+            text.contains(", line 2 of the template); mend it, or give a `role_format`"),
+            "{text}"
+        );
+        assert!(refused(&" ".repeat(MOST_BYTES + 1)).contains("longer than 131072 bytes"));
+    }
+
+    #[test]
+    fn a_template_that_fails_says_where() {
+        assert_eq!(
+            refused("\n{{ raise_exception('Only in French') }}"),
+            "the chat template does not write these messages (Only in French, line 2 of the template)"
+        );
+        assert!(refused("{{ '%d' % 1 }}").contains("tried to use % operator"));
+        assert!(refused("{{ strftime_now('%Q') }}").contains("does not know the format \"%Q\""));
+        assert!(
+            refused("{{ [1] | tojson(separators=['a']) }}").contains("separators are two texts")
+        );
+        assert!(refused("{{ [1] | tojson(unheard=1) }}").contains("unheard"));
+    }
+
+    #[test]
+    fn no_template_hangs_or_overflows_the_stack() {
+        let nested = "{% for i in range(99999) %}".repeat(3) + &"{% endfor %}".repeat(3);
+        assert!(refused(&nested).contains("it takes more than 1000000 steps"));
+        let itself = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
+        assert!(refused(itself).contains("recursion limit exceeded"));
+        for (part, rest) in [("{% if true %}", ""), ("{{ (", ""), ("{% if a %}{% else %}", "")] {
+            refused(&(part.repeat(MOST_BYTES / part.len() - 1) + rest));
+        }
+        for part in ["not ", "-", "1+", "1 if 1 else ", "[", "a.", "(1)*"] {
+            let deep = format!("{{{{ {}1 }}}}", part.repeat((MOST_BYTES - 7) / part.len()));
+            let _ = template(&deep).and_then(|template| template.render(&[], true));
+        }
+        let elif = "{% if a %}".to_owned() + &"{% elif a %}".repeat(10_000) + "{% endif %}";
+        assert_eq!(template(&elif).unwrap().render(&[], true).unwrap(), "");
+        let lists = "{% set ns = namespace(x=[]) %}{% for i in range(40000) %}{% set ns.x = [ns.x] %}\
+                     {% endfor %}";
+        for end in
+            ["", "{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == [ns.x] }}", "{{ '' ~ ns.x }}"]
+        {
+            let _ = template(&(lists.to_owned() + end)).unwrap().render(&[], true);
+        }
+        let loops = "{% for a in [[]] recursive %}{{ loop([[]]) }}{% endfor %}";
+        assert!(refused(loops).contains("recursion limit exceeded"));
+    }
+
+    #[test]
+    fn the_moment_is_that_of_reading() {
+        let template =
+            ChatTemplate::new("{{ strftime_now('%s.%f') }}", Path::new(""), &BTreeMap::new());
+        let template = template.unwrap();
+        let first = template.render(&[], true).unwrap();
+        assert_eq!(first, template.render(&[], true).unwrap());
+    }
 }

@@ -542,6 +542,7 @@ fn id_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::chat::Role;
     use proptest::prelude::*;
     use serde::Deserialize;
     use tempfile::TempDir;
@@ -828,6 +829,234 @@ mod tests {
         let tokenizer =
             Tokenizer::from_json(&json, "<eos>", "<pad>", RoleFormat::default()).unwrap();
         assert_eq!(tokenizer.encode("the room was clean").unwrap(), [3, 4, 5, 6]);
+    }
+
+    /// A folder with the fixture's tokenizer, a template in its own file, and these settings.
+    fn templated(template: &str, config: Value, generation: Value) -> TempDir {
+        folder(&[
+            (TEMPLATE, template),
+            (CONFIG, &config.to_string()),
+            (GENERATION, &generation.to_string()),
+        ])
+    }
+
+    fn message(role: Role, content: &str) -> Message {
+        Message { role, content: content.into() }
+    }
+
+    #[derive(Deserialize)]
+    struct Expected {
+        cases: Vec<Case>,
+        plain: Vec<Golden>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        messages: Vec<Message>,
+        add_generation_prompt: bool,
+        #[serde(default)]
+        text: Option<String>,
+        #[serde(default)]
+        ids: Vec<u32>,
+    }
+
+    #[test]
+    fn conversations_are_those_of_transformers() {
+        for name in ["chatml_strict", "llama3_style", "phi3_style"] {
+            let read = |file: &str| fs::read_to_string(fixture().join(name).join(file)).unwrap();
+            let (template, config) = (read(TEMPLATE), read(CONFIG));
+            let inside = |source: Value| {
+                let mut config: Map<String, Value> = serde_json::from_str(&config).unwrap();
+                config.insert(CHAT_TEMPLATE.into(), source);
+                folder(&[(CONFIG, &Value::Object(config).to_string())])
+            };
+            let named = json!([
+                {"name": "tool_use", "template": "{{ 1 }}"},
+                {"name": "default", "template": template},
+            ]);
+            let expected: Expected = serde_json::from_str(&read("expected.json")).unwrap();
+            assert_eq!((expected.cases.len(), expected.plain.len()), (6, 5));
+            for dir in [
+                folder(&[(TEMPLATE, &template), (CONFIG, &config)]),
+                inside(json!(template)),
+                inside(named),
+            ] {
+                let given = Tokenizer::from_dir(dir.path()).unwrap();
+                let saved = TempDir::new().unwrap();
+                given.save(saved.path()).unwrap();
+                for tokenizer in [given, Tokenizer::from_dir(saved.path()).unwrap()] {
+                    for case in &expected.cases {
+                        let PromptFormat::Template(template) = &tokenizer.format else { panic!() };
+                        let text = template.render(&case.messages, case.add_generation_prompt);
+                        assert_eq!(text.as_ref().ok(), case.text.as_ref());
+                        let Ok(text) = text else { continue };
+                        assert_eq!(tokenizer.encode(&text).unwrap(), case.ids);
+                        assert_eq!(tokenizer.decode(&case.ids), text);
+                        if case.add_generation_prompt {
+                            assert_eq!(tokenizer.encode_prompt(&case.messages).unwrap(), case.ids);
+                        }
+                    }
+                    for golden in &expected.plain {
+                        assert_eq!(tokenizer.encode(&golden.text).unwrap(), golden.ids);
+                        assert_eq!(tokenizer.decode(&golden.ids), golden.decoded);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_templates_the_one_in_its_own_file_counts_and_a_role_format_beats_both() {
+        let question = [message(Role::User, "u")];
+        let mut config = json!({"eos_token": "<|eos|>", "chat_template": "in the settings"});
+        let first = templated("in the file", config.clone(), json!({}));
+        let first = Tokenizer::from_dir(first.path()).unwrap();
+        assert_eq!(first.prompt_text(&question).unwrap(), "in the file");
+        config[ROLE_FORMAT] = json!({"system": "{}", "user": "U{}", "assistant": "A{}"});
+        let second = templated("in the file", config, json!({}));
+        let second = Tokenizer::from_dir(second.path()).unwrap();
+        assert_eq!(second.prompt_text(&question).unwrap(), "UuA");
+    }
+
+    /// Prompt and response as text, the response's tokens joined by `|`.
+    fn conversation(tokenizer: &Tokenizer, response: &str) -> (String, String) {
+        let prompt = [message(Role::User, "Was it clean?")];
+        let response = message(Role::Assistant, response);
+        let (prompt, response) = tokenizer.encode_conversation(&prompt, &response).unwrap();
+        (tokenizer.decode(&prompt), tokenizer.pieces(&response).join("|"))
+    }
+
+    #[test]
+    fn a_response_ends_with_its_first_stop_token() {
+        let phi3 = fs::read_to_string(fixture().join("phi3_style").join(TEMPLATE)).unwrap();
+        let open = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}\
+                    {% if add_generation_prompt %}<|assistant|>{% endif %}";
+        let config = json!({"eos_token": "<|eos|>"});
+        let responses = |template: &str, stops: Value| {
+            let dir = templated(template, config.clone(), json!({"eos_token_id": stops}));
+            let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+            ["Yes.", "Yes.<|end|>", "Yes<|end|>.", ""].map(|text| conversation(&tokenizer, text).1)
+        };
+        // The template writes <|end|>, a newline and <|eos|>.
+        let both = responses(&phi3, json!([2, 6]));
+        assert_eq!(both, ["Y|es|.|<|end|>", "Y|es|.|<|end|>", "Y|es|<|end|>|.|<|end|>", "<|end|>"]);
+        let eos = responses(&phi3, json!(2));
+        assert_eq!(eos[0], "Y|es|.|<|end|>|\n|<|eos|>");
+        // This one writes none.
+        let none = responses(open, json!([2, 6]));
+        assert_eq!(none[0], "Y|es|.|\n|<|eos|>");
+        assert_eq!(none[1..3], ["Y|es|.|<|end|>", "Y|es|<|end|>|.|\n|<|eos|>"]);
+    }
+
+    #[test]
+    fn without_a_template_a_response_gets_one_eos_too() {
+        let tokenizer = word_level();
+        for text in ["clean .", "clean . <eos>", "clean . <eos> <eos>"] {
+            let (prompt, response) = conversation(&tokenizer, text);
+            assert_eq!((&*prompt, &*response), ("<unk> <unk> <unk>", "clean| .| <eos>"));
+        }
+        assert_eq!(conversation(&tokenizer, "").1, "<eos>");
+    }
+
+    #[test]
+    fn a_response_is_encoded_where_it_stands() {
+        // Llama-2's kind: what begins a text, or follows a special token, gets a mark before it.
+        let end = json!({"id": 0, "content": "</s>", "special": true, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false});
+        let json = json!({
+            "version": "1.0", "added_tokens": [end],
+            "normalizer": {"type": "Prepend", "prepend": "▁"},
+            "model": {"type": "BPE", "merges": [], "vocab": {"</s>": 0, "▁": 1, "a": 2, "b": 3}},
+        });
+        let template = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}</s>\
+                        {% endif %}{% endfor %}";
+        let dir = templated(template, json!({"eos_token": "</s>"}), json!({}));
+        fs::write(dir.path().join(TOKENIZER), json.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let (prompt, response) = ([message(Role::User, "ab")], message(Role::Assistant, "ba"));
+        let conversation = tokenizer.encode_conversation(&prompt, &response).unwrap();
+        assert_eq!(conversation, (vec![1, 2, 3], vec![3, 2, 0]));
+    }
+
+    #[test]
+    fn a_token_across_the_boundary_is_read_on_either_side() {
+        // "The" and " hotel" are tokens, as are parts of them: after "ho", " hotel" is not found again.
+        let template = "{% if add_generation_prompt %}The ho{% else %}The hotel<|eos|>{% endif %}";
+        let dir = templated(template, json!({"eos_token": "<|eos|>"}), json!({}));
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let whole = tokenizer.encode("The hotel<|eos|>").unwrap();
+        let (prompt, response) = conversation(&tokenizer, "");
+        assert_eq!((&*prompt, &*response.replace('|', "")), ("The ho", "tel<eos>"));
+        assert!(!whole.starts_with(&tokenizer.encode(&prompt).unwrap()));
+    }
+
+    #[test]
+    fn a_prompt_that_the_conversation_does_not_begin_with_is_an_error() {
+        let template = "{{ bos_token }}<|user|>{{ messages[0].content }}<|assistant|>\
+                        {% if add_generation_prompt %}<think>{% else %}{{ messages[1].content }}{% endif %}";
+        let config = json!({"eos_token": "<|eos|>", "bos_token": {"content": "<|bos|>"}});
+        let dir = templated(template, config, json!({}));
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let prompt = [message(Role::User, "Was it clean?")];
+        let response = message(Role::Assistant, "Yes.");
+        let error = tokenizer.encode_conversation(&prompt, &response).unwrap_err();
+        assert!(matches!(error, DataError::NotAPrefix { .. }));
+        assert_eq!(
+            error.to_string(),
+            "the chat template does not begin a conversation with its prompt: after \
+             \"|bos|><|user|>Was it clean?<|assistant|>\" the prompt has \"<think>\", the conversation \
+             \"Yes.\"; give a template or a `role_format` that does"
+        );
+    }
+
+    #[test]
+    fn stop_tokens_are_those_of_every_file() {
+        let stops = |files: &[(&str, &str)]| {
+            let given = Tokenizer::from_dir(folder(files).path()).unwrap();
+            let saved = TempDir::new().unwrap();
+            given.save(saved.path()).unwrap();
+            let again = Tokenizer::from_dir(saved.path()).unwrap();
+            assert_eq!(again.stop_tokens(), given.stop_tokens());
+            assert_eq!(again.eos(), given.eos());
+            let file = saved.path().join(GENERATION);
+            (given.stop_tokens().to_vec(), read_settings(&file).unwrap())
+        };
+        let eos = (CONFIG, r#"{"eos_token": "<|eos|>"}"#);
+        let list = (GENERATION, r#"{"eos_token_id": [6, 2], "temperature": 0.6}"#);
+        assert_eq!(stops(&[eos]), (vec![2], None));
+        assert_eq!(stops(&[eos, ("config.json", r#"{"eos_token_id": 2}"#)]), (vec![2], None));
+        let (both, saved) = stops(&[eos, list, ("config.json", r#"{"eos_token_id": 5}"#)]);
+        assert_eq!(both, [2, 6, 5]);
+        let saved = saved.unwrap();
+        assert_eq!(
+            (&saved["eos_token_id"], &saved["temperature"]),
+            (&json!([2, 6, 5]), &json!(0.6))
+        );
+        assert_eq!(stops(&[list]).0, [6, 2]);
+    }
+
+    #[test]
+    fn a_template_of_the_wrong_kind_is_an_error() {
+        for template in [json!(3), json!([]), json!([{"name": "rag", "template": "a"}]), json!({})]
+        {
+            let config = json!({"eos_token": "<|eos|>", "chat_template": template}).to_string();
+            let error = Tokenizer::from_dir(folder(&[(CONFIG, &config)]).path()).unwrap_err();
+            assert!(
+                matches!(&error, DataError::TokenizerSetting { key, .. } if key == CHAT_TEMPLATE),
+                "{error}"
+            );
+        }
+        let config = r#"{"eos_token": "<|eos|>", "chat_template": null}"#;
+        Tokenizer::from_dir(folder(&[(CONFIG, config)]).path()).unwrap();
+    }
+
+    #[test]
+    fn pad_may_be_eos() {
+        let config = json!({"eos_token": "<|eos|>", "pad_token": "<|eos|>"});
+        let dir = templated("{{ pad_token }}{{ eos_token }}", config, json!({"pad_token_id": 2}));
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        assert_eq!((tokenizer.pad(), tokenizer.stop_tokens()), (2, &[2][..]));
+        assert_eq!(tokenizer.encode_prompt(&[]).unwrap(), [2, 2]);
     }
 
     #[test]

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::atomic;
-use crate::rng::fnv1a;
+use crate::atomic::{self, NewFile};
+use crate::rng::Fnv1a;
 
 /// Why a run folder could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -90,12 +90,11 @@ pub struct StageFolder {
 }
 
 /// Files of one moment: models, optimizer states, counters.
-#[derive(Default)]
 pub struct Checkpoint {
     /// Optimizer steps or PPO iterations done.
     pub step: usize,
-    /// Content by file name.
-    pub files: BTreeMap<String, Vec<u8>>,
+    /// Its folder.
+    pub dir: PathBuf,
 }
 
 /// The sizes and hashes by which a damaged checkpoint is recognised.
@@ -107,20 +106,15 @@ struct Manifest {
 
 #[derive(Serialize, Deserialize, PartialEq)]
 struct Entry {
-    bytes: usize,
+    bytes: u64,
     fnv1a: String,
 }
 
 impl Entry {
-    fn of(bytes: &[u8]) -> Self {
-        Self { bytes: bytes.len(), fnv1a: format!("{:016x}", fnv1a(bytes)) }
-    }
-}
-
-impl Checkpoint {
-    /// The file `name`; empty if the checkpoint lacks it.
-    pub fn file(&self, name: &str) -> &[u8] {
-        self.files.get(name).map_or(&[], Vec::as_slice)
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut hash = Fnv1a::default();
+        let bytes = hash.read(File::open(path)?)?;
+        Ok(Self { bytes, fnv1a: format!("{:016x}", hash.finish()) })
     }
 }
 
@@ -187,26 +181,30 @@ impl StageFolder {
         atomic::remove_dir(&checkpoints).map_err(writing(&checkpoints))
     }
 
-    /// Writes a checkpoint and keeps the one before it.
+    /// Writes the checkpoint of `step`, one file after the other, and keeps the one before it.
     ///
     /// # Errors
     ///
     /// [`FolderError::Write`]; the earlier checkpoints are then intact.
-    pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), FolderError> {
+    pub fn save(&self, step: usize, files: Vec<NewFile<'_>>) -> Result<(), FolderError> {
         let checkpoints = self.dir.join("checkpoints");
-        let path = checkpoints.join(format!("step-{:08}", checkpoint.step));
+        let path = checkpoints.join(format!("step-{step:08}"));
         // The lines that go with the checkpoint are on the disk before it.
         for log in entries(&self.dir)?.iter().filter(|path| name(path).ends_with(".jsonl")) {
             File::open(log).and_then(|file| file.sync_all()).map_err(writing(log))?;
         }
         fs::create_dir_all(&checkpoints).map_err(writing(&checkpoints))?;
         atomic::write_dir(&path, writing(&path), |dir| {
-            let entry = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), Entry::of(bytes));
-            let files = checkpoint.files.iter().map(entry).collect();
-            for (name, bytes) in &checkpoint.files {
-                atomic::write_file(&dir.join(name), bytes).map_err(writing(&path.join(name)))?;
+            let mut manifest = Manifest { step, files: BTreeMap::new() };
+            for (name, fill) in files {
+                let file = dir.join(&name);
+                let written = fill(&file).and_then(|()| {
+                    File::open(&file)?.sync_all()?;
+                    Entry::of(&file)
+                });
+                let entry = written.map_err(writing(&path.join(&name)))?;
+                manifest.files.insert(name, entry);
             }
-            let manifest = Manifest { step: checkpoint.step, files };
             write_json(&dir.join("manifest.json"), &manifest)
         })?;
         let dirs = self.checkpoint_dirs()?;
@@ -373,19 +371,14 @@ fn read_checkpoint(dir: &Path) -> Result<Checkpoint, String> {
     let read = |name: &str| fs::read(dir.join(name)).map_err(|error| format!("{name}: {error}"));
     let manifest: Manifest = serde_json::from_slice(&read("manifest.json")?)
         .map_err(|error| format!("manifest.json: {error}"))?;
-    let mut checkpoint = Checkpoint { step: manifest.step, files: BTreeMap::new() };
     for (name, entry) in manifest.files {
-        let bytes = read(&name)?;
-        if Entry::of(&bytes) != entry {
-            return Err(format!(
-                "{name}: {} bytes that are not the {} written",
-                bytes.len(),
-                entry.bytes
-            ));
+        let found = Entry::of(&dir.join(&name)).map_err(|error| format!("{name}: {error}"))?;
+        if found != entry {
+            let (found, written) = (found.bytes, entry.bytes);
+            return Err(format!("{name}: {found} bytes that are not the {written} written"));
         }
-        checkpoint.files.insert(name, bytes);
     }
-    Ok(checkpoint)
+    Ok(Checkpoint { step: manifest.step, dir: dir.to_owned() })
 }
 
 /// Each key in which two tables differ, with both values; the program's version may differ.

@@ -136,7 +136,7 @@ section! {
     /// The section `[reward]`.
     RewardSettings {
         epochs: usize, batch: usize, rows_at_once: usize, aggregation: Aggregation, margin: f64,
-        optimizer: OptimizerSettings,
+        margin_scale: f64, optimizer: OptimizerSettings,
     }
 }
 section! {
@@ -382,10 +382,10 @@ impl Settings {
         if self.method.is_dense() { self.ppo.interpolation } else { Interpolation::LastToken }
     }
 
-    /// How responses that end with the token `eos` are generated.
-    pub fn generation(&self, eos: u32) -> Generation {
+    /// How responses that end with one of the tokens `stops` are generated.
+    pub fn generation<'a>(&self, stops: &'a [u32]) -> Generation<'a> {
         let SamplingSettings { max_new_tokens, rows_at_once, .. } = self.sampling;
-        Generation { sampling: self.sampling(), max_new_tokens, rows_at_once, eos }
+        Generation { sampling: self.sampling(), max_new_tokens, rows_at_once, stops }
     }
 
     /// Refuses sampling that draws from anything but the policy itself.
@@ -454,6 +454,7 @@ impl Settings {
                 Bounds::NotNegativeOrInfinite,
             ),
             ("reward.margin", reward.margin, Bounds::Finite),
+            ("reward.margin_scale", reward.margin_scale, Bounds::Finite),
             ("sampling.temperature", sampling.temperature, Bounds::NotNegative),
             ("sampling.top_p", sampling.top_p, Bounds::UpToOne),
             ("ppo.kl_coefficient", ppo.kl_coefficient, Bounds::NotNegative),

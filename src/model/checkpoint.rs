@@ -146,18 +146,18 @@ fn collect_lazily<M: Module>(
     collect.found
 }
 
-/// `module` with the parameters that [`trained_to_safetensors`] wrote; `path` is what errors call the file.
+/// `module` with the parameters in the safetensors file `path`, which [`write_trained`] wrote.
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Format`] and [`CheckpointError::Tensors`].
-pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, CheckpointError> {
-    struct Restore<'a> {
+/// [`CheckpointError::Read`], [`CheckpointError::Format`] and [`CheckpointError::Tensors`].
+pub fn restore<M: Module>(module: M, path: &Path) -> Result<M, CheckpointError> {
+    struct Restore {
         adapted: bool,
         path: Vec<String>,
-        source: FileSource<'a>,
+        source: FileSource<'static>,
     }
-    impl ModuleMapper for Restore<'_> {
+    impl ModuleMapper for Restore {
         fn enter_module(&mut self, name: &str, _container: &str) {
             self.path.push(name.to_owned());
         }
@@ -178,7 +178,7 @@ pub fn restore<M: Module>(module: M, path: &Path, bytes: &[u8]) -> Result<M, Che
         }
     }
     let unused = Placement::from(&Device::default()); // each parameter stays on its own device
-    let source = FileSource::from_bytes(path, bytes, unused)?;
+    let source = FileSource::of_file(path, unused)?;
     let mut restore = Restore { adapted: is_adapted(&module), path: Vec::new(), source };
     let module = module.map(&mut restore);
     restore.source.finish(&[])?;
@@ -190,10 +190,16 @@ pub fn to_safetensors<M: Module>(module: &M) -> Vec<u8> {
     serialize(&parameters(module))
 }
 
-/// The same of the parameters that training changes: of a model with adapters, these and the scalar head.
-pub fn trained_to_safetensors<M: Module>(module: &M) -> Vec<u8> {
+/// Writes the parameters that training changes to the safetensors file `path`, one after the other: of a model
+/// with adapters, these and the scalar head.
+///
+/// # Errors
+///
+/// Whatever the system says.
+pub fn write_trained<M: Module>(module: &M, path: &Path) -> io::Result<()> {
     let adapted = is_adapted(module);
-    serialize(&collect(module, |name| is_trained(adapted, name)))
+    let trained = collect_lazily(module, |name| is_trained(adapted, name));
+    write_safetensors(&in_files(trained, &Layout::plain()), &mut File::create(path)?)
 }
 
 pub(super) fn serialize(parameters: &BTreeMap<String, TensorData>) -> Vec<u8> {
@@ -222,7 +228,7 @@ pub fn save<M: Module>(
     let tensors = in_files(parameters, &Layout::of(config));
     let write = |name: &str, content: &mut dyn FnMut(&mut File) -> io::Result<()>| {
         let path = dir.join(name);
-        atomic::write_file_by(&path, content)
+        atomic::write_with(&path, |path| content(&mut File::create(path)?))
             .map_err(|source| CheckpointError::Write { path, source })
     };
     let json = config.to_json(head, dtype);

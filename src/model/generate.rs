@@ -13,18 +13,18 @@ use crate::segmentation::entropy;
 
 /// When generation stops, and how it draws.
 #[derive(Clone, Copy, Debug)]
-pub struct Generation {
+pub struct Generation<'a> {
     /// How a token is drawn.
     pub sampling: Sampling,
-    /// Longest response in tokens, EOS included.
+    /// Longest response in tokens, its stop token included.
     pub max_new_tokens: usize,
     /// Prompts in one batch.
     pub rows_at_once: usize,
-    /// The token that ends a response.
-    pub eos: u32,
+    /// The tokens that end a response.
+    pub stops: &'a [u32],
 }
 
-/// A response to each prompt; it ends with EOS unless it reached the limit.
+/// A response to each prompt; it ends with a stop token unless it reached the limit.
 ///
 /// Each row draws from its own stream, so that a response depends on neither the other rows nor their
 /// number. The model must be on a device without autodiff.
@@ -36,7 +36,7 @@ pub fn generate(
     model: &CausalLm,
     config: &ModelConfig,
     prompts: &[&[u32]],
-    generation: Generation,
+    generation: Generation<'_>,
     mut streams: Vec<Stream>,
 ) -> Vec<Vec<u32>> {
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
@@ -51,7 +51,7 @@ fn generate_batch(
     model: &CausalLm,
     config: &ModelConfig,
     prompts: &[&[u32]],
-    generation: Generation,
+    generation: Generation<'_>,
     streams: &mut [Stream],
 ) -> Vec<Vec<u32>> {
     let mut responses = vec![Vec::new(); prompts.len()];
@@ -74,7 +74,7 @@ fn generate_batch(
             rows[row].1.push(token);
             if !ended[index] {
                 responses[index].push(token);
-                ended[index] = token == generation.eos;
+                ended[index] = generation.stops.contains(&token);
             }
         }
         let kept: Vec<usize> = (0..active.len()).filter(|&row| !ended[active[row]]).collect();

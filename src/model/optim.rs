@@ -1,17 +1,19 @@
 //! AdamW over what is trained of a model: gradient accumulation, a global-norm clip, a schedule, and saved
 //! state. Of a model with adapters, these and the scalar head are trained, and all else is frozen.
 
-use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{
     AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord,
 };
-use burn::tensor::{Bytes, Tensor};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{CheckpointError, restore, trained_to_safetensors};
+use super::checkpoint::{CheckpointError, restore, write_trained};
 use super::recompute::Trainable;
+use crate::atomic::NewFile;
 use crate::bounds::Bounds;
 
 /// How a model is optimized.
@@ -91,7 +93,8 @@ pub struct NonFinite {
 
 /// A model under training.
 pub struct Trainer<M: Trainable> {
-    model: M,
+    /// There but for the moment of a step.
+    model: Option<M>,
     adamw: ModuleOptimizer,
     gradients: GradientsAccumulator<M>,
     settings: OptimizerSettings,
@@ -111,12 +114,20 @@ impl<M: Trainable> Trainer<M> {
             .with_weight_decay(settings.weight_decay as f32)
             .init();
         let gradients = GradientsAccumulator::new();
-        Self { model, adamw, gradients, settings: settings.clone(), name, total, step: 0 }
+        Self {
+            model: Some(model),
+            adamw,
+            gradients,
+            settings: settings.clone(),
+            name,
+            total,
+            step: 0,
+        }
     }
 
     /// The model as it is now.
     pub fn model(&self) -> &M {
-        &self.model
+        self.model.as_ref().expect("there between steps")
     }
 
     /// Optimizer steps done.
@@ -141,9 +152,10 @@ impl<M: Trainable> Trainer<M> {
             return Err(NonFinite { tensor, step: self.step });
         }
         let found = loss.backward();
-        let mut add = |gradients| self.gradients.accumulate(&self.model, gradients);
-        self.model.replay(&found, &mut add);
-        add(GradientsParams::from_grads(found, &self.model));
+        let model = self.model.as_ref().expect("there between steps");
+        let mut add = |gradients| self.gradients.accumulate(model, gradients);
+        model.replay(&found, &mut add);
+        add(GradientsParams::from_grads(found, model));
         Ok(value)
     }
 
@@ -157,14 +169,15 @@ impl<M: Trainable> Trainer<M> {
         let mut gradients = self.gradients.grads();
         let norm = self.clip(&mut gradients)?;
         let rate = self.rate();
-        self.model = self.adamw.step(rate, self.model.clone(), gradients);
+        // Moved, so that each parameter makes room for its successor.
+        self.model = self.model.take().map(|model| self.adamw.step(rate, model, gradients));
         self.step += 1;
         Ok(norm)
     }
 
     /// Scales the gradients down to the largest global norm allowed; returns the norm before.
     fn clip(&self, gradients: &mut GradientsParams) -> Result<f64, NonFinite> {
-        let norms = Norms::of(&self.model, gradients);
+        let norms = Norms::of(self.model(), gradients);
         let norm = norms.global();
         if !norm.is_finite() {
             let tensor = format!("the {} gradient of {}", self.name, norms.first_non_finite());
@@ -172,29 +185,37 @@ impl<M: Trainable> Trainer<M> {
         }
         if norm > self.settings.max_gradient_norm {
             let factor = self.settings.max_gradient_norm / norm;
-            self.model.visit(&mut Scale { gradients, factor });
+            self.model().visit(&mut Scale { gradients, factor });
         }
         Ok(norm)
     }
 
-    /// What is trained of the model, as the content of a safetensors file.
-    pub fn weights(&self) -> Vec<u8> {
-        trained_to_safetensors(&self.model)
-    }
-
-    /// The model with what [`Trainer::weights`] gave.
+    /// Writes what is trained of the model to the safetensors file `path`.
     ///
     /// # Errors
     ///
-    /// [`CheckpointError`] when the weights are not those of this model; `name` is what it calls them.
-    pub fn model_with(&self, name: &str, weights: &[u8]) -> Result<M, CheckpointError> {
-        restore(self.model.clone(), name.as_ref(), weights)
+    /// Whatever the system says.
+    pub fn write_weights(&self, path: &Path) -> io::Result<()> {
+        write_trained(self.model(), path)
+    }
+
+    /// The model with what [`Trainer::write_weights`] wrote to `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`] when the weights are not those of this model.
+    pub fn model_with(&self, path: &Path) -> Result<M, CheckpointError> {
+        restore(self.model().clone(), path)
     }
 
     /// The files that hold what is trained of the model, and the optimizer's state.
-    pub fn files(&self) -> [(String, Vec<u8>); 2] {
-        let state = self.adamw.into_bytes().expect("optimizer state serialises").to_vec();
-        [(self.weights_file(), self.weights()), (self.state_file(), state)]
+    pub fn files(&self) -> [NewFile<'_>; 2] {
+        let state = |path: &Path| {
+            let saved = self.adamw.to_record().save(path);
+            saved.map_err(|error| io::Error::other(error.to_string()))
+        };
+        let weights = |path: &Path| self.write_weights(path);
+        [(self.weights_file(), Box::new(weights)), (self.state_file(), Box::new(state))]
     }
 
     fn weights_file(&self) -> String {
@@ -205,24 +226,17 @@ impl<M: Trainable> Trainer<M> {
         format!("{}.adamw", self.name)
     }
 
-    /// Goes on from `step` with what [`Trainer::files`] gave, found in `files` by name.
+    /// Goes on after `step` optimizer steps, from what [`Trainer::files`] wrote into the folder `dir`.
     ///
     /// # Errors
     ///
     /// [`CheckpointError`] when the files are not those of this model.
-    pub fn resume(
-        mut self,
-        step: usize,
-        files: &BTreeMap<String, Vec<u8>>,
-    ) -> Result<Self, CheckpointError> {
-        let [weights, state] = [self.weights_file(), self.state_file()];
-        let content = |name: &String| files.get(name).cloned().unwrap_or_default();
-        self.model = self.model_with(&weights, &content(&weights))?;
-        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(content(&state)));
-        let record = record.map_err(|error| CheckpointError::Format {
-            path: state.into(),
-            detail: error.to_string(),
-        })?;
+    pub fn resume(mut self, step: usize, dir: &Path) -> Result<Self, CheckpointError> {
+        let model = self.model.take().expect("there between steps");
+        self.model = Some(restore(model, &dir.join(self.weights_file()))?);
+        let path = dir.join(self.state_file());
+        let record = OptimizerRecord::load(&path)
+            .map_err(|error| CheckpointError::Format { path, detail: error.to_string() })?;
         self.adamw = self.adamw.load_record(record);
         self.step = step;
         Ok(self)

@@ -143,6 +143,15 @@ impl<'a> FileSource<'a> {
         source.with_layers(config.layers)
     }
 
+    /// A source over the safetensors file `path` whose tensors have our own names.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Read`] and [`CheckpointError::Format`].
+    pub fn of_file(path: &Path, placement: Placement) -> Result<Self, CheckpointError> {
+        Ok(Self::over(path.to_owned(), vec![Shard::open(path)?], Layout::plain(), placement))
+    }
+
     /// A source over `bytes`, the content of the safetensors file `path`.
     ///
     /// # Errors

@@ -25,7 +25,8 @@ pub struct Token {
     pub id: u32,
     /// The text that it adds.
     pub text: String,
-    /// Entropy of the reference model's distribution that it was drawn from, nats.
+    /// Entropy of the reference model's distribution that it was drawn from, nats; NaN (in JSON null)
+    /// without a reference model.
     pub entropy: f32,
 }
 
@@ -96,6 +97,9 @@ impl SegmentedText {
         let number = |value: Option<f64>| value.map_or("     –".into(), |v| format!("{v:+6.2}"));
         let tokens = |range: Range<usize>| {
             let token = |token: &Token| {
+                if token.entropy.is_nan() {
+                    return token.text.trim().to_owned();
+                }
                 let entropy = format!("({:.2})", token.entropy);
                 let dim = if colour { format!("\x1b[2m{entropy}\x1b[0m") } else { entropy };
                 format!("{}{dim}", token.text.trim())

@@ -1,7 +1,6 @@
 //! What every stage of a run shares: settings, device, folders, stop and progress.
 
 use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -30,9 +29,9 @@ pub struct Context {
     pub model: Option<PathBuf>,
     /// The reward model's folder, in place of the run's own.
     pub reward_model: Option<PathBuf>,
-    /// Preference pairs or conversations in JSONL, in place of the embedded task.
+    /// Preference pairs or conversations in JSON Lines or Parquet, in place of the embedded task.
     pub data: Option<PathBuf>,
-    /// Prompts in JSONL, in place of those of `data`.
+    /// Prompts in JSON Lines or Parquet, in place of those of `data`.
     pub prompts: Option<PathBuf>,
     /// Asks the run to end.
     pub stop: Stop,
@@ -183,7 +182,8 @@ fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
 /// [`Error::Data`] when it cannot be read.
 pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
     let mut hash = Fnv1a::default();
-    hash_file(path, &mut hash)
+    File::open(path)
+        .and_then(|file| hash.read(file))
         .map_err(|source| DataError::Read { path: path.to_owned(), source })?;
     Ok(format!("{:016x}", hash.finish()))
 }
@@ -198,18 +198,8 @@ pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
     let (files, scales) = lora::files(dir)?;
     scales.iter().for_each(|scale| hash.write(&scale.to_le_bytes()));
     for path in files {
-        let hashed = hash_file(&path, &mut hash);
+        let hashed = File::open(&path).and_then(|file| hash.read(file));
         hashed.map_err(|source| CheckpointError::Read { path, source })?;
     }
     Ok(format!("{:016x}", hash.finish()))
-}
-
-fn hash_file(path: &Path, hash: &mut Fnv1a) -> io::Result<()> {
-    let (mut file, mut piece) = (File::open(path)?, vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(()),
-            n => hash.write(&piece[..n]),
-        }
-    }
 }

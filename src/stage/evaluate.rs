@@ -79,8 +79,8 @@ impl<'a> Evaluator<'a> {
     ///
     /// [`Error::Data`].
     pub fn new(context: &'a Context, task: &'a Task, scorer: &'a Scorer) -> Result<Self, Error> {
-        let mut prompts = task.prompts(context)?.held_out;
-        prompts.truncate(context.settings.evaluation.prompts);
+        let prompts = task.prompts(context)?.held_out;
+        let prompts = prompts.read(0..prompts.len().min(context.settings.evaluation.prompts))?;
         Ok(Self { context, task, scorer, prompts })
     }
 
@@ -91,13 +91,13 @@ impl<'a> Evaluator<'a> {
     /// [`Error::Segmentation`] and [`Error::NonFinite`].
     pub fn judge(&self, model: &CausalLm, config: &ModelConfig) -> Result<Judged, Error> {
         let settings = &self.context.settings;
-        let eos = self.task.tokenizer.eos();
+        let stops = self.task.tokenizer.stop_tokens();
         let samples = settings.evaluation.samples;
         let prompts: Vec<Vec<u32>> =
             self.prompts.iter().flat_map(|p| std::iter::repeat_n(p.clone(), samples)).collect();
         let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let draws = streams(settings.seed, "evaluation", 0..rows.len());
-        let responses = generate(model, config, &rows, settings.generation(eos), draws);
+        let responses = generate(model, config, &rows, settings.generation(stops), draws);
         let rows: Vec<(&[u32], &[u32])> =
             prompts.iter().zip(&responses).map(|(p, r)| (&p[..], &r[..])).collect();
         let views = view_tokens(model, &rows, settings.ppo.rows_at_once);
@@ -124,7 +124,11 @@ impl<'a> Evaluator<'a> {
             tokens: mean(responses.iter().map(|r| r.len() as f64)),
             segments: mean(scored.iter().map(|s| s.segments.len() as f64)),
             repeats: gold.as_ref().map(repeats),
-            eos_rate: mean(responses.iter().map(|r| f64::from(r.last() == Some(&eos)))),
+            eos_rate: mean(
+                responses
+                    .iter()
+                    .map(|r| f64::from(r.last().is_some_and(|token| stops.contains(token)))),
+            ),
         };
         let scores = rewards.unwrap_or(sequence);
         Ok(Judged { prompts, responses, scores, evaluation })
@@ -195,7 +199,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let task = Task::open(context, Some(&reference_dir))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = settings.ppo.rows_at_once;
-    let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
+    let scorer =
+        Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
     let policy = scorer.base().language_model(&policy_dir, context.frozen())?;
     let config = ModelConfig::from_dir(&policy_dir)?;
     let evaluator = Evaluator::new(context, &task, &scorer)?;

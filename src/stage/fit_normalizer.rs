@@ -112,18 +112,17 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     }
     let tokenizer = &task.tokenizer;
     let rows_at_once = 2 * settings.reward.rows_at_once;
-    let scorer = Scorer::load(context, tokenizer.sentence_ends(), tokenizer.eos(), rows_at_once)?;
-    let pairs = &pairs.train;
-    let calibration = &pairs[..pairs.len().min(settings.normalizer.pairs)];
-    let rows: Vec<(&[u32], &[u32])> = calibration.iter().flat_map(Pair::rows).collect();
-    let stage = context.progress.stage(
-        context.title("fit-normalizer"),
-        rows.len().div_ceil(rows_at_once),
-        0,
-    );
-    let mut rewards: Vec<Vec<f64>> = Vec::with_capacity(rows.len());
-    for chunk in rows.chunks(rows_at_once) {
-        rewards.extend(scorer.score(chunk, 0)?.into_iter().map(|scored| scored.rewards));
+    let scorer =
+        Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
+    let calibration = pairs.train.len().min(settings.normalizer.pairs);
+    let pairs_at_once = settings.reward.rows_at_once;
+    let steps = calibration.div_ceil(pairs_at_once);
+    let stage = context.progress.stage(context.title("fit-normalizer"), steps, 0);
+    let mut rewards: Vec<Vec<f64>> = Vec::with_capacity(2 * calibration);
+    for start in (0..calibration).step_by(pairs_at_once) {
+        let pairs = pairs.train.read(start..calibration.min(start + pairs_at_once))?;
+        let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
+        rewards.extend(scorer.score(&rows, 0)?.into_iter().map(|scored| scored.rewards));
         stage.step("");
     }
     let min_location = min_location(context);

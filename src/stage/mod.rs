@@ -1,6 +1,7 @@
 //! The stages of the pipeline, one file each. Each reads and writes a folder of the run and can run alone.
 //!
 //! ```text
+//! RUN/data                   the tokens of --data, made once by the first stage that reads them
 //! RUN/sft                    supervised fine-tuning: the reference, and where all models start
 //! RUN/preferences            pairs sampled from it (embedded task only)
 //! RUN/METHOD/reward          the segment reward model
@@ -10,6 +11,7 @@
 //! ```
 
 pub mod context;
+mod cuts;
 pub mod evaluate;
 pub mod export;
 pub mod fit_normalizer;
@@ -20,6 +22,7 @@ pub mod reproduce;
 pub mod reward;
 pub mod rollout;
 pub mod score;
+pub mod score_text;
 pub mod sft;
 pub mod supervised;
 pub mod task;

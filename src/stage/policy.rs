@@ -1,7 +1,8 @@
 //! Token-level PPO on segment rewards (E5 to E10).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+use std::{fs, io};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -13,8 +14,10 @@ use super::fit_normalizer::NormalizerFile;
 use super::rollout::{Rollout, Sampler, metrics_of};
 use super::score::Scorer;
 use super::task::{Task, permutation};
+use crate::atomic::{self, NewFile};
+use crate::data::store::Items;
 use crate::error::Error;
-use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder};
+use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder, read_json};
 use crate::experiment::settings::PpoSettings;
 use crate::kl::AdaptiveKl;
 use crate::model::generate::{ReadAt, pad_rows, response_log_probs};
@@ -70,8 +73,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     settings.check_for_ppo()?;
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
-    let (eos, ends) = (task.tokenizer.eos(), task.tokenizer.sentence_ends());
-    let scorer = Scorer::load(context, ends, eos, settings.ppo.rows_at_once)?;
+    let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
+    let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
     let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
     let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
     let mut inputs = vec![
@@ -86,10 +89,11 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
-    let mut ppo = Ppo::new(context, &task, &scorer, normalizer, &reference_dir)?;
+    let mut ppo =
+        Ppo::new(context, &task, &scorer, normalizer, &reference_dir, folder.dir().join(BEST))?;
     if let Some(checkpoint) = folder.latest()? {
         folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
-        ppo = ppo.resume(&checkpoint, &folder)?;
+        ppo = ppo.resume(&checkpoint)?;
     }
     let summary = ppo.train(&folder)?;
     folder.finish(&summary)?;
@@ -103,13 +107,13 @@ struct Ppo<'a> {
     scorer: &'a Scorer,
     normalizer: Normalizer,
     evaluator: Evaluator<'a>,
-    prompts: Vec<Vec<u32>>,
+    prompts: Items<Vec<u32>>,
     config: ModelConfig,
     policy: Trainer<CausalLm>,
     critic: Trainer<ScalarModel>,
     state: State,
-    /// The parameters of the best policy so far, as a safetensors file.
-    best_weights: Vec<u8>,
+    /// The file with the parameters of the best policy so far, once there is one.
+    best_weights: PathBuf,
     /// Iterations done.
     done: usize,
 }
@@ -121,6 +125,7 @@ impl<'a> Ppo<'a> {
         scorer: &'a Scorer,
         normalizer: Normalizer,
         reference_dir: &Path,
+        best_weights: PathBuf,
     ) -> Result<Self, Error> {
         let settings = &context.settings;
         let ppo = &settings.ppo;
@@ -140,20 +145,23 @@ impl<'a> Ppo<'a> {
             policy: Trainer::new("policy", policy, &ppo.actor, steps),
             critic: Trainer::new("critic", critic, &ppo.critic, steps),
             state: State { kl_coefficient: coefficient, evaluations: 0, best: None, last: None },
-            best_weights: Vec::new(),
+            best_weights,
             done: 0,
         })
     }
 
-    fn resume(mut self, checkpoint: &Checkpoint, folder: &StageFolder) -> Result<Self, Error> {
+    fn resume(mut self, checkpoint: &Checkpoint) -> Result<Self, Error> {
         self.done = checkpoint.step;
         let step = self.done * steps_an_iteration(&self.context.settings.ppo);
-        self.policy = self.policy.resume(step, &checkpoint.files)?;
-        self.critic = self.critic.resume(step, &checkpoint.files)?;
-        self.state = serde_json::from_slice(checkpoint.file(STATE)).map_err(|error| {
-            FolderError::Corrupt { path: folder.dir().join(STATE), detail: error.to_string() }
-        })?;
-        self.best_weights = checkpoint.file(BEST).to_vec();
+        self.policy = self.policy.resume(step, &checkpoint.dir)?;
+        self.critic = self.critic.resume(step, &checkpoint.dir)?;
+        self.state = read_json(&checkpoint.dir.join(STATE), "ppo")?;
+        if self.state.best.is_some() {
+            let (kept, path) = (checkpoint.dir.join(BEST), &self.best_weights);
+            let _ = fs::remove_file(path); // of a later iteration than the checkpoint's
+            link(&kept, path)
+                .map_err(|source| FolderError::Write { path: path.clone(), source })?;
+        }
         Ok(self)
     }
 
@@ -177,7 +185,7 @@ impl<'a> Ppo<'a> {
             let reward = reward.unwrap_or_else(|| format!("reward {:.2}", line.reward));
             stage.step(format!("{reward}, KL {:.2}", line.kl_k1));
             if self.done < ppo.iterations {
-                folder.save(&self.checkpoint())?;
+                folder.save(self.done, self.checkpoint())?;
                 if self.context.stop.after_step() {
                     return Err(self.context.interrupted(folder.dir()));
                 }
@@ -192,11 +200,11 @@ impl<'a> Ppo<'a> {
 
     /// Rollouts, and the optimizer steps over them.
     fn iterate(&mut self) -> Result<(IterationMetrics, IterationTimings), Error> {
-        let (iteration, eos) = (self.done, self.task.tokenizer.eos());
+        let (iteration, stops) = (self.done, self.task.tokenizer.stop_tokens());
         let start = Instant::now();
         let rollouts = self.roll_out()?;
         let rollout_seconds = start.elapsed().as_secs_f64();
-        let mut line = metrics_of(iteration, &rollouts, eos, self.state.kl_coefficient);
+        let mut line = metrics_of(iteration, &rollouts, stops, self.state.kl_coefficient);
         let gold = |r: &Rollout| Some(self.task.gold(&r.prompt, &r.response)?.reward());
         let gold: Option<Vec<f64>> = rollouts.iter().map(gold).collect();
         line.gold = gold.map(|gold| mean(gold.into_iter()));
@@ -220,7 +228,8 @@ impl<'a> Ppo<'a> {
     fn roll_out(&self) -> Result<Vec<Rollout>, Error> {
         let (settings, iteration) = (&self.context.settings, self.done);
         let count = settings.ppo.rollouts;
-        let prompts = choose(&self.prompts, count, settings.seed, iteration);
+        let prompts = choose(&self.prompts, count, settings.seed, iteration)?;
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let draws = streams(settings.seed, "rollouts", iteration * count..(iteration + 1) * count);
         let sampler = Sampler {
             policy: &self.policy.model().inference(),
@@ -231,7 +240,7 @@ impl<'a> Ppo<'a> {
             settings: &settings.ppo,
             interpolation: settings.interpolation(),
             kl_coefficient: self.state.kl_coefficient,
-            generation: settings.generation(self.task.tokenizer.eos()),
+            generation: settings.generation(self.task.tokenizer.stop_tokens()),
         };
         sampler.roll_out(&prompts, draws, iteration)
     }
@@ -254,32 +263,50 @@ impl<'a> Ppo<'a> {
         self.state.evaluations = log.lines();
         if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
             self.state.best = Some((self.done, evaluation.clone()));
-            self.best_weights = self.policy.weights();
+            let path = &self.best_weights;
+            atomic::write_with(path, |path| self.policy.write_weights(path))
+                .map_err(|source| FolderError::Write { path: path.clone(), source })?;
         }
         self.state.last = Some(evaluation);
         Ok(())
     }
 
-    fn checkpoint(&self) -> Checkpoint {
+    fn checkpoint(&self) -> Vec<NewFile<'_>> {
         let state = serde_json::to_vec(&self.state).expect("a plain struct serialises");
-        let own = [(STATE.to_owned(), state), (BEST.to_owned(), self.best_weights.clone())];
-        let files = self.policy.files().into_iter().chain(self.critic.files()).chain(own);
-        Checkpoint { step: self.done, files: files.collect() }
+        let mut files = vec![file(STATE, move |path| fs::write(path, state))];
+        if self.state.best.is_some() {
+            files.push(file(BEST, |path| link(&self.best_weights, path)));
+        }
+        files.extend(self.policy.files());
+        files.extend(self.critic.files());
+        files
     }
 
     /// Writes the last and the best policy.
     fn save(&self, folder: &StageFolder) -> Result<Summary, Error> {
-        let best_model = self.policy.model_with(BEST, &self.best_weights)?;
+        let best_model = self.policy.model_with(&self.best_weights)?;
         let best_dir = folder.dir().join("best");
         let base = Some(self.scorer.base().dir);
         for (model, dir) in [(self.policy.model(), folder.dir()), (&best_model, &best_dir)] {
             self.context.write_policy(dir, self.task, &model.valid(), &self.config, base)?;
         }
+        let path = &self.best_weights;
+        fs::remove_file(path)
+            .map_err(|source| FolderError::Write { path: path.clone(), source })?;
         let State { last, best, .. } = self.state.clone();
         let last = last.expect("the last iteration is evaluated");
         let (best_iteration, best) = best.expect("the last iteration is evaluated");
         Ok(Summary { iterations: self.done, last, best_iteration, best })
     }
+}
+
+fn file<'a>(name: &str, fill: impl FnOnce(&Path) -> io::Result<()> + 'a) -> NewFile<'a> {
+    (name.to_owned(), Box::new(fill))
+}
+
+/// Gives the content of the file `from` the name `to`, too: without a copy where the file system can.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop))
 }
 
 /// Optimizer steps of one iteration.
@@ -288,9 +315,14 @@ fn steps_an_iteration(ppo: &PpoSettings) -> usize {
 }
 
 /// The prompts of an iteration: a random choice without repetition, as long as there are enough.
-fn choose(prompts: &[Vec<u32>], count: usize, seed: u64, iteration: usize) -> Vec<&[u32]> {
+fn choose(
+    prompts: &Items<Vec<u32>>,
+    count: usize,
+    seed: u64,
+    iteration: usize,
+) -> Result<Vec<Vec<u32>>, Error> {
     let order = permutation(seed, "rollout prompts", iteration, prompts.len());
-    order.iter().cycle().take(count).map(|&i| &prompts[i][..]).collect()
+    Ok(prompts.read(order.iter().copied().cycle().take(count))?)
 }
 
 /// Means over the optimizer steps of an iteration.

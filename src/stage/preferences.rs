@@ -9,6 +9,7 @@ use super::context::{Context, model_fingerprint};
 use super::task::{Split, Task, permutation};
 use crate::atomic;
 use crate::data::letters::{self, Prompt};
+use crate::data::store::{Items, StoredRow};
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
 use crate::model::CausalLm;
@@ -27,6 +28,16 @@ pub struct Pair {
     /// The gold rewards of chosen and rejected.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub gold: Option<[f64; 2]>,
+    /// What the preferred one scores more than the other, where the data say so.
+    #[serde(skip)]
+    pub score_gap: Option<f32>,
+}
+
+impl From<StoredRow> for Pair {
+    fn from(row: StoredRow) -> Self {
+        let StoredRow { prompt, responses: [chosen, rejected], score_gap } = row;
+        Self { prompt, chosen, rejected, gold: None, score_gap }
+    }
 }
 
 impl Pair {
@@ -52,34 +63,23 @@ pub struct Summary {
 /// # Errors
 ///
 /// Every [`Error`].
-pub fn load(context: &Context, task: &Task) -> Result<(Split<Pair>, String), Error> {
-    let pairs = read(context, task)?;
+pub fn load(context: &Context, task: &Task) -> Result<(Split<Items<Pair>>, String), Error> {
+    if let Some(pairs) = task.file_pairs(context)? {
+        return Ok(pairs);
+    }
+    let dir = run(context)?.1;
+    let [train, held_out] =
+        ["train.jsonl", "held_out.jsonl"].map(|name| read_pairs(&dir.join(name)));
+    let (train, held_out) = (train?, held_out?);
     let mut hash = Fnv1a::default();
-    for pair in pairs.train.iter().chain(&pairs.held_out) {
+    for pair in train.iter().chain(&held_out) {
         for tokens in [&pair.prompt, &pair.chosen, &pair.rejected] {
             hash.write(&(tokens.len() as u64).to_le_bytes());
             tokens.iter().for_each(|token| hash.write(&token.to_le_bytes()));
         }
     }
-    Ok((pairs, format!("{:016x}", hash.finish())))
-}
-
-fn read(context: &Context, task: &Task) -> Result<Split<Pair>, Error> {
-    if let Some(pairs) = task.file_pairs(context)? {
-        let plain = |pairs: Vec<crate::data::pairs::PreferencePair>| {
-            let pair = |p: crate::data::pairs::PreferencePair| Pair {
-                prompt: p.prompt,
-                chosen: p.chosen,
-                rejected: p.rejected,
-                gold: None,
-            };
-            pairs.into_iter().map(pair).collect()
-        };
-        return Ok(Split { train: plain(pairs.train), held_out: plain(pairs.held_out) });
-    }
-    let dir = run(context)?.1;
-    let read = |name: &str| read_pairs(&dir.join(name));
-    Ok(Split { train: read("train.jsonl")?, held_out: read("held_out.jsonl")? })
+    let split = Split { train: Items::Memory(train), held_out: Items::Memory(held_out) };
+    Ok((split, format!("{:016x}", hash.finish())))
 }
 
 /// Samples the embedded task's pairs from the reference model, unless that is done.
@@ -99,7 +99,7 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     }
     let (model, config) = CausalLm::load(&reference, context.frozen())?;
     let settings = &context.settings;
-    let generation = settings.generation(letters::EOS);
+    let generation = settings.generation(&[letters::EOS]);
     let (train, held_out) = letters::split();
     let counts = [settings.task.pairs, settings.task.held_out_pairs];
     let batch = settings.sampling.rows_at_once.div_ceil(2); // two responses a pair
@@ -148,9 +148,10 @@ fn label(prompt: &Prompt, first: Vec<u32>, second: Vec<u32>, rng: &mut crate::rn
     let gold = [&first, &second].map(|response| letters::gold(prompt, response).reward());
     let prompt = prompt.tokens();
     if letters::prefers_first(gold[0], gold[1], rng) {
-        Pair { prompt, chosen: first, rejected: second, gold: Some(gold) }
+        Pair { prompt, chosen: first, rejected: second, gold: Some(gold), score_gap: None }
     } else {
-        Pair { prompt, chosen: second, rejected: first, gold: Some([gold[1], gold[0]]) }
+        let gold = Some([gold[1], gold[0]]);
+        Pair { prompt, chosen: second, rejected: first, gold, score_gap: None }
     }
 }
 

@@ -8,17 +8,20 @@ use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
+use super::cuts::Cuts;
 use super::preferences::{self, Pair};
-use super::score::{RewardCard, Segmenter, entropies};
+use super::score::{RewardCard, Segmenter};
 use super::supervised::{BatchResult, Epochs, train};
 use super::task::Task;
 use crate::bt_loss::segment_bt_loss;
 use crate::data::diagnostics::{BoundaryCounts, segment_credits, spearman};
+use crate::data::store::Items;
 use crate::error::Error;
 use crate::experiment::folder::write_json;
-use crate::model::generate::{ReadAt, pad_rows, read_scalars};
+use crate::experiment::settings::RewardSettings;
+use crate::model::generate::{ReadAt, pad_rows, read_scalars, view_tokens};
 use crate::model::optim::Trainer;
-use crate::model::{Grid, ModelConfig, ScalarModel};
+use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
 use crate::segment_reward::{aggregate, aggregation_weights, segment_rewards, sequence_scores};
 use crate::segmentation::Actions;
 
@@ -39,17 +42,63 @@ pub struct Summary {
     pub segment_tokens: f64,
 }
 
-/// A response as the loss needs it.
-struct Side {
-    tokens: Vec<u32>,
-    segments: Vec<Range<usize>>,
-    weights: Vec<f32>,
+/// Pairs whose responses are cut into segments: before training where that takes the reference model's
+/// entropies, else whenever a pair is read.
+struct Examples<'a> {
+    pairs: &'a Items<Pair>,
+    segmenter: &'a Segmenter,
+    cuts: Option<Cuts>,
 }
 
-/// A prompt with both responses, cut into segments.
+/// A pair with the segments of both responses.
 struct Example {
-    prompt: Vec<u32>,
-    sides: [Side; 2],
+    pair: Pair,
+    segments: [Vec<Range<usize>>; 2],
+}
+
+impl<'a> Examples<'a> {
+    fn new(
+        context: &Context,
+        reference: &Path,
+        segmenter: &'a Segmenter,
+        pairs: &'a Items<Pair>,
+    ) -> Result<Self, Error> {
+        if !matches!(segmenter.actions, Actions::Segment { .. }) {
+            return Ok(Self { pairs, segmenter, cuts: None });
+        }
+        let pairs_at_once = context.settings.reward.rows_at_once;
+        let (model, _) = CausalLm::load(reference, context.frozen())?;
+        let title = context.title("train-reward: segments");
+        let stage = context.progress.stage(title, pairs.len().div_ceil(pairs_at_once), 0);
+        let mut cuts = Cuts::default();
+        for chunk in pairs.chunks(pairs_at_once) {
+            let chunk = chunk?;
+            let rows: Vec<(&[u32], &[u32])> = chunk.iter().flat_map(Pair::rows).collect();
+            for ((_, response), view) in rows.iter().zip(view_tokens(&model, &rows, rows.len())) {
+                cuts.push(&segmenter.cut(response, &view.entropies)?, response.len());
+            }
+            stage.step("");
+        }
+        stage.finish(format!("of {} pairs", pairs.len()));
+        Ok(Self { pairs, segmenter, cuts: Some(cuts) })
+    }
+
+    /// The examples with these numbers.
+    fn read(&self, numbers: impl IntoIterator<Item = usize>) -> Result<Vec<Example>, Error> {
+        let example = |i| {
+            let pair = self.pairs.get(i)?;
+            let side = |which: usize| match &self.cuts {
+                Some(cuts) => Ok(cuts.segments(2 * i + which)),
+                None => {
+                    let (_, response) = pair.rows()[which];
+                    self.segmenter.cut(response, &vec![0.0; response.len()])
+                }
+            };
+            let segments = [side(0)?, side(1)?];
+            Ok(Example { pair, segments })
+        };
+        numbers.into_iter().map(example).collect()
+    }
 }
 
 /// Trains the reward model of the run's method, or of the method whose reward model it uses.
@@ -64,6 +113,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let reference = model_fingerprint(&reference_dir)?;
     let task = Task::open(context, Some(&reference_dir))?;
     let (pairs, fingerprint) = preferences::load(context, &task)?;
+    check_scores(context, &pairs.train)?;
     let inputs =
         [("method", method.name().into()), ("model", reference.clone()), ("pairs", fingerprint)];
     let sections = ["data", "segmentation", "lora", "reward"];
@@ -74,21 +124,21 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     }
     let actions = method.reward_actions(settings.segmentation.entropy_cutoff);
     let tokenizer = &task.tokenizer;
-    let segmenter = Segmenter::new(settings, actions, tokenizer.sentence_ends(), tokenizer.eos());
-    let prepare = |pairs: &[Pair]| examples(context, &reference_dir, &segmenter, pairs);
+    let segmenter =
+        Segmenter::new(settings, actions, tokenizer.sentence_ends(), tokenizer.stop_tokens());
+    let prepare = |pairs| Examples::new(context, &reference_dir, &segmenter, pairs);
     let (examples, held_out) = (prepare(&pairs.train)?, prepare(&pairs.held_out)?);
 
     let config = ModelConfig::from_dir(&reference_dir)?;
     let model = context.trained_scalar_model(&reference_dir, None, "reward")?;
     let reward = &settings.reward;
-    let epochs = Epochs { items: examples.len(), epochs: reward.epochs, batch: reward.batch };
+    let epochs = Epochs { items: pairs.train.len(), epochs: reward.epochs, batch: reward.batch };
     let trainer = Trainer::new("reward", model, &reward.optimizer, epochs.steps());
     let trainer =
         train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
-            accumulate(trainer, batch, &examples, reward.rows_at_once, reward.margin)
+            accumulate(trainer, &examples.read(batch.iter().copied())?, reward)
         })?;
-    let summary =
-        evaluate(context, &task, &trainer.model().inference(), &held_out, &pairs.held_out);
+    let summary = evaluate(context, &task, &trainer.model().inference(), &held_out)?;
     let card = RewardCard {
         method,
         actions,
@@ -103,58 +153,64 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     Ok(summary)
 }
 
-/// Cuts both responses of each pair. Entropies are read for entropy segments alone.
-fn examples(
-    context: &Context,
-    reference: &Path,
-    segmenter: &Segmenter,
-    pairs: &[Pair],
-) -> Result<Vec<Example>, Error> {
-    let aggregation = context.settings.reward.aggregation;
-    let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
-    let entropies = if matches!(segmenter.actions, Actions::Segment { .. }) {
-        entropies(reference, context.frozen(), &rows, 2 * context.settings.reward.rows_at_once)?
-    } else {
-        rows.iter().map(|(_, response)| vec![0.0; response.len()]).collect()
+/// Refuses `reward.margin_scale` for pairs without scores, and tells how many of a file's have none.
+fn check_scores(context: &Context, pairs: &Items<Pair>) -> Result<(), Error> {
+    let scale = context.settings.reward.margin_scale;
+    let (scored, all) = match pairs {
+        Items::Memory(pairs) => (0, pairs.len()),
+        Items::Stored(store, _) => (store.scored(), store.len()),
     };
-    let side = |response: &[u32], entropies: &[f32]| {
-        let segments = segmenter.cut(response, entropies)?;
-        let weights = aggregation_weights(&segments, response.len(), aggregation);
-        Ok::<_, Error>(Side { tokens: response.to_vec(), segments, weights })
-    };
-    let example = |(pair, entropies): (&Pair, &[Vec<f32>])| {
-        let sides = [side(&pair.chosen, &entropies[0])?, side(&pair.rejected, &entropies[1])?];
-        Ok(Example { prompt: pair.prompt.clone(), sides })
-    };
-    pairs.iter().zip(entropies.chunks(2)).map(example).collect()
+    if scale == 0.0 || scored == all {
+        return Ok(());
+    }
+    if scored == 0 {
+        return Err(Error::Usage(format!(
+            "reward.margin_scale is {scale}, but no pair has scores: give --data with chosen_score and \
+             rejected_score, score_chosen and score_rejected, or margin; or set reward.margin_scale = 0"
+        )));
+    }
+    let without = all - scored;
+    context
+        .progress
+        .line(&format!("{without} of {all} pairs have no scores: their margin is reward.margin"));
+    Ok(())
+}
+
+/// m of E4 for each pair; nothing where it is 0 for all.
+fn margins(settings: &RewardSettings, examples: &[Example]) -> Option<Vec<f32>> {
+    let RewardSettings { margin, margin_scale, .. } = *settings;
+    let gap = |example: &Example| f64::from(example.pair.score_gap.unwrap_or(0.0));
+    let margins = examples.iter().map(|example| (margin + margin_scale * gap(example)) as f32);
+    (margin != 0.0 || margin_scale != 0.0).then(|| margins.collect())
 }
 
 /// Adds the gradient of the segment Bradley-Terry loss, averaged over the batch's pairs.
 fn accumulate(
     trainer: &mut Trainer<ScalarModel>,
-    batch: &[usize],
-    examples: &[Example],
-    pairs_at_once: usize,
-    margin: f64,
+    batch: &[Example],
+    settings: &RewardSettings,
 ) -> Result<BatchResult, Error> {
     let mut result = BatchResult { loss: 0.0, tokens: 0 };
-    for chunk in batch.chunks(pairs_at_once) {
+    for chunk in batch.chunks(settings.rows_at_once) {
         let n = chunk.len();
-        let side = |which: usize| chunk.iter().map(move |&i| (i, which));
-        let rows: Vec<(&[u32], &Side)> = side(0)
-            .chain(side(1))
-            .map(|(i, which)| (&examples[i].prompt[..], &examples[i].sides[which]))
-            .collect();
-        let (grid, first) = Grid::aligned(rows.iter().map(|(p, side)| (*p, &side.tokens[..])));
+        let side = |which: usize| {
+            chunk.iter().map(move |e| (e.pair.rows()[which], &e.segments[which][..]))
+        };
+        let rows: Vec<_> = side(0).chain(side(1)).collect();
+        let (grid, first) = Grid::aligned(rows.iter().map(|(row, _)| *row));
         let scores = trainer.model().scores(&grid, ReadAt::Token.columns(&grid, first));
-        let weights = rows.iter().map(|(_, side)| &side.weights[..]);
+        let weights: Vec<Vec<f32>> = rows
+            .iter()
+            .map(|((_, response), segments)| {
+                aggregation_weights(segments, response.len(), settings.aggregation)
+            })
+            .collect();
+        let weights = weights.iter().map(Vec::as_slice);
         let weights = pad_rows(weights, grid.width() - first, 0.0, &scores.device());
         let scores = sequence_scores(scores, weights); // [2n]
         let (chosen, rejected) = (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n));
-        let margin = (margin != 0.0).then(|| {
-            let data = TensorData::new(vec![margin as f32; n], [n]);
-            Tensor::<1>::from_data(data, &chosen.device())
-        });
+        let margin = margins(settings, chunk)
+            .map(|margins| Tensor::<1>::from_data(TensorData::new(margins, [n]), &chosen.device()));
         let loss = segment_bt_loss(chosen, rejected, margin);
         result.loss += trainer.accumulate(loss.mul_scalar(n as f64 / batch.len() as f64))?;
         result.tokens += grid.tokens();
@@ -166,46 +222,104 @@ fn evaluate(
     context: &Context,
     task: &Task,
     model: &ScalarModel,
-    examples: &[Example],
-    pairs: &[Pair],
-) -> Summary {
+    examples: &Examples,
+) -> Result<Summary, Error> {
     let settings = &context.settings.reward;
-    let rows: Vec<(&[u32], &[u32])> = examples
-        .iter()
-        .flat_map(|e| e.sides.each_ref().map(|side| (&e.prompt[..], &side.tokens[..])))
-        .collect();
-    let scores = read_scalars(model, &rows, ReadAt::Token, 2 * settings.rows_at_once);
+    let count = examples.pairs.len();
     let (mut learned, mut truth) = (Vec::new(), Vec::new());
     let mut boundaries = BoundaryCounts::default();
     let (mut segments, mut segment_tokens) = (0, 0);
-    let mut sequence = Vec::with_capacity(rows.len());
-    let sides = examples.iter().flat_map(|example| &example.sides);
-    for ((row, side), scores) in rows.iter().zip(sides).zip(&scores) {
-        let rewards = segment_rewards(scores, &side.segments);
-        sequence.push(aggregate(&rewards, settings.aggregation));
-        segments += side.segments.len();
-        segment_tokens += side.segments.last().map_or(0, |last| last.end);
-        if let Some(gold) = task.gold(row.0, row.1) {
-            truth.extend(segment_credits(&side.segments, &gold.credits));
-            learned.extend(rewards);
-            boundaries.add(&side.segments, &gold.phrase_starts);
+    let (mut right, mut gold_right, mut gold_decided, mut gold_known) = (0.0, 0.0, 0, 0);
+    for start in (0..count).step_by(settings.rows_at_once) {
+        let chunk = examples.read(start..count.min(start + settings.rows_at_once))?;
+        let rows: Vec<(&[u32], &[u32])> = chunk.iter().flat_map(|e| e.pair.rows()).collect();
+        let scores = read_scalars(model, &rows, ReadAt::Token, rows.len());
+        let mut sequence = Vec::with_capacity(rows.len());
+        let cut = chunk.iter().flat_map(|example| &example.segments);
+        for ((row, cut), scores) in rows.iter().zip(cut).zip(&scores) {
+            let rewards = segment_rewards(scores, cut);
+            sequence.push(aggregate(&rewards, settings.aggregation));
+            segments += cut.len();
+            segment_tokens += cut.last().map_or(0, |last| last.end);
+            if let Some(gold) = task.gold(row.0, row.1) {
+                truth.extend(segment_credits(cut, &gold.credits));
+                learned.extend(rewards);
+                boundaries.add(cut, &gold.phrase_starts);
+            }
+        }
+        for (example, scores) in chunk.iter().zip(sequence.chunks(2)) {
+            let gap = scores[0] - scores[1];
+            right += is_right(gap);
+            if let Some([chosen, rejected]) = example.pair.gold {
+                gold_known += 1;
+                if chosen != rejected {
+                    gold_decided += 1;
+                    gold_right += is_right(gap * (chosen - rejected).signum());
+                }
+            }
         }
     }
-    let gaps: Vec<f64> = sequence.chunks(2).map(|pair| pair[0] - pair[1]).collect();
-    let right = |gap: f64| if gap == 0.0 { 0.5 } else { f64::from(gap > 0.0) };
-    let share = |rights: Vec<f64>| rights.iter().sum::<f64>() / rights.len().max(1) as f64;
-    let gold_gaps: Option<Vec<f64>> =
-        pairs.iter().map(|pair| pair.gold.map(|[chosen, rejected]| chosen - rejected)).collect();
-    let gold_accuracy = gold_gaps.map(|gold| {
-        let decided = gaps.iter().zip(gold).filter(|(_, gold)| *gold != 0.0);
-        share(decided.map(|(gap, gold)| right(gap * gold.signum())).collect())
-    });
-    Summary {
-        accuracy: share(gaps.iter().map(|&gap| right(gap)).collect()),
-        gold_accuracy,
+    let share = |right: f64, of: usize| right / of.max(1) as f64;
+    Ok(Summary {
+        accuracy: share(right, count),
+        gold_accuracy: (gold_known == count).then(|| share(gold_right, gold_decided)),
         rank_correlation: spearman(&learned, &truth),
         boundary_f1: (!truth.is_empty()).then(|| boundaries.score().f1),
-        segments: segments as f64 / rows.len() as f64,
+        segments: segments as f64 / (2 * count) as f64,
         segment_tokens: segment_tokens as f64 / segments.max(1) as f64,
+    })
+}
+
+/// Whether a pair is ordered as its label says, given the chosen score less the rejected one; a tie is half.
+fn is_right(gap: f64) -> f64 {
+    if gap == 0.0 { 0.5 } else { f64::from(gap > 0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::settings::Settings;
+    use burn::tensor::Device;
+
+    fn example(score_gap: Option<f32>) -> Example {
+        let pair = Pair {
+            prompt: vec![5],
+            chosen: vec![6, 1],
+            rejected: vec![7, 1],
+            gold: None,
+            score_gap,
+        };
+        Example { pair, segments: [vec![0..1], vec![0..1]] }
+    }
+
+    /// The loss of these pairs where the model scores every response the same.
+    fn loss(sets: &[&str], gaps: &[Option<f32>]) -> f64 {
+        let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        let settings = Settings::resolve(&[], &sets).unwrap();
+        let examples: Vec<Example> = gaps.iter().copied().map(example).collect();
+        let device = Device::flex();
+        let scores = Tensor::<1>::zeros([gaps.len()], &device);
+        let margin = margins(&settings.reward, &examples)
+            .map(|margins| Tensor::from_data(TensorData::new(margins, [gaps.len()]), &device));
+        f64::from(segment_bt_loss(scores.clone(), scores, margin).into_scalar::<f32>())
+    }
+
+    #[test]
+    fn the_margin_of_a_pair_grows_with_the_gap_of_its_scores() {
+        // Equal scores: -ln σ(-m) = ln(1 + e^m).
+        let expected = |margins: &[f64]| {
+            margins.iter().map(|m| m.exp().ln_1p()).sum::<f64>() / margins.len() as f64
+        };
+        let close = |loss: f64, margins: &[f64]| {
+            assert!((loss - expected(margins)).abs() < 1e-6, "{loss}, not {}", expected(margins));
+        };
+        // Scores of 9.5 and 2, of 4 and 4.5, and none.
+        let gaps = [Some(7.5), Some(-0.5), None];
+        close(loss(&[], &gaps), &[0.0, 0.0, 0.0]);
+        close(loss(&["reward.margin=0.5"], &gaps), &[0.5, 0.5, 0.5]);
+        close(loss(&["reward.margin_scale=1"], &gaps), &[7.5, -0.5, 0.0]);
+        let both = ["reward.margin=0.5", "reward.margin_scale=0.2"];
+        close(loss(&both, &gaps), &[2.0, 0.4, 0.5]);
+        close(loss(&both, &gaps[..1]), &[2.0]);
     }
 }

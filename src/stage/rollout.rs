@@ -66,7 +66,7 @@ pub struct Sampler<'a> {
     /// β now.
     pub kl_coefficient: f64,
     /// How tokens are drawn.
-    pub generation: Generation,
+    pub generation: Generation<'a>,
 }
 
 impl Sampler<'_> {
@@ -139,7 +139,7 @@ pub fn wide(values: &[f32]) -> Vec<f64> {
 pub fn metrics_of(
     iteration: usize,
     rollouts: &[Rollout],
-    eos: u32,
+    stops: &[u32],
     kl_coefficient: f64,
 ) -> IterationMetrics {
     let per_response = |f: &dyn Fn(&Rollout) -> f64| mean(rollouts.iter().map(f));
@@ -173,7 +173,9 @@ pub fn metrics_of(
         response_tokens: per_response(&|r| r.response.len() as f64),
         segments: per_response(&|r| r.segments.len() as f64),
         segment_tokens: mean(rollouts.iter().flat_map(segment).map(|len| len as f64)),
-        eos_rate: per_response(&|r| f64::from(r.response.last() == Some(&eos))),
+        eos_rate: per_response(&|r| {
+            f64::from(r.response.last().is_some_and(|token| stops.contains(token)))
+        }),
         ..IterationMetrics::default()
     }
 }

@@ -13,7 +13,7 @@ use crate::experiment::folder::read_json;
 use crate::experiment::settings::{Method, Settings};
 use crate::model::generate::{ReadAt, TokenView, read_scalars, view_tokens};
 use crate::model::optim::NonFinite;
-use crate::model::{CausalLm, Placement, ScalarModel};
+use crate::model::{CausalLm, ScalarModel};
 use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
 use crate::segmentation::{Actions, EosPolicy, ResponseView, SegmentationError, segments};
 
@@ -24,17 +24,23 @@ pub struct Segmenter {
     pub actions: Actions,
     /// Whether EOS belongs to the last one.
     pub eos_policy: EosPolicy,
-    /// The id of EOS.
-    pub eos: u32,
+    /// The ids of the tokens that count as EOS: those that end a response.
+    pub stops: Vec<u32>,
     /// By token id, whether the token ends a sentence.
     pub sentence_ends: Vec<bool>,
 }
 
 impl Segmenter {
     /// The segmenter of a run for the given actions.
-    pub fn new(settings: &Settings, actions: Actions, sentence_ends: &[bool], eos: u32) -> Self {
+    pub fn new(
+        settings: &Settings,
+        actions: Actions,
+        sentence_ends: &[bool],
+        stops: &[u32],
+    ) -> Self {
         let eos_policy = settings.segmentation.eos;
-        Self { actions, eos_policy, eos, sentence_ends: sentence_ends.to_vec() }
+        let (stops, sentence_ends) = (stops.to_vec(), sentence_ends.to_vec());
+        Self { actions, eos_policy, stops, sentence_ends }
     }
 
     /// The segments of `response`, given the reference model's entropy at each token (read for entropy
@@ -52,10 +58,10 @@ impl Segmenter {
     ) -> Result<Vec<Range<usize>>, SegmentationError> {
         let ends = |&token: &u32| self.sentence_ends.get(token as usize) == Some(&true);
         let sentence_ends: Vec<bool> = response.iter().map(ends).collect();
-        let ends_with_eos = response.last() == Some(&self.eos);
+        let ends_with_eos = response.last().is_some_and(|token| self.stops.contains(token));
         let view = ResponseView { entropies, sentence_ends: &sentence_ends, ends_with_eos };
         let policy = match response {
-            [only] if *only == self.eos => EosPolicy::Included,
+            [_] if ends_with_eos => EosPolicy::Included,
             _ => self.eos_policy,
         };
         segments(self.actions, policy, view)
@@ -127,7 +133,7 @@ impl Scorer {
     pub fn load(
         context: &Context,
         sentence_ends: &[bool],
-        eos: u32,
+        stops: &[u32],
         rows_at_once: usize,
     ) -> Result<Self, Error> {
         let settings = &context.settings;
@@ -164,7 +170,7 @@ impl Scorer {
             format!("{:?}", settings.segmentation.eos),
             "set the same segmentation.eos, or train a reward model for this one",
         )?;
-        let segmenter = |actions| Segmenter::new(settings, actions, sentence_ends, eos);
+        let segmenter = |actions| Segmenter::new(settings, actions, sentence_ends, stops);
         let (reference, _) = CausalLm::load(&reference_dir, context.frozen())?;
         let base = Base { dir: &reference_dir, model: &reference };
         let reward = base.scalar_model(&model_dir, context.frozen())?;
@@ -209,20 +215,4 @@ impl Scorer {
         });
         scored.collect()
     }
-}
-
-/// Reads the entropies of responses from the model in `dir`.
-///
-/// # Errors
-///
-/// [`Error::Checkpoint`].
-pub fn entropies(
-    dir: &Path,
-    placement: Placement,
-    rows: &[(&[u32], &[u32])],
-    rows_at_once: usize,
-) -> Result<Vec<Vec<f32>>, Error> {
-    let (model, _) = CausalLm::load(dir, placement)?;
-    let views = view_tokens(&model, rows, rows_at_once);
-    Ok(views.into_iter().map(|view| view.entropies).collect())
 }

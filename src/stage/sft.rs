@@ -11,6 +11,7 @@ use super::task::Task;
 use crate::atomic;
 use crate::data::letters;
 use crate::data::pairs::Conversation;
+use crate::data::store::Items;
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
 use crate::experiment::settings::PrecisionSettings;
@@ -71,7 +72,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     })?;
     let model = trainer.model().inference();
     let summary = Summary {
-        held_out_cross_entropy: cross_entropy(&model, &data.held_out, sft.rows_at_once),
+        held_out_cross_entropy: cross_entropy(&model, &data.held_out, sft.rows_at_once)?,
         parameters: model.num_params(),
     };
     let (trained, base) = (trainer.model().valid(), context.model.as_deref());
@@ -102,14 +103,14 @@ pub(super) fn write_model(
 fn accumulate(
     trainer: &mut Trainer<CausalLm>,
     batch: &[usize],
-    data: &[Conversation],
+    data: &Items<Conversation>,
     rows_at_once: usize,
 ) -> Result<BatchResult, Error> {
-    let response_tokens: usize = batch.iter().map(|&i| data[i].1.len()).sum();
+    let batch = data.read(batch.iter().copied())?;
+    let response_tokens: usize = batch.iter().map(|(_, response)| response.len()).sum();
     let mut result = BatchResult { loss: 0.0, tokens: 0 };
     for chunk in batch.chunks(rows_at_once) {
-        let rows = chunk.iter().map(|&i| (data[i].0.as_slice(), data[i].1.as_slice()));
-        let (grid, first) = Grid::aligned(rows);
+        let (grid, first) = Grid::aligned(chunk.iter().map(|(p, r)| (&p[..], &r[..])));
         let (log_probs, _) = response_log_probs(trainer.model(), &grid, first);
         let padding = grid.mask(first..grid.width(), &log_probs.device()).bool_not();
         let loss = log_probs.mask_fill(padding, 0.0).sum().div_scalar(-(response_tokens as f64));
@@ -119,10 +120,20 @@ fn accumulate(
     Ok(result)
 }
 
-fn cross_entropy(model: &CausalLm, data: &[Conversation], rows_at_once: usize) -> f64 {
-    let rows: Vec<(&[u32], &[u32])> = data.iter().map(|(p, r)| (&p[..], &r[..])).collect();
-    let views = view_tokens(model, &rows, rows_at_once);
-    let log_probs = views.iter().flat_map(|view| &view.log_probs);
-    let (sum, count) = log_probs.fold((0.0, 0), |(s, n), &l| (s + f64::from(l), n + 1));
-    -sum / f64::from(count.max(1))
+fn cross_entropy(
+    model: &CausalLm,
+    data: &Items<Conversation>,
+    rows_at_once: usize,
+) -> Result<f64, Error> {
+    let (mut sum, mut count) = (0.0, 0.0f64);
+    for chunk in data.chunks(rows_at_once) {
+        let chunk = chunk?;
+        let rows: Vec<(&[u32], &[u32])> = chunk.iter().map(|(p, r)| (&p[..], &r[..])).collect();
+        let views = view_tokens(model, &rows, rows_at_once);
+        for &log_prob in views.iter().flat_map(|view| &view.log_probs) {
+            sum += f64::from(log_prob);
+            count += 1.0;
+        }
+    }
+    Ok(-sum / count.max(1.0))
 }

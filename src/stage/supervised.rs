@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::context::Context;
 use super::task::permutation;
 use crate::error::Error;
-use crate::experiment::folder::{Checkpoint, StageFolder};
+use crate::experiment::folder::StageFolder;
 use crate::model::optim::Trainer;
 use crate::model::recompute::Trainable;
 
@@ -85,7 +85,7 @@ pub fn train<M: Trainable>(
 ) -> Result<Trainer<M>, Error> {
     if let Some(checkpoint) = folder.latest()? {
         folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
-        trainer = trainer.resume(checkpoint.step, &checkpoint.files)?;
+        trainer = trainer.resume(checkpoint.step, &checkpoint.dir)?;
     }
     let mut metrics = folder.log("metrics.jsonl", trainer.step())?;
     let mut timings = folder.log("timings.jsonl", trainer.step())?;
@@ -106,8 +106,7 @@ pub fn train<M: Trainable>(
         let stop = context.stop.after_step() && unfinished;
         let due = trainer.step().is_multiple_of(context.settings.checkpoint.every) && unfinished;
         if stop || due {
-            let files = trainer.files().into_iter().collect();
-            folder.save(&Checkpoint { step: trainer.step(), files })?;
+            folder.save(trainer.step(), trainer.files().into())?;
         }
         if stop {
             return Err(context.interrupted(folder.dir()));

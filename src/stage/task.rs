@@ -1,23 +1,29 @@
 //! What the stages learn from: the embedded task, or a user's files.
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rand::seq::SliceRandom;
 
-use super::context::Context;
+use super::context::{Context, file_fingerprint};
 use crate::data::chat::RoleFormat;
+use crate::data::error::DataError;
 use crate::data::letters::{self, Gold, Prompt};
-use crate::data::pairs::{self, Conversation, Cuts, Limits, PreferencePair};
+use crate::data::pairs::{self, Conversation, Counts, Limits};
+use crate::data::store::{Items, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::model::ModelConfig;
-use crate::rng::{fnv1a, stream};
+use crate::rng::{Fnv1a, stream};
 
 /// A tokenizer, and where data come from.
 pub struct Task {
     /// The tokenizer of the model.
     pub tokenizer: Tokenizer,
     source: Source,
+    /// The model's folder, which holds the tokenizer's files.
+    dir: Option<PathBuf>,
     limits: Limits,
     held_out_share: f64,
     /// The longest sequence that the model was made for, and the longest response to a prompt.
@@ -30,13 +36,13 @@ enum Source {
     File { data: PathBuf, prompts: Option<PathBuf> },
 }
 
-/// Items to train on, and items kept out.
+/// A list of items to train on, and a list of items kept out.
 #[derive(Clone, Debug)]
-pub struct Split<T> {
+pub struct Split<L> {
     /// To train on.
-    pub train: Vec<T>,
+    pub train: L,
     /// Kept out of training, for evaluation.
-    pub held_out: Vec<T>,
+    pub held_out: L,
 }
 
 impl Task {
@@ -65,23 +71,24 @@ impl Task {
         {
             return Err(Error::Usage(
                 "the embedded task needs a model of its own vocabulary, and --model names another: \
-                 give --data FILE.jsonl with preference pairs"
+                 give --data FILE with preference pairs"
                     .into(),
             ));
         }
         let held_out_share = settings.held_out_share;
         let new_tokens = context.settings.sampling.max_new_tokens;
-        let task = Self { tokenizer, source, limits, held_out_share, positions, new_tokens };
+        let dir = model_dir.map(Path::to_owned);
+        let task = Self { tokenizer, source, dir, limits, held_out_share, positions, new_tokens };
         if matches!(task.source, Source::Letters) && model_dir.is_some() {
             let prompt = letters::prompts()[0].tokens().len(); // they are all of one length
-            task.check_lengths(std::iter::once(prompt + new_tokens))?;
+            task.check_length(prompt + new_tokens)?;
         }
         Ok(task)
     }
 
     /// Refuses sequences longer than the model was made for.
-    fn check_lengths(&self, lengths: impl Iterator<Item = usize>) -> Result<(), Error> {
-        let (longest, positions) = (lengths.max().unwrap_or(0), self.positions);
+    fn check_length(&self, longest: usize) -> Result<(), Error> {
+        let positions = self.positions;
         if longest <= positions {
             return Ok(());
         }
@@ -97,24 +104,24 @@ impl Task {
     /// # Errors
     ///
     /// [`Error::Data`].
-    pub fn conversations(&self, context: &Context) -> Result<Split<Conversation>, Error> {
+    pub fn conversations(&self, context: &Context) -> Result<Split<Items<Conversation>>, Error> {
         match &self.source {
             Source::File { data, .. } => {
-                let (all, cuts) = pairs::read_conversations(data, &self.tokenizer, self.limits)?;
-                report(context, cuts);
-                self.check_lengths(all.iter().map(|(p, r)| p.len() + r.len()))?;
-                Ok(self.split(all, |(prompt, _)| prompt))
+                let (split, _) = self.stored(context, data, "conversations", 0, |writer| {
+                    let push = |conversation| writer.push(&StoredRow::from(conversation));
+                    pairs::read_conversations(data, &self.tokenizer, self.limits, push)
+                })?;
+                Ok(split)
             }
             Source::Letters => {
                 let (train, held_out) = letters::split();
                 let write = |prompts: &[Prompt], purpose: &str, count: usize| {
-                    (0..count)
-                        .map(|i| {
-                            let mut rng = stream(context.settings.seed, purpose, i as u64);
-                            let prompt = &prompts[i % prompts.len()];
-                            (prompt.tokens(), letters::write_letter(prompt, &mut rng))
-                        })
-                        .collect()
+                    let letters = (0..count).map(|i| {
+                        let mut rng = stream(context.settings.seed, purpose, i as u64);
+                        let prompt = &prompts[i % prompts.len()];
+                        (prompt.tokens(), letters::write_letter(prompt, &mut rng))
+                    });
+                    Items::Memory(letters.collect())
                 };
                 let count = context.settings.task.letters;
                 Ok(Split {
@@ -125,21 +132,63 @@ impl Task {
         }
     }
 
-    /// The user's preference pairs; those of the embedded task are sampled by their own stage.
+    /// The user's preference pairs, and their fingerprint; those of the embedded task are sampled by their
+    /// own stage.
     ///
     /// # Errors
     ///
     /// [`Error::Data`].
-    pub(super) fn file_pairs(
+    pub(super) fn file_pairs<T>(
         &self,
         context: &Context,
-    ) -> Result<Option<Split<PreferencePair>>, Error> {
+    ) -> Result<Option<(Split<Items<T>>, String)>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
-        let (all, cuts) = pairs::read_pairs(data, &self.tokenizer, self.limits)?;
-        report(context, cuts);
-        let longest = |pair: &PreferencePair| pair.chosen.len().max(pair.rejected.len());
-        self.check_lengths(all.iter().map(|pair| pair.prompt.len() + longest(pair)))?;
-        Ok(Some(self.split(all, |pair| &pair.prompt)))
+        let pairs = self.stored(context, data, "pairs", 0, |writer| {
+            let push = |pair| writer.push(&StoredRow::from(pair));
+            pairs::read_pairs(data, &self.tokenizer, self.limits, push)
+        })?;
+        Ok(Some(pairs))
+    }
+
+    /// The rows of `data` as token ids, and their fingerprint: from a store of the run, which `fill` makes
+    /// where it is not there yet. The store's name tells the data, the tokenizer and the limits apart. A row
+    /// with `new_tokens` more must not be longer than the model was made for.
+    fn stored<T>(
+        &self,
+        context: &Context,
+        data: &Path,
+        kind: &str,
+        new_tokens: usize,
+        fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
+    ) -> Result<(Split<Items<T>>, String), Error> {
+        let Limits { prompt_tokens, response_tokens } = self.limits;
+        let mut hash = Fnv1a::default();
+        hash.write(file_fingerprint(data)?.as_bytes());
+        hash.write(format!("{prompt_tokens} {response_tokens}").as_bytes());
+        for name in TOKENIZER_FILES {
+            let file = self.dir.as_ref().and_then(|dir| fs::read(dir.join(name)).ok());
+            hash.write(&file.unwrap_or_default());
+            hash.write(name.as_bytes());
+        }
+        let dir = context.run.join("data").join(format!("{kind}-{:016x}", hash.finish()));
+        let mut store = match Store::open(&dir)? {
+            Some(store) => store,
+            None => {
+                Store::write(&dir, fill)?;
+                let gone = || std::io::Error::other("it was changed while it was written");
+                Store::open(&dir)?
+                    .ok_or_else(|| DataError::Read { path: dir.clone(), source: gone() })?
+            }
+        };
+        report(context, store.counts);
+        self.check_length(store.longest() + new_tokens)?;
+        let split = self.split(&store.take_prompt_hashes());
+        let store = Arc::new(store);
+        let items = |rows| Items::Stored(store.clone(), rows);
+        Ok((
+            Split { train: items(split.train), held_out: items(split.held_out) },
+            store.fingerprint.clone(),
+        ))
     }
 
     /// Prompts to roll out, and prompts to evaluate on.
@@ -147,19 +196,23 @@ impl Task {
     /// # Errors
     ///
     /// [`Error::Data`].
-    pub fn prompts(&self, context: &Context) -> Result<Split<Vec<u32>>, Error> {
+    pub fn prompts(&self, context: &Context) -> Result<Split<Items<Vec<u32>>>, Error> {
         match &self.source {
             Source::Letters => {
                 let (train, held_out) = letters::split();
-                let tokens = |prompts: &[Prompt]| prompts.iter().map(Prompt::tokens).collect();
+                let tokens = |prompts: &[Prompt]| {
+                    Items::Memory(prompts.iter().map(Prompt::tokens).collect())
+                };
                 Ok(Split { train: tokens(&train), held_out: tokens(&held_out) })
             }
             Source::File { data, prompts } => {
                 let path = prompts.as_ref().unwrap_or(data);
-                let (all, cuts) = pairs::read_prompts(path, &self.tokenizer, self.limits)?;
-                report(context, cuts);
-                self.check_lengths(all.iter().map(|prompt| prompt.len() + self.new_tokens))?;
-                Ok(self.split(all, |prompt| prompt))
+                let (split, _) =
+                    self.stored(context, path, "prompts", self.new_tokens, |writer| {
+                        let push = |prompt| writer.push(&StoredRow::from(prompt));
+                        pairs::read_prompts(path, &self.tokenizer, self.limits, push)
+                    })?;
+                Ok(split)
             }
         }
     }
@@ -172,25 +225,31 @@ impl Task {
         }
     }
 
-    /// Prompts are held out by a hash of their tokens, so that no prompt serves both sides, in whichever
-    /// file it stands. Each side gets at least one prompt, unless there is only one, which then serves both.
-    fn split<T: Clone>(&self, all: Vec<T>, prompt: impl Fn(&T) -> &[u32]) -> Split<T> {
-        let hash = |item: &T| {
-            let bytes: Vec<u8> =
-                prompt(item).iter().flat_map(|token| token.to_le_bytes()).collect();
-            fnv1a(&bytes)
-        };
-        let lowest = all.iter().map(hash).min().unwrap_or(0);
-        let highest = all.iter().map(hash).max().unwrap_or(0);
+    /// The items' numbers, given the hash of each one's prompt. Prompts are held out by it, so that no
+    /// prompt serves both sides, in whichever file it stands. Each side gets at least one prompt, unless there
+    /// is only one, which then serves both.
+    fn split(&self, hashes: &[u64]) -> Split<Vec<u32>> {
+        let all = 0..u32::try_from(hashes.len()).expect("fewer than 2^32 items");
+        let lowest = hashes.iter().copied().min().unwrap_or(0);
+        let highest = hashes.iter().copied().max().unwrap_or(0);
         if lowest == highest {
-            return Split { train: all.clone(), held_out: all };
+            return Split { train: all.clone().collect(), held_out: all.collect() };
         }
         let limit = (self.held_out_share * u64::MAX as f64) as u64;
         let limit = limit.clamp(lowest, highest - 1);
-        let (held_out, train) = all.into_iter().partition(|item| hash(item) <= limit);
+        let (held_out, train) = all.partition(|&i| hashes[i as usize] <= limit);
         Split { train, held_out }
     }
 }
+
+/// The files of a model's folder that say how a text becomes tokens.
+const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+];
 
 /// The tokenizer of the model in the folder `dir`.
 ///
@@ -222,9 +281,9 @@ pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     Ok(Tokenizer::from_json(&letters::tokenizer_json(), "<eos>", "<pad>", format)?)
 }
 
-fn report(context: &Context, cuts: Cuts) {
-    if cuts != Cuts::default() {
-        context.progress.line(&cuts.to_string());
+fn report(context: &Context, counts: Counts) {
+    if counts != Counts::default() {
+        context.progress.line(&counts.to_string());
     }
 }
 

@@ -162,7 +162,7 @@ const DATA: &[Row] = &[
     (
         "DataError::MissingKey",
         2,
-        &["data.jsonl:1: the key `chosen` is missing; a line is {\"chosen\", \"rejected\"}"],
+        &["data.jsonl:1: the key `chosen` is missing; a row is {\"chosen\", \"rejected\"}"],
         |_| data_file(include_bytes!("../data/pairs/other_columns.parquet"), "train-reward"),
     ),
     #[cfg(not(feature = "parquet"))]
@@ -181,7 +181,7 @@ const DATA: &[Row] = &[
     (
         "DataError::MissingKey",
         2,
-        &["data.jsonl:11: the key `rejected` is missing; a line is", "message lists"],
+        &["data.jsonl:11: the key `rejected` is missing; a row is", "message lists"],
         |_| pairs(r#"{"prompt": "p", "chosen": "c"}"#),
     ),
     ("DataError::MissingKey", 2, &["data.jsonl:11: the key `prompt` is missing"], |_| {
@@ -210,12 +210,6 @@ const DATA: &[Row] = &[
         },
     ),
     (
-        "DataError::EmptyResponse",
-        2,
-        &["data.jsonl:11: the response in `rejected` is empty; remove the line"],
-        |_| pairs(r#"{"prompt": "p", "chosen": "c", "rejected": "  "}"#),
-    ),
-    (
         "DataError::EmptyPrompt",
         2,
         &["data.jsonl:11: the prompt is empty; a model needs at least one token to start from"],
@@ -226,20 +220,25 @@ const DATA: &[Row] = &[
         2,
         &["data.jsonl:11: `prompt` and `chosen` have different prompts; both must answer the same"],
         |_| {
-            let user = r#"{"role": "user", "content": "q"}"#;
-            let answer = r#"{"role": "assistant", "content": "c"}"#;
-            pairs(format!(
-                r#"{{"prompt": "p", "chosen": [{user}, {answer}], "rejected": [{user}, {answer}]}}"#
-            ))
+            let prompt = r#"[{"role": "user", "content": "p"}]"#;
+            let side =
+                r#"[{"role": "user", "content": "q"}, {"role": "assistant", "content": "c"}]"#;
+            pairs(format!(r#"{{"prompt": {prompt}, "chosen": {side}, "rejected": {side}}}"#))
         },
     ),
-    ("DataError::NoPairs", 2, &["data.jsonl: no preference pairs; expected one JSON"], |_| {
-        data_file(b"\n", "train-reward")
+    ("DataError::NoPairs", 2, &["data.jsonl: no preference pairs; expected one a row"], |_| {
+        data_file(b"", "train-reward")
     }),
+    (
+        "DataError::NoPairs",
+        2,
+        &["data.jsonl: no preference pairs (skipped rows: 1 of equal responses); expected"],
+        |_| data_file(br#"{"prompt": "p", "chosen": "c", "rejected": "c"}"#, "train-reward"),
+    ),
     ("DataError::NoConversations", 2, &["data.jsonl: no conversations; expected one"], |_| {
         data_file(b"\n", "sft")
     }),
-    ("DataError::NoPrompts", 2, &["prompts.jsonl: no prompts; expected one JSON object"], |_| {
+    ("DataError::NoPrompts", 2, &["prompts.jsonl: no prompts; expected one a row"], |_| {
         let (run, model) = (TempDir::new().unwrap(), llama());
         let input = ["--model", model.path().to_str().unwrap(), "--data", SENTENCES];
         finish(run.path(), &["train-reward", "fit-normalizer"], &input);
@@ -279,7 +278,36 @@ fn words(dir: &Path) {
     fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
 
+/// A model whose chat template is `source`.
+fn template(source: &str) -> TempDir {
+    let model = llama();
+    fs::write(model.path().join("chat_template.jinja"), source).unwrap();
+    model
+}
+
+/// Reward training of a model whose chat template is `source`.
+fn train_with(source: &str) -> Tried {
+    let model = template(source);
+    let path = model.path().to_str().unwrap();
+    try_in_empty(&["train-reward", "--model", path, "--data", SENTENCES])
+}
+
 const MODEL: &[Row] = &[
+    (
+        "CheckpointError::NoBase",
+        2,
+        &["adapter_config.json: base_model_name_or_path names /no/where, which holds no model"],
+        |_| {
+            model(|dir| {
+                fs::remove_file(dir.join("model.safetensors")).unwrap();
+                let config = json!({
+                    "peft_type": "LORA", "base_model_name_or_path": "/no/where", "r": 2,
+                    "lora_alpha": 4, "target_modules": ["q_proj"],
+                });
+                fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+            })
+        },
+    ),
     (
         "CheckpointError::Read",
         2,
@@ -430,6 +458,69 @@ const MODEL: &[Row] = &[
         },
     ),
     (
+        "DataError::TokenizerSetting",
+        2,
+        &["tokenizer_config.json: `chat_template` must be a text, or a list of {\"name\""],
+        |_| {
+            model(|dir| {
+                let config = json!({"chat_template": [{"name": "rag", "template": "a"}]});
+                fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+            })
+        },
+    ),
+    (
+        "DataError::Template",
+        2,
+        &[
+            "chat_template.jinja: the chat template does not compile (",
+            ", line 2 of the template); mend it, or give a `role_format` in tokenizer_config.json",
+        ],
+        |_| train_with("a\n{% if %}"),
+    ),
+    (
+        "DataError::Template",
+        2,
+        &["tokenizer_config.json: the chat template does not compile (unknown statement unheard"],
+        |_| {
+            model(|dir| {
+                let config = json!({"chat_template": "{% unheard %}"});
+                fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+            })
+        },
+    ),
+    (
+        "DataError::Render",
+        2,
+        &[
+            "sentences.jsonl:1: the chat template does not write these messages (No questions, line 1 of",
+        ],
+        |_| train_with("{{ raise_exception('No questions') }}"),
+    ),
+    (
+        "DataError::Render",
+        2,
+        &[
+            "the chat template does not write these messages (it takes more than 1000000 steps, line",
+        ],
+        |_| {
+            let endless = "{% for i in range(99999) %}".repeat(3) + &"{% endfor %}".repeat(3);
+            train_with(&endless)
+        },
+    ),
+    (
+        "DataError::NotAPrefix",
+        2,
+        &[
+            "the chat template does not begin a conversation with its prompt: after \"say \" the prompt has",
+            "\"now\", the conversation \"then\"; give a template or a `role_format` that does",
+        ],
+        |_| {
+            let model = template("say {{ 'now' if add_generation_prompt else 'then' }}");
+            let path = model.path().to_str().unwrap();
+            try_in_empty(&["segment", "--model", path, "--prompt", "a", "--response", "b"])
+        },
+    ),
+    (
         "DataError::RoleFormat",
         2,
         &[
@@ -491,14 +582,12 @@ const MODEL: &[Row] = &[
             "error: normalizer: the standard deviation is 0, expected more than 0: do the rewards vary?",
         ],
         |_| {
-            // One pair whose responses are the same: one reward, twice.
+            // A reward model whose head is 0 gives every response one reward.
             let (run, model) = (TempDir::new().unwrap(), llama());
-            let data = model.path().join("same.jsonl");
-            fs::write(&data, r#"{"prompt": "p", "chosen": "c", "rejected": "c"}"#).unwrap();
-            let data = data.to_str().unwrap();
             let model = model.path().to_str().unwrap();
-            let input = ["--model", model, "--data", data, "--method", "bandit"];
+            let input = ["--model", model, "--data", SENTENCES, "--method", "bandit"];
             finish(run.path(), &["train-reward"], &input);
+            fill(&run.path().join("bandit/reward/model"), "score.weight", 0.0);
             try_in(run, &[&["fit-normalizer"], &input[..]].concat())
         },
     ),
@@ -608,6 +697,9 @@ const SETTINGS: &[Row] = &[
         &["PPO samples from the policy itself, since the KL", "(now 0.7, 0 and 1)"],
         |_| try_in_empty(&["ppo", "--set", "sampling.temperature=0.7"]),
     ),
+    ("Error::Usage", 2, &["reward.margin_scale is 0.5, but no pair has scores: give"], |_| {
+        model_and(|_| (), &["--set", "reward.margin_scale=0.5"])
+    }),
     ("Error::Usage", 2, &["sft on --data needs --model DIR to start from"], |_| {
         try_in_empty(&["sft", "--data", SENTENCES])
     }),
@@ -875,6 +967,154 @@ const RUN: &[Row] = &[
     ),
 ];
 
+/// A command on the tiny checkpoint and files of these texts, each argument `@i` standing for file i.
+fn on_files(texts: &[&str], arguments: &[&str]) -> Tried {
+    let (model, files) = (llama(), TempDir::new().unwrap());
+    let path = |i: usize| files.path().join(format!("{i}.jsonl")).to_str().unwrap().to_owned();
+    for (i, text) in texts.iter().enumerate() {
+        fs::write(path(i), text).unwrap();
+    }
+    let named = |argument: &&str| match argument.strip_prefix('@') {
+        Some(i) => path(i.parse().unwrap()),
+        None => argument.replace("MODEL", model.path().to_str().unwrap()),
+    };
+    let arguments: Vec<String> = arguments.iter().map(named).collect();
+    let run = TempDir::new().unwrap();
+    let output = program(run.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    Tried(run, output)
+}
+
+/// Answers these questions, where an earlier run left this partial file; both are refused or left alone.
+fn answers(benchmark: &str, questions: &str, partial: Option<&str>) -> Tried {
+    let folder = TempDir::new().unwrap();
+    let (out, rest) = (folder.path().join("out"), folder.path().join("out.partial"));
+    if let Some(partial) = partial {
+        fs::write(&rest, partial).unwrap();
+    }
+    let arguments = ["evaluate", benchmark, "--model", "MODEL", "--questions", "@0", "--out"];
+    let tried = on_files(&[questions], &[&arguments[..], &[out.to_str().unwrap()]].concat());
+    assert!(!out.exists());
+    assert_eq!(fs::read_to_string(&rest).ok().as_deref(), partial);
+    tried
+}
+
+/// Compares the answers in the files 0 and 1 by the gold reward.
+fn gold(a: &str, b: &str) -> Tried {
+    on_files(&[a, b], &["evaluate", "win-rate", "@0", "@1", "--judge", "gold"])
+}
+
+const BENCHMARKS: &[Row] = &[
+    ("DataError::NoRows", 2, &["0.jsonl: no rows; expected {\"instruction\"}"], |_| {
+        answers("alpaca-eval", "\n", None)
+    }),
+    (
+        "DataError::MissingKey",
+        2,
+        &[
+            "0.jsonl:2: the key `turns` is missing; a line is {\"question_id\", \"turns\"} (v0.1) or",
+        ],
+        |_| {
+            let good = r#"{"uid": "a", "prompt": "p"}"#;
+            answers("arena-hard", &format!("{good}\n{{\"question_id\": 1}}"), None)
+        },
+    ),
+    (
+        "DataError::WrongType",
+        2,
+        &["0.jsonl:1: `turns[0].content` is a list; expected a text"],
+        |_| answers("arena-hard", r#"{"question_id": 1, "turns": [{"content": ["t"]}]}"#, None),
+    ),
+    ("DataError::WrongType", 2, &["`turns` is an empty list; expected a list that is not"], |_| {
+        answers("mt-bench", r#"{"question_id": 1, "category": "math", "turns": []}"#, None)
+    }),
+    (
+        "BenchmarkError::SameQuestion",
+        2,
+        &["0.jsonl:2: the question \"a\" a second time; each must have its own identifier"],
+        |_| {
+            let row = r#"{"uid": "a", "prompt": "p"}"#;
+            answers("arena-hard", &format!("{row}\n{row}"), None)
+        },
+    ),
+    (
+        "BenchmarkError::PromptTooLong",
+        2,
+        &["0.jsonl:1: the prompt has ", "but the model was made for 512 (max_position_embeddings)"],
+        |_| answers("alpaca-eval", &format!("{{\"instruction\": \"{}\"}}", "a".repeat(600)), None),
+    ),
+    (
+        "BenchmarkError::OtherAnswers",
+        2,
+        &[
+            "out.partial: answers of an interrupted run with other benchmark: \"mt-bench\" there",
+            "give the same to go on, or remove the file",
+        ],
+        |_| {
+            answers(
+                "alpaca-eval",
+                r#"{"instruction": "p"}"#,
+                Some("{\"benchmark\": \"mt-bench\"}\n"),
+            )
+        },
+    ),
+    (
+        "BenchmarkError::WithoutQuestion",
+        2,
+        &["0.jsonl:1: an answer without the text of its question; give --questions FILE"],
+        |_| {
+            let row = r#"{"question_id": 1, "choices": [{"index": 0, "turns": ["t"]}]}"#;
+            gold(row, row)
+        },
+    ),
+    (
+        "BenchmarkError::NothingInCommon",
+        2,
+        &["0.jsonl and ", "1.jsonl answer no question in common"],
+        |_| {
+            let row = |text| format!(r#"{{"instruction": "{text}", "output": "o"}}"#);
+            gold(&row("a"), &row("b"))
+        },
+    ),
+    (
+        "BenchmarkError::NoGold",
+        2,
+        &["0.jsonl:1: not a request of the embedded task", "give --judge reward"],
+        |_| {
+            let row = r#"{"instruction": "What?", "output": "o"}"#;
+            gold(row, row)
+        },
+    ),
+    ("DataError::NoResponse", 2, &["0.jsonl:1: `messages` must end with a message of the"], |_| {
+        on_files(&[r#"{"messages": [{"role": "user", "content": "p"}]}"#], &["score", "@0"])
+    }),
+    ("Error::Usage", 2, &["reward-bench needs --data FILE with RewardBench's pairs"], |_| {
+        on_files(&[], &["evaluate", "reward-bench"])
+    }),
+    ("Error::Usage", 2, &["--actions goes with the folder of a published reward model"], |ready| {
+        let text = ["score", "--prompt", "a", "--response", "b", "--actions", "token"];
+        trained(ready, |_| (), &text)
+    }),
+    ("Error::Usage", 2, &["--actions segment cuts where the reference model is unsure"], |_| {
+        let text = ["score", "--prompt", "a", "--response", "b", "--actions", "segment"];
+        on_files(&[], &[&text[..], &["--reward-model", "MODEL"]].concat())
+    }),
+    ("Error::Usage", 2, &["reward model and reference model must share a tokenizer"], |ready| {
+        let text = ["score", "--prompt", "a", "--response", "b", "--reward-model", "MODEL"];
+        let reference = ready.join("sft/model");
+        on_files(&[], &[&text[..], &["--model", reference.to_str().unwrap()]].concat())
+    }),
+    ("CheckpointError::Tensors", 2, &["score.weight"], |_| {
+        let text = ["score", "--prompt", "a", "--response", "b", "--reward-model", "MODEL"];
+        on_files(&[], &text)
+    }),
+    ("arguments", 2, &["expected a number of at least 0"], |_| {
+        on_files(&[], &["evaluate", "mt-bench", "--temperature", "nan"])
+    }),
+    ("arguments", 2, &["required arguments were not provided", "--judge <JUDGE>"], |_| {
+        on_files(&[], &["evaluate", "win-rate", "a", "b"])
+    }),
+];
+
 /// Errors of the library that no command meets, each with the reason.
 const UNREACHABLE: &[(&str, &str)] = &[
     ("DataError::Limit", "the settings refuse such limits first"),
@@ -933,8 +1173,16 @@ fn every_error_in_a_run_says_what_to_do() {
 }
 
 #[test]
+fn every_error_in_a_benchmark_names_its_file_or_argument() {
+    let ready = TempDir::new().unwrap();
+    finish(ready.path(), &["sft", "train-reward"], &[]);
+    check(BENCHMARKS, ready.path());
+}
+
+#[test]
 fn every_error_in_the_source_has_a_row() {
-    let reached = [DATA, MODEL, SETTINGS, RUN].concat().into_iter().map(|(error, ..)| error);
+    let reached =
+        [DATA, MODEL, SETTINGS, RUN, BENCHMARKS].concat().into_iter().map(|(error, ..)| error);
     let unreached = UNREACHABLE.iter().map(|(error, _)| *error);
     let listed: BTreeSet<String> =
         reached.chain(unreached).filter(|error| *error != "arguments").map(str::to_owned).collect();

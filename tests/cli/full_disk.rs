@@ -32,7 +32,8 @@ fn a_write_that_fails_leaves_the_last_checkpoint_and_the_run_goes_on_from_it() {
                 let run = start.path().to_str().unwrap();
                 output.ended_with(1).says(&[
                     &format!("error: {run}"),
-                    "cannot write: File too large",
+                    "cannot write: ",
+                    "File too large",
                     "free space or mend what the system names, then run the same command again",
                 ]);
                 assert_eq!(checkpoints(start.path()), before, "with {kilobytes} kB");

@@ -1,15 +1,18 @@
 //! Every stage on a Hugging Face checkpoint and a user's preference pairs.
 
 use std::path::Path;
+use std::process::Command;
 
 use burn::tensor::Device;
 use segment_rlhf::data::tokenizer::Tokenizer;
 use segment_rlhf::model::{CausalLm, ScalarModel};
 use segment_rlhf::report::metrics::IterationMetrics;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{SENTENCES, finish, json_lines, llama, program};
+use crate::support::{
+    PROGRAM, SENTENCES, command_line, edit_json, finish, json_lines, llama, program,
+};
 
 const PIPELINE: [&str; 4] = ["train-reward", "fit-normalizer", "ppo", "evaluate"];
 
@@ -72,6 +75,37 @@ fn a_checkpoint_and_a_file_of_pairs_pass_through_every_stage() {
     assert!(shown["segments"][0]["normalized"].is_number(), "{shown}");
 }
 
+/// A checkpoint as most are: a chat template, a second token that ends turns, and padding by EOS.
+#[test]
+fn a_checkpoint_with_a_chat_template_passes_through_every_stage() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let (run, dir) = (run.path(), model.path());
+    let template = "Today is {{ strftime_now('%d %b %Y') }}. {{ bos_token }}{% for m in messages %}\
+        {{ m.role }}: {{ m.content | trim }}{{ eos_token if m.role == 'assistant' }}\n{% endfor %}\
+        {% if add_generation_prompt %}assistant: {% endif %}";
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
+    let config = r#"{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}"#;
+    std::fs::write(dir.join("tokenizer_config.json"), config).unwrap();
+    let generation = dir.join("generation_config.json");
+    edit_json(&generation, |config| config["eos_token_id"] = json!([2, 40]));
+    let model = dir.to_str().unwrap();
+    let input = ["--model", model, "--data", SENTENCES, "--set", "ppo.iterations=3"];
+    finish(run, &PIPELINE, &input);
+    check(run, "segment");
+    for model in ["ppo/model", "ppo/best/model"] {
+        let saved = run.join("segment").join(model);
+        let text = std::fs::read_to_string(saved.join("chat_template.jinja")).unwrap();
+        assert_eq!(text, template);
+        let tokenizer = Tokenizer::from_dir(&saved).unwrap();
+        assert_eq!((tokenizer.stop_tokens(), tokenizer.pad()), (&[2, 40][..], 2));
+    }
+    let arguments = command_line(run, &["generate", "--prompt", " Who wrote Faust?"], "1");
+    let output = Command::new(PROGRAM).args(arguments).env("SOURCE_DATE_EPOCH", "86400").output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let prompt = "Today is 02 Jan 1970. <s>user: Who wrote Faust?\nassistant:";
+    assert!(text.starts_with(prompt), "{text}");
+}
+
 #[test]
 fn sft_on_a_file_makes_the_reference_of_the_stages_after_it() {
     let (run, model) = (TempDir::new().unwrap(), llama());
@@ -92,4 +126,67 @@ fn other_prompts_are_another_evaluation() {
     program(run.path(), &other)
         .ended_with(2)
         .says(&["started with other settings", "inputs.prompts: absent there"]);
+}
+
+/// The folders of `RUN/data`, each with the moment at which its tokens were written.
+fn stores(run: &Path) -> Vec<(String, std::time::SystemTime)> {
+    let entries = std::fs::read_dir(run.join("data")).unwrap().map(|entry| entry.unwrap());
+    let mut stores: Vec<_> = entries
+        .map(|entry| {
+            let written = std::fs::metadata(entry.path().join("tokens")).unwrap().modified();
+            (entry.file_name().into_string().unwrap(), written.unwrap())
+        })
+        .collect();
+    stores.sort();
+    stores
+}
+
+#[test]
+fn data_are_tokenised_once_for_all_stages_and_methods() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let run = run.path();
+    let input = ["--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+    finish(run, &["train-reward"], &input);
+    let first = stores(run);
+    assert_eq!(first.len(), 1);
+    finish(run, &["fit-normalizer", "ppo"], &input);
+    finish(run, &["train-reward"], &[&input[..], &["--method", "bandit"]].concat());
+    assert_eq!(stores(run), first);
+    // Other limits are other tokens; a damaged store is made again.
+    let other = ["--method", "token", "--set", "data.prompt_tokens=30"];
+    finish(run, &["train-reward"], &[&input[..], &other].concat());
+    assert_eq!(stores(run).len(), 2);
+    let tokens = run.join("data").join(&first[0].0).join("tokens");
+    let whole = std::fs::read(&tokens).unwrap();
+    std::fs::write(&tokens, &whole[..8]).unwrap();
+    finish(run, &["train-reward"], &[&input[..], &["--method", "sentence"]].concat());
+    assert_eq!(std::fs::read(tokens).unwrap(), whole);
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn a_parquet_file_and_its_rows_as_json_lines_train_the_same_models() {
+    let [run, other] = [(); 2].map(|()| TempDir::new().unwrap());
+    let model = llama();
+    let parquet = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/pairs/preference_700k.parquet");
+    let rows = segment_rlhf::data::rows::rows(Path::new(parquet)).unwrap();
+    let lines: Vec<String> =
+        rows.map(|row| Value::Object(row.unwrap().object).to_string()).collect();
+    let jsonl = model.path().join("pairs.jsonl");
+    std::fs::write(&jsonl, lines.join("\n")).unwrap();
+    let model = model.path().to_str().unwrap();
+    for (run, data) in [(&run, parquet), (&other, jsonl.to_str().unwrap())] {
+        let input = ["--model", model, "--data", data, "--set", "ppo.iterations=1"];
+        let input = [&input[..], &["--set", "reward.margin_scale=0.5"]].concat();
+        let trained = program(run.path(), &[&["train-reward"], &input[..]].concat()).ended_with(0);
+        trained.says(&["1 of 3 pairs have no scores: their margin is reward.margin"]);
+        finish(run.path(), &["sft"], &input);
+        finish(run.path(), &["fit-normalizer", "ppo"], &input);
+    }
+    for stage in ["segment/reward", "sft", "segment/ppo"] {
+        let file = |run: &TempDir| {
+            std::fs::read(run.path().join(stage).join("model/model.safetensors")).unwrap()
+        };
+        assert!(file(&run) == file(&other), "{stage}");
+    }
 }

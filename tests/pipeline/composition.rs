@@ -40,8 +40,8 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, P
     let (settings, device) = (&context.settings, &context.device);
     let reference_dir = context.reference_dir().unwrap();
     let task = Task::open(context, Some(&reference_dir)).unwrap();
-    let (eos, ends) = (task.tokenizer.eos(), task.tokenizer.sentence_ends());
-    let scorer = Scorer::load(context, ends, eos, 3).unwrap();
+    let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
+    let scorer = Scorer::load(context, ends, stops, 3).unwrap();
     let (policy, config) =
         CausalLm::load(&context.policy_dir().unwrap().join("model"), device).unwrap();
     let critic = ScalarModel::from_language_model(&reference_dir, "critic", 7, device).unwrap().0;
@@ -53,8 +53,8 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, P
         critic,
         normalizer: fit_normalizer::run(context).unwrap().normalizer,
     };
-    let prompts = task.prompts(context).unwrap().train;
-    let prompts: Vec<&[u32]> = prompts.iter().take(8).map(Vec::as_slice).collect();
+    let prompts = task.prompts(context).unwrap().train.read(0..8).unwrap();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let sampler = Sampler {
         policy: &parts.policy,
         config: &config,
@@ -64,7 +64,7 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, P
         settings: &settings.ppo,
         interpolation,
         kl_coefficient: 0.05,
-        generation: settings.generation(eos),
+        generation: settings.generation(stops),
     };
     let rollouts = sampler.roll_out(&prompts, streams(3, "test rollouts", 0..8), 0).unwrap();
     (rollouts, parts)
@@ -196,8 +196,8 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
     let settings = &context.settings;
     let reference_dir = context.reference_dir().unwrap();
     let task = Task::open(&context, Some(&reference_dir)).unwrap();
-    let (eos, ends) = (task.tokenizer.eos(), task.tokenizer.sentence_ends());
-    let scorer = Scorer::load(&context, ends, eos, 3).unwrap();
+    let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
+    let scorer = Scorer::load(&context, ends, stops, 3).unwrap();
     let (policy, config) = CausalLm::load(&reference_dir, &context.device).unwrap();
     let critic =
         ScalarModel::from_language_model(&reference_dir, "critic", settings.seed, &context.device);
@@ -211,12 +211,12 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
         settings: &settings.ppo,
         interpolation: settings.interpolation(),
         kl_coefficient: settings.ppo.kl_coefficient,
-        generation: settings.generation(eos),
+        generation: settings.generation(stops),
     };
     let prompts = task.prompts(&context).unwrap().train;
     let order = permutation(settings.seed, "rollout prompts", 0, prompts.len());
-    let prompts: Vec<&[u32]> =
-        order.iter().cycle().take(8).map(|&i| prompts[i].as_slice()).collect();
+    let prompts = prompts.read(order.iter().copied().cycle().take(8)).unwrap();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let rollouts = sampler.roll_out(&prompts, streams(settings.seed, "rollouts", 0..8), 0).unwrap();
     let mean_of = |row: &dyn Fn(&Rollout, usize) -> f64| {
         let rows = rollouts.iter().map(|rollout| {
@@ -259,13 +259,15 @@ fn reward_training(dir: &Path, more: &[&str]) -> (Vec<f64>, f64) {
     let reference = context.reference_dir().unwrap();
     let task = Task::open(&context, Some(&reference)).unwrap();
     let tokenizer = &task.tokenizer;
-    let scorer = Scorer::load(&context, tokenizer.sentence_ends(), tokenizer.eos(), 8).unwrap();
+    let scorer =
+        Scorer::load(&context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), 8).unwrap();
     let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let gap = |pair: &preferences::Pair| {
         let scored = scorer.score(&pair.rows(), 0).unwrap();
         scored[0].sequence_score - scored[1].sequence_score
     };
-    let gaps: Vec<f64> = pairs.train.iter().map(gap).collect();
+    let gaps: Vec<f64> = pairs.iter().map(gap).collect();
     (text.lines().map(loss).collect(), gaps.iter().sum::<f64>() / gaps.len() as f64)
 }
 
@@ -292,15 +294,16 @@ fn each_kind_of_normalizer_is_fitted_on_both_responses_of_every_pair() {
     let reference = context.reference_dir().unwrap();
     let task = Task::open(&context, Some(&reference)).unwrap();
     let tokenizer = &task.tokenizer;
-    let scorer = Scorer::load(&context, tokenizer.sentence_ends(), tokenizer.eos(), 8).unwrap();
+    let scorer =
+        Scorer::load(&context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), 8).unwrap();
     let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let rewards: Vec<Vec<f64>> = pairs
-        .train
         .iter()
         .flat_map(|pair| scorer.score(&pair.rows(), 0).unwrap())
         .map(|scored| scored.rewards)
         .collect();
-    assert_eq!(rewards.len(), 2 * pairs.train.len());
+    assert_eq!(rewards.len(), 2 * pairs.len());
     assert!(rewards.iter().any(|rewards| rewards.len() > 1));
     let all = rewards.concat();
     let last: Vec<f64> = rewards.iter().map(|rewards| rewards[rewards.len() - 1]).collect();

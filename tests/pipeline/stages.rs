@@ -130,10 +130,11 @@ fn segment_as_bandit_is_rewarded_once_with_the_sequence_score() {
     let task = Task::open(&context, Some(&reference)).unwrap();
     let tokenizer = &task.tokenizer;
     let ends = tokenizer.sentence_ends();
-    let scorer = Scorer::load(&context, ends, tokenizer.eos(), 4).unwrap();
+    let scorer = Scorer::load(&context, ends, tokenizer.stop_tokens(), 4).unwrap();
     let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let rows: Vec<(&[u32], &[u32])> =
-        pairs.train.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..])).collect();
+        pairs.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..])).collect();
     for (row, scored) in rows.iter().zip(scorer.score(&rows, 0).unwrap()) {
         assert_eq!(scored.rewards, [scored.sequence_score]);
         assert_eq!(scored.segments.len(), 1);
@@ -146,10 +147,14 @@ fn a_response_of_eos_alone_is_one_segment_to_the_stages_and_an_error_to_the_equa
     let segmenter = Segmenter {
         actions: Actions::Token,
         eos_policy: EosPolicy::AsPublished,
-        eos: 1,
+        stops: vec![1, 3],
         sentence_ends: vec![false; 4],
     };
     assert_eq!(segmenter.cut(&[1], &[0.5]).unwrap().len(), 1);
+    assert_eq!(segmenter.cut(&[3], &[0.5]).unwrap().len(), 1);
     assert_eq!(segmenter.cut(&[], &[]), Err(SegmentationError::Empty { tokens: 0 }));
-    assert_eq!(segmenter.cut(&[2, 1], &[0.5, 0.5]).unwrap().len(), 1);
+    for stop in [1, 3] {
+        assert_eq!(segmenter.cut(&[2, stop], &[0.5, 0.5]).unwrap()[0], 0..1);
+    }
+    assert_eq!(segmenter.cut(&[2, 2], &[0.5, 0.5]).unwrap(), [0..1, 1..2]);
 }

@@ -271,7 +271,7 @@ fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
                     sampling: Sampling::GREEDY,
                     max_new_tokens: 12,
                     rows_at_once: 8,
-                    eos: u32::MAX,
+                    stops: &[],
                 };
                 let draws = vec![stream(0, "t", 0)];
                 let greedy = generate(&model, &config, &[&case.ids], limit, draws);
@@ -725,7 +725,7 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
         let model = CausalLm::fresh(&config, 9, &device);
         let generated = |prompts: &[&[u32]], draws: &[_], rows_at_once| {
             let sampling = Sampling::PLAIN;
-            let limit = Generation { sampling, max_new_tokens: 40, rows_at_once, eos: 0 };
+            let limit = Generation { sampling, max_new_tokens: 40, rows_at_once, stops: &[0] };
             generate(&model, &config, prompts, limit, draws.to_vec())
         };
         let mut alone = generated(&prompts, &draws, 1);
@@ -742,6 +742,26 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
         draws.reverse();
         alone.reverse();
         assert_eq!(generated(&prompts, &draws, 8), alone);
+    }
+}
+
+#[test]
+fn a_response_ends_at_the_first_of_any_stop_tokens() {
+    let config = ModelConfig { tie_word_embeddings: false, ..grouped() };
+    let prompt = tokens(1, 4);
+    for (device, _) in devices() {
+        let model = CausalLm::fresh(&config, 9, &device);
+        let generated = |stops: &[u32]| {
+            let sampling = Sampling::PLAIN;
+            let limit = Generation { sampling, max_new_tokens: 20, rows_at_once: 1, stops };
+            generate(&model, &config, &[&prompt], limit, streams(0, "t", 0..1)).remove(0)
+        };
+        let endless = generated(&[]);
+        assert_eq!(endless.len(), 20);
+        for stops in [[endless[3], endless[7]], [endless[7], endless[3]]] {
+            let end = endless.iter().position(|token| stops.contains(token)).unwrap();
+            assert_eq!(generated(&stops), endless[..=end]);
+        }
     }
 }
 
@@ -773,7 +793,7 @@ fn a_cache_takes_each_column_once() {
 fn a_prompt_without_a_stream_is_refused() {
     let (config, limit) = (
         grouped(),
-        Generation { sampling: Sampling::PLAIN, max_new_tokens: 1, rows_at_once: 1, eos: 0 },
+        Generation { sampling: Sampling::PLAIN, max_new_tokens: 1, rows_at_once: 1, stops: &[0] },
     );
     generate(&CausalLm::fresh(&config, 0, &cpu()), &config, &[&[1], &[2]], limit, vec![]);
 }

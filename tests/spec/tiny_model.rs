@@ -164,7 +164,7 @@ pub fn with_parameters<M: Module>(model: M, values: &[(&str, &[f64])]) -> M {
     })
 }
 
-/// The gradient of `loss` by each parameter of `model`, by name.
+/// The gradient of `loss` by each parameter of `model` that is trained, by name.
 pub fn gradients<M: Module>(model: &M, loss: Tensor<1>) -> BTreeMap<String, Vec<f64>> {
     struct Collect {
         path: Vec<String>,
@@ -179,6 +179,9 @@ pub fn gradients<M: Module>(model: &M, loss: Tensor<1>) -> BTreeMap<String, Vec<
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if !param.is_require_grad() {
+                return;
+            }
             let name = self.path.join(".");
             let gradient = param.val().grad(&self.gradients);
             let gradient = gradient.unwrap_or_else(|| panic!("{name} has no gradient"));

@@ -1,0 +1,355 @@
+//! Asking a model a benchmark's questions, and keeping its answers.
+//!
+//! Each question draws from a stream of its own, so that an answer depends on neither the other questions nor
+//! where a run was stopped. Answers go to `FILE.partial` as they are given; the same command again goes on
+//! behind them, and the last answer turns them into `FILE`.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::error::BenchmarkError;
+use crate::atomic;
+use crate::data::chat::{Message, Role};
+use crate::data::error::DataError;
+use crate::data::fields::{Fields, read_rows};
+use crate::data::tokenizer::Tokenizer;
+use crate::error::Error;
+use crate::model::generate::{Generation, generate};
+use crate::model::sampling::Sampling;
+use crate::model::{CausalLm, ModelConfig};
+use crate::rng::stream;
+use crate::stage::Context;
+use crate::stage::context::{file_fingerprint, model_fingerprint};
+use crate::stage::task::model_tokenizer;
+
+/// A benchmark whose judge is elsewhere: what its questions and answers look like.
+pub struct Benchmark {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What a row of its question file is.
+    pub layouts: &'static str,
+    /// The published limit of an answer, in tokens.
+    pub max_new_tokens: usize,
+    /// How answers stand in their file.
+    pub layout: Layout,
+    /// The question in a row.
+    pub read: fn(&Fields) -> Result<Question, Error>,
+    /// The entry of a question's answers, given the model's name and the time.
+    pub write: fn(&Question, &[Answer], &str, f64) -> Value,
+}
+
+/// How a file holds its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One JSON list.
+    List,
+    /// One JSON object a line.
+    Lines,
+}
+
+/// A question of one or more turns.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Where it stands in its file, from 1.
+    pub place: usize,
+    /// What answers are matched by, where it has such a thing.
+    pub id: Option<Value>,
+    /// What the user says, turn by turn; at least one.
+    pub turns: Vec<String>,
+    /// The published sampling temperature; 0 is greedy.
+    pub temperature: f64,
+    /// What the entry of the answer repeats.
+    pub kept: Value,
+}
+
+/// What the model says in one turn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The text, without white space around it.
+    pub text: String,
+    /// Its tokens, less the one that ends it.
+    pub tokens: usize,
+}
+
+/// Which answers are wanted.
+pub struct Request {
+    /// The benchmark's question file.
+    pub questions: PathBuf,
+    /// The answer file.
+    pub out: PathBuf,
+    /// The folder of the model that answers.
+    pub model: PathBuf,
+    /// Its name in the answers.
+    pub name: String,
+    /// The limit of an answer, in place of the published one.
+    pub max_new_tokens: Option<usize>,
+    /// The temperature, in place of the published ones.
+    pub temperature: Option<f64>,
+}
+
+/// Answers every question of a benchmark, and returns their number.
+///
+/// # Errors
+///
+/// [`Error::Benchmark`], [`Error::Data`] and [`Error::Checkpoint`] for files that cannot be used, and
+/// [`Error::Interrupted`] after a stop.
+pub fn run(context: &Context, benchmark: &Benchmark, request: &Request) -> Result<usize, Error> {
+    let questions = read_questions(&request.questions, benchmark)?;
+    let respondent = Respondent::load(context, benchmark, request)?;
+    questions.iter().try_for_each(|question| respondent.check(question))?;
+    let name = request.name.as_str();
+    let mut answers = Answers::open(&request.out, &respondent.circumstances(context)?)?;
+    let done = answers.entries.len().min(questions.len());
+    let title = format!("{} {name}", benchmark.name);
+    let stage = context.progress.stage(context.title(&title), questions.len(), done);
+    let rows_at_once = context.settings.sampling.rows_at_once.max(1);
+    let same = |a: &Question, b: &Question| a.temperature == b.temperature;
+    for alike in questions[done..].chunk_by(same) {
+        for batch in alike.chunks(rows_at_once) {
+            for (question, answer) in batch.iter().zip(respondent.answer(batch)?) {
+                answers.push((benchmark.write)(question, &answer, name, now()))?;
+                stage.step("");
+            }
+            if context.stop.after_step() && answers.entries.len() < questions.len() {
+                return Err(context.interrupted(&answers.partial));
+            }
+        }
+    }
+    answers.finish(&request.out, benchmark.layout)?;
+    stage.finish(format!("{} answers in {}", questions.len(), request.out.display()));
+    Ok(questions.len())
+}
+
+/// The questions of a benchmark's file.
+///
+/// # Errors
+///
+/// [`Error::Data`]; [`BenchmarkError::SameQuestion`].
+pub fn read_questions(path: &Path, benchmark: &Benchmark) -> Result<Vec<Question>, Error> {
+    let mut seen = HashSet::new();
+    read_rows(path, benchmark.layouts, |row| {
+        let question = (benchmark.read)(row)?;
+        match question.id.as_ref().map(Value::to_string) {
+            Some(id) if !seen.insert(id.clone()) => {
+                let (path, place) = (path.into(), row.place);
+                Err(BenchmarkError::SameQuestion { path, place, id }.into())
+            }
+            _ => Ok(question),
+        }
+    })
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+/// A model that answers.
+struct Respondent<'a> {
+    request: &'a Request,
+    benchmark: &'static str,
+    model: CausalLm,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    seed: u64,
+    max_new_tokens: usize,
+}
+
+impl<'a> Respondent<'a> {
+    fn load(context: &Context, benchmark: &Benchmark, request: &'a Request) -> Result<Self, Error> {
+        let tokenizer = model_tokenizer(&request.model)?;
+        let (model, config) = CausalLm::load(&request.model, context.frozen())?;
+        let max_new_tokens = request.max_new_tokens.unwrap_or(benchmark.max_new_tokens);
+        let seed = context.settings.seed;
+        let benchmark = benchmark.name;
+        Ok(Self { request, benchmark, model, config, tokenizer, seed, max_new_tokens })
+    }
+
+    /// What the answers depend on.
+    fn circumstances(&self, context: &Context) -> Result<Value, Error> {
+        let request = self.request;
+        Ok(json!({
+            "benchmark": self.benchmark,
+            "questions": file_fingerprint(&request.questions)?,
+            "model": model_fingerprint(&request.model)?,
+            "name": request.name,
+            "device": context.device_name.name(),
+            "dtype": context.settings.precision.compute.name(),
+            "seed": self.seed,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": request.temperature,
+        }))
+    }
+
+    /// The tokens of a conversation with a question, which leave room for an answer.
+    fn prompt(&self, question: &Question, conversation: &[Message]) -> Result<Vec<u32>, Error> {
+        let (path, place) = (self.request.questions.clone(), question.place);
+        let prompt = match self.tokenizer.encode_prompt(conversation) {
+            Ok(prompt) => prompt,
+            Err(source) => {
+                let source = source.into();
+                return Err(DataError::EncodeLine { path, line: place, source }.into());
+            }
+        };
+        let (tokens, positions) = (prompt.len(), self.config.max_position_embeddings);
+        match tokens {
+            0 => Err(DataError::EmptyPrompt { path, line: place }.into()),
+            _ if tokens >= positions => {
+                Err(BenchmarkError::PromptTooLong { path, place, tokens, positions }.into())
+            }
+            _ => Ok(prompt),
+        }
+    }
+
+    /// Refuses a question that cannot be asked, before anything is answered.
+    fn check(&self, question: &Question) -> Result<(), Error> {
+        let first = Message { role: Role::User, content: question.turns[0].clone() };
+        self.prompt(question, &[first]).map(|_| ())
+    }
+
+    /// The answers to each question's turns; all are of one temperature.
+    fn answer(&self, questions: &[Question]) -> Result<Vec<Vec<Answer>>, Error> {
+        let mut conversations: Vec<Vec<Message>> = vec![Vec::new(); questions.len()];
+        let mut answers: Vec<Vec<Answer>> = vec![Vec::new(); questions.len()];
+        let most = questions.iter().map(|question| question.turns.len()).max().unwrap_or(0);
+        for turn in 0..most {
+            let asked: Vec<usize> =
+                (0..questions.len()).filter(|&i| turn < questions[i].turns.len()).collect();
+            for &i in &asked {
+                let content = questions[i].turns[turn].clone();
+                conversations[i].push(Message { role: Role::User, content });
+            }
+            let given = self.turn(turn, &asked, questions, &conversations)?;
+            for (i, answer) in asked.into_iter().zip(given) {
+                let content = answer.text.clone();
+                conversations[i].push(Message { role: Role::Assistant, content });
+                answers[i].push(answer);
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The next answer in the conversations of the questions `asked`.
+    fn turn(
+        &self,
+        turn: usize,
+        asked: &[usize],
+        questions: &[Question],
+        conversations: &[Vec<Message>],
+    ) -> Result<Vec<Answer>, Error> {
+        let prompt = |&i: &usize| self.prompt(&questions[i], &conversations[i]);
+        let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
+        // The room of each row; a row that draws on beyond it is cut there, whatever its neighbours are.
+        let positions = self.config.max_position_embeddings;
+        let room: Vec<usize> = prompts
+            .iter()
+            .map(|prompt| self.max_new_tokens.min(positions - prompt.len()))
+            .collect();
+        let temperature = self.request.temperature.unwrap_or(questions[asked[0]].temperature);
+        let generation = Generation {
+            sampling: Sampling { temperature, ..Sampling::PLAIN },
+            max_new_tokens: room.iter().copied().max().unwrap_or(0),
+            rows_at_once: asked.len(),
+            stops: self.tokenizer.stop_tokens(),
+        };
+        let purpose = format!("{}, turn {turn}", self.benchmark);
+        let stream_of = |&i: &usize| stream(self.seed, &purpose, questions[i].place as u64);
+        let streams = asked.iter().map(stream_of).collect();
+        let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let responses = generate(&self.model, &self.config, &rows, generation, streams);
+        let answer = |(mut response, room): (Vec<u32>, usize)| {
+            response.truncate(room);
+            let stops = self.tokenizer.stop_tokens();
+            if response.last().is_some_and(|last| stops.contains(last)) {
+                response.pop();
+            }
+            let text = self.tokenizer.decode(&response).trim().to_owned();
+            Answer { text, tokens: response.len() }
+        };
+        Ok(responses.into_iter().zip(room).map(answer).collect())
+    }
+}
+
+/// The answers so far, in `FILE.partial`: first what they depend on, then one entry a line.
+struct Answers {
+    partial: PathBuf,
+    file: File,
+    entries: Vec<Value>,
+}
+
+impl Answers {
+    /// Opens the file of answers so far, or begins one.
+    fn open(out: &Path, circumstances: &Value) -> Result<Self, Error> {
+        let mut name = out.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        let partial = out.with_file_name(name);
+        let kept = read_partial(&partial)?;
+        let mut lines = kept.iter();
+        if let Some(there) = lines.next()
+            && let Some(difference) = difference(there, circumstances)
+        {
+            return Err(BenchmarkError::OtherAnswers { path: partial, difference }.into());
+        }
+        let entries: Vec<Value> = lines.cloned().collect();
+        // What a kill left of a last line goes.
+        let whole = std::iter::once(circumstances).chain(&entries).map(|line| format!("{line}\n"));
+        let text: String = whole.collect();
+        let write = || {
+            fs::create_dir_all(out.parent().unwrap_or(Path::new("")))?;
+            atomic::write_file(&partial, text.as_bytes())?;
+            OpenOptions::new().append(true).open(&partial)
+        };
+        let file = write().map_err(writing(&partial))?;
+        Ok(Self { partial, file, entries })
+    }
+
+    fn push(&mut self, entry: Value) -> Result<(), DataError> {
+        self.file.write_all(format!("{entry}\n").as_bytes()).map_err(writing(&self.partial))?;
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Makes the answer file of the entries.
+    fn finish(self, out: &Path, layout: Layout) -> Result<(), DataError> {
+        let text = match layout {
+            Layout::List => format!("{:#}\n", Value::Array(self.entries)),
+            Layout::Lines => self.entries.iter().map(|entry| format!("{entry}\n")).collect(),
+        };
+        atomic::write_file(out, text.as_bytes()).map_err(writing(out))?;
+        fs::remove_file(&self.partial).map_err(writing(&self.partial))
+    }
+}
+
+/// The whole lines of a file of answers so far, none where there is no such file.
+fn read_partial(path: &Path) -> Result<Vec<Value>, DataError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(DataError::Read { path: path.into(), source }),
+    };
+    let whole = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let parse = |(line, number): (&[u8], usize)| {
+        serde_json::from_slice(line).map_err(|error| DataError::json(path, number, &error))
+    };
+    whole.zip(1..).map(parse).collect()
+}
+
+/// The first circumstance in which two runs differ.
+fn difference(there: &Value, here: &Value) -> Option<String> {
+    let keys = here.as_object().into_iter().flat_map(serde_json::Map::keys);
+    let differs = |key: &&String| there.get(key) != here.get(key);
+    keys.into_iter().find(differs).map(|key| {
+        let show = |of: &Value| of.get(key).map_or("nothing".into(), Value::to_string);
+        format!("{key}: {} there, {} here", show(there), show(here))
+    })
+}
+
+fn writing(path: &Path) -> impl Fn(io::Error) -> DataError {
+    let path = path.to_owned();
+    move |source| DataError::Write { path: path.clone(), source }
+}

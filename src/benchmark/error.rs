@@ -1,0 +1,72 @@
+//! What can be wrong with a benchmark's files, beyond what can be wrong with any data file.
+
+use std::path::PathBuf;
+
+/// Why a benchmark was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BenchmarkError {
+    /// Two rows of one file have the same identifier.
+    #[error("{path}:{place}: the question {id} a second time; each must have its own identifier")]
+    SameQuestion {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        place: usize,
+        /// The identifier, as JSON.
+        id: String,
+    },
+    /// A prompt leaves the model no room for an answer.
+    #[error(
+        "{path}:{place}: the prompt has {tokens} tokens, but the model was made for {positions} \
+         (max_position_embeddings), answer included; remove the question, or give a model for longer texts"
+    )]
+    PromptTooLong {
+        /// The question file.
+        path: PathBuf,
+        /// The row, from 1.
+        place: usize,
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// The longest sequence of the model.
+        positions: usize,
+    },
+    /// The answers of an interrupted run were given under other circumstances.
+    #[error(
+        "{path}: answers of an interrupted run with other {difference}; give the same to go on, or remove \
+         the file to start again"
+    )]
+    OtherAnswers {
+        /// The file of answers so far.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// A file holds answers without their questions, and no question file was given.
+    #[error("{path}:{place}: an answer without the text of its question; give --questions FILE")]
+    WithoutQuestion {
+        /// The answer file.
+        path: PathBuf,
+        /// The row, from 1.
+        place: usize,
+    },
+    /// Two answer files have no question in common.
+    #[error("{a} and {b} answer no question in common; both must answer the same question file")]
+    NothingInCommon {
+        /// One answer file.
+        a: PathBuf,
+        /// The other.
+        b: PathBuf,
+    },
+    /// The gold reward is asked about a question that is not of the embedded task.
+    #[error(
+        "{path}:{place}: not a request of the embedded task with an answer in its words, which alone has a \
+         gold reward; give --judge reward"
+    )]
+    NoGold {
+        /// The answer file.
+        path: PathBuf,
+        /// The row, from 1.
+        place: usize,
+    },
+}

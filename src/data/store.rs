@@ -1,0 +1,486 @@
+//! Token ids on disk: a data file that was tokenised once, row after row, and read one row at a time.
+//!
+//! ```text
+//! tokens        every row's prompt, then its responses; a token is 4 bytes
+//! index         32 bytes a row: where its tokens start, how many each part has, the gap of its scores,
+//!               and a hash of its prompt
+//! summary.json  sizes, hashes, and what was cut and skipped
+//! ```
+//!
+//! All numbers are little-endian. In memory a row takes 24 bytes, whatever its length.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::DataError;
+use super::pairs::{Conversation, Counts, PreferencePair};
+use crate::atomic;
+use crate::rng::{Fnv1a, fnv1a};
+
+const TOKENS: &str = "tokens";
+const INDEX: &str = "index";
+const SUMMARY: &str = "summary.json";
+/// Bytes of a row in the index.
+const ENTRY: usize = 32;
+const TOKEN: usize = size_of::<u32>();
+
+/// A prompt with its responses: two of a preference pair, one of a conversation, none of a prompt alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredRow {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// The responses' tokens; those that are not there are empty.
+    pub responses: [Vec<u32>; 2],
+    /// What the first scores more than the second, where that is known.
+    pub score_gap: Option<f32>,
+}
+
+impl From<PreferencePair> for StoredRow {
+    fn from(pair: PreferencePair) -> Self {
+        let responses = [pair.chosen, pair.rejected];
+        Self { prompt: pair.prompt, responses, score_gap: pair.score_gap }
+    }
+}
+
+impl From<Conversation> for StoredRow {
+    fn from((prompt, response): Conversation) -> Self {
+        Self { prompt, responses: [response, Vec::new()], score_gap: None }
+    }
+}
+
+impl From<Vec<u32>> for StoredRow {
+    fn from(prompt: Vec<u32>) -> Self {
+        Self { prompt, responses: [Vec::new(), Vec::new()], score_gap: None }
+    }
+}
+
+impl From<StoredRow> for Vec<u32> {
+    fn from(row: StoredRow) -> Self {
+        row.prompt
+    }
+}
+
+impl From<StoredRow> for Conversation {
+    fn from(row: StoredRow) -> Self {
+        let [response, _] = row.responses;
+        (row.prompt, response)
+    }
+}
+
+/// A hash of a prompt's tokens.
+pub fn prompt_hash(prompt: &[u32]) -> u64 {
+    fnv1a(&bytes_of(prompt))
+}
+
+fn bytes_of(tokens: &[u32]) -> Vec<u8> {
+    tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
+}
+
+/// Where a row stands.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Its first token, counted in tokens.
+    start: u64,
+    prompt: u32,
+    responses: [u32; 2],
+    /// NaN where there are no scores.
+    score_gap: f32,
+}
+
+impl Place {
+    fn parts(&self) -> [usize; 3] {
+        [self.prompt, self.responses[0], self.responses[1]].map(|tokens| tokens as usize)
+    }
+
+    fn to_bytes(self, prompt_hash: u64) -> Vec<u8> {
+        let [chosen, rejected] = self.responses;
+        let mut bytes = self.start.to_le_bytes().to_vec();
+        [self.prompt, chosen, rejected].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+        bytes.extend(self.score_gap.to_le_bytes());
+        bytes.extend(prompt_hash.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> (Self, u64) {
+        let at = |start: usize| bytes[start..start + 4].try_into().expect("four bytes");
+        let long = |start: usize| {
+            u64::from_le_bytes(bytes[start..start + 8].try_into().expect("eight bytes"))
+        };
+        let place = Self {
+            start: long(0),
+            prompt: u32::from_le_bytes(at(8)),
+            responses: [12, 16].map(|start| u32::from_le_bytes(at(start))),
+            score_gap: f32::from_le_bytes(at(20)),
+        };
+        (place, long(24))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Summary {
+    rows: u64,
+    tokens: u64,
+    index_hash: String,
+    fingerprint: String,
+    counts: Counts,
+}
+
+/// A tokenised data file.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    tokens: Mutex<File>,
+    places: Vec<Place>,
+    prompt_hashes: Vec<u64>,
+    /// A hash of all its rows.
+    pub fingerprint: String,
+    /// What was cut and skipped.
+    pub counts: Counts,
+}
+
+/// Writes the rows of a store.
+pub struct StoreWriter<'a> {
+    dir: &'a Path,
+    tokens: BufWriter<File>,
+    index: BufWriter<File>,
+    rows: u64,
+    written: u64,
+    token_hash: Fnv1a,
+    index_hash: Fnv1a,
+}
+
+impl StoreWriter<'_> {
+    /// Appends a row.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Write`].
+    pub fn push(&mut self, row: &StoredRow) -> Result<(), DataError> {
+        let count = |tokens: &[u32]| u32::try_from(tokens.len()).expect("limits are below 2^32");
+        let [first, second] = &row.responses;
+        let place = Place {
+            start: self.written,
+            prompt: count(&row.prompt),
+            responses: [count(first), count(second)],
+            score_gap: row.score_gap.unwrap_or(f32::NAN),
+        };
+        let entry = place.to_bytes(prompt_hash(&row.prompt));
+        let tokens = bytes_of(&[&row.prompt[..], first, second].concat());
+        self.token_hash.write(&tokens);
+        self.index_hash.write(&entry);
+        let written = self.tokens.write_all(&tokens).and_then(|()| self.index.write_all(&entry));
+        self.rows += 1;
+        self.written += (tokens.len() / TOKEN) as u64;
+        written.map_err(writing(self.dir))
+    }
+
+    fn finish(mut self, counts: Counts) -> Result<(), DataError> {
+        let (tokens, index) = (self.token_hash.finish(), self.index_hash.finish());
+        let summary = Summary {
+            rows: self.rows,
+            tokens: self.written,
+            index_hash: format!("{index:016x}"),
+            fingerprint: format!("{tokens:016x}{index:016x}"),
+            counts,
+        };
+        let summary = serde_json::to_vec_pretty(&summary).expect("a plain struct serialises");
+        [&mut self.tokens, &mut self.index]
+            .into_iter()
+            .try_for_each(|file| file.flush().and_then(|()| file.get_ref().sync_all()))
+            .and_then(|()| atomic::write_file(&self.dir.join(SUMMARY), &summary))
+            .map_err(writing(self.dir))
+    }
+}
+
+fn writing(path: &Path) -> impl Fn(io::Error) -> DataError {
+    let path = path.to_owned();
+    move |source| DataError::Write { path: path.clone(), source }
+}
+
+impl Store {
+    /// Makes the store `dir` of the rows that `fill` pushes; it appears whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fill`, and [`DataError::Write`].
+    pub fn write(
+        dir: &Path,
+        fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
+    ) -> Result<(), DataError> {
+        atomic::write_dir(dir, writing(dir), |temporary| {
+            let create = |name| File::create(temporary.join(name)).map(BufWriter::new);
+            let mut writer = StoreWriter {
+                dir: temporary,
+                tokens: create(TOKENS).map_err(writing(dir))?,
+                index: create(INDEX).map_err(writing(dir))?,
+                rows: 0,
+                written: 0,
+                token_hash: Fnv1a::default(),
+                index_hash: Fnv1a::default(),
+            };
+            let counts = fill(&mut writer)?;
+            writer.finish(counts)
+        })
+    }
+
+    /// The store `dir`, if it is there and undamaged.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Read`].
+    pub fn open(dir: &Path) -> Result<Option<Self>, DataError> {
+        let read = |name: &str| match fs::read(dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some).map_err(reading(&dir.join(name))),
+        };
+        let (Some(summary), Some(index)) = (read(SUMMARY)?, read(INDEX)?) else { return Ok(None) };
+        let Ok(summary) = serde_json::from_slice::<Summary>(&summary) else { return Ok(None) };
+        let path = dir.join(TOKENS);
+        let tokens = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(reading(&path))?,
+        };
+        let length = tokens.metadata().map_err(reading(&path))?.len();
+        if length != summary.tokens * TOKEN as u64
+            || format!("{:016x}", fnv1a(&index)) != summary.index_hash
+        {
+            return Ok(None);
+        }
+        let (places, prompt_hashes) = index.chunks_exact(ENTRY).map(Place::from_bytes).unzip();
+        let Summary { fingerprint, counts, .. } = summary;
+        Ok(Some(Self { path, tokens: tokens.into(), places, prompt_hashes, fingerprint, counts }))
+    }
+
+    /// The hash of each row's prompt, which is given once, since it need not stay in memory.
+    pub fn take_prompt_hashes(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.prompt_hashes)
+    }
+
+    /// How many rows it holds.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Rows whose scores are known.
+    pub fn scored(&self) -> usize {
+        self.places.iter().filter(|place| !place.score_gap.is_nan()).count()
+    }
+
+    /// The tokens of the longest prompt with a response.
+    pub fn longest(&self) -> usize {
+        let lengths = self.places.iter().map(|place| {
+            let [prompt, first, second] = place.parts();
+            prompt + first.max(second)
+        });
+        lengths.max().unwrap_or(0)
+    }
+
+    /// The row `i`, from 0.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Read`].
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    pub fn row(&self, i: usize) -> Result<StoredRow, DataError> {
+        let place = self.places[i];
+        let parts = place.parts();
+        let mut bytes = vec![0; TOKEN * parts.iter().sum::<usize>()];
+        let mut file = self.tokens.lock().expect("no reader panics");
+        file.seek(SeekFrom::Start(place.start * TOKEN as u64))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(reading(&self.path))?;
+        let mut tokens = bytes
+            .chunks_exact(TOKEN)
+            .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
+        let [prompt, first, second] = parts.map(|n| tokens.by_ref().take(n).collect());
+        let score_gap = Some(place.score_gap).filter(|gap| !gap.is_nan());
+        Ok(StoredRow { prompt, responses: [first, second], score_gap })
+    }
+}
+
+fn reading(path: &Path) -> impl Fn(io::Error) -> DataError {
+    let path = path.to_owned();
+    move |source| DataError::Read { path: path.clone(), source }
+}
+
+/// A list of items, in memory or in a store.
+#[derive(Clone, Debug)]
+pub enum Items<T> {
+    /// In memory.
+    Memory(Vec<T>),
+    /// Rows of a store, by their numbers.
+    Stored(Arc<Store>, Vec<u32>),
+}
+
+impl<T: Clone + From<StoredRow>> Items<T> {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Memory(items) => items.len(),
+            Self::Stored(_, rows) => rows.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The item `i`, from 0.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Read`].
+    ///
+    /// # Panics
+    ///
+    /// If there is no such item.
+    pub fn get(&self, i: usize) -> Result<T, DataError> {
+        match self {
+            Self::Memory(items) => Ok(items[i].clone()),
+            Self::Stored(store, rows) => store.row(rows[i] as usize).map(T::from),
+        }
+    }
+
+    /// The items with these numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Read`].
+    pub fn read(&self, items: impl IntoIterator<Item = usize>) -> Result<Vec<T>, DataError> {
+        items.into_iter().map(|i| self.get(i)).collect()
+    }
+
+    /// All items in order, `size` of them in memory at a time.
+    pub fn chunks(&self, size: usize) -> impl Iterator<Item = Result<Vec<T>, DataError>> {
+        let starts = (0..self.len()).step_by(size.max(1));
+        starts.map(move |start| self.read(start..self.len().min(start + size.max(1))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    fn row(prompt: &[u32], first: &[u32], second: &[u32], score_gap: Option<f32>) -> StoredRow {
+        StoredRow { prompt: prompt.into(), responses: [first.into(), second.into()], score_gap }
+    }
+
+    fn rows() -> [StoredRow; 3] {
+        [
+            row(&[1, 2], &[3], &[4, 5, 6], Some(-0.5)),
+            row(&[7], &[u32::MAX; 4], &[], None),
+            row(&[1, 2], &[0], &[9], Some(0.0)),
+        ]
+    }
+
+    fn written(rows: &[StoredRow]) -> (TempDir, PathBuf) {
+        let folder = TempDir::new().unwrap();
+        let dir = folder.path().join("run/data/pairs");
+        Store::write(&dir, |writer| {
+            rows.iter().try_for_each(|row| writer.push(row))?;
+            Ok(Counts { empty: 2, ..Counts::default() })
+        })
+        .unwrap();
+        (folder, dir)
+    }
+
+    #[test]
+    fn rows_come_back_in_any_order() {
+        let (_folder, dir) = written(&rows());
+        let mut store = Store::open(&dir).unwrap().unwrap();
+        for i in [2, 0, 1, 0] {
+            assert_eq!(store.row(i).unwrap(), rows()[i]);
+        }
+        assert_eq!((store.longest(), store.scored()), (5, 2));
+        assert_eq!(store.counts.empty, 2);
+        let hashes = store.take_prompt_hashes();
+        assert_eq!(hashes, rows().map(|row| prompt_hash(&row.prompt)));
+        let items = Items::<StoredRow>::Stored(store.into(), vec![2, 1]);
+        assert_eq!((items.len(), items.is_empty()), (2, false));
+        let [first, second, third] = rows();
+        assert_eq!(items.get(1).unwrap(), second);
+        let chunks: Vec<_> = items.chunks(1).map(Result::unwrap).collect();
+        assert_eq!(chunks, [[third.clone()], [second.clone()]]);
+        let all = Items::Memory(vec![first.clone(), second.clone(), third.clone()]);
+        let chunks: Vec<_> = all.chunks(2).map(Result::unwrap).collect();
+        assert_eq!(chunks, [vec![first, second], vec![third]]);
+    }
+
+    #[test]
+    fn the_fingerprint_is_that_of_the_rows() {
+        let fingerprint = |rows: &[StoredRow]| {
+            let (_folder, dir) = written(rows);
+            Store::open(&dir).unwrap().unwrap().fingerprint
+        };
+        assert_eq!(fingerprint(&rows()), fingerprint(&rows()));
+        let mut others: Vec<[StoredRow; 3]> = vec![rows(), rows(), rows()];
+        others[0][0].responses[1][2] = 7;
+        others[1][0].score_gap = None;
+        others[2].swap(0, 2);
+        for other in others {
+            assert_ne!(fingerprint(&other), fingerprint(&rows()));
+        }
+    }
+
+    #[test]
+    fn a_damaged_store_is_as_good_as_none() {
+        let (_folder, dir) = written(&rows());
+        for name in [TOKENS, INDEX, SUMMARY] {
+            let path = dir.join(name);
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+            assert!(Store::open(&dir).unwrap().is_none(), "{name} is cut");
+            fs::remove_file(&path).unwrap();
+            assert!(Store::open(&dir).unwrap().is_none(), "{name} is gone");
+            fs::write(&path, whole).unwrap();
+        }
+        assert!(Store::open(&dir).unwrap().is_some());
+        assert!(Store::open(&dir.with_file_name("other")).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_refused_row_leaves_nothing() {
+        let (folder, dir) = written(&rows());
+        let refused = |dir: &Path| {
+            let refuse = |writer: &mut StoreWriter| {
+                writer.push(&rows()[0])?;
+                Err(DataError::EmptyPrompt { path: "data".into(), line: 2 })
+            };
+            assert!(matches!(Store::write(dir, refuse), Err(DataError::EmptyPrompt { .. })));
+        };
+        refused(&dir);
+        assert!(Store::open(&dir).unwrap().is_some(), "the old one is untouched");
+        refused(&folder.path().join("new"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_place_is_what_its_bytes_say(
+            start in any::<u64>(), prompt in any::<u32>(), responses in any::<[u32; 2]>(),
+            score_gap in -1e30f32..1e30, hash in any::<u64>(),
+        ) {
+            let bytes = Place { start, prompt, responses, score_gap }.to_bytes(hash);
+            prop_assert_eq!(bytes.len(), ENTRY);
+            let (place, read) = Place::from_bytes(&bytes);
+            prop_assert_eq!((place.start, place.prompt, place.responses), (start, prompt, responses));
+            prop_assert_eq!((place.score_gap, read), (score_gap, hash));
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Scoring any text: a prompt and a response, with a trained reward stage or a reward model as published.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::context::Context;
+use super::fit_normalizer::NormalizerFile;
+use super::score::{Scorer, Segmenter};
+use super::task::model_tokenizer;
+use crate::data::chat::{Message, Role};
+use crate::data::error::DataError;
+use crate::data::fields::read_rows;
+use crate::data::tokenizer::Tokenizer;
+use crate::error::Error;
+use crate::model::generate::{ReadAt, read_scalars, view_tokens};
+use crate::model::optim::NonFinite;
+use crate::model::{CausalLm, ModelConfig, ScalarModel};
+use crate::normalizer::{Normalizer, location};
+use crate::report::segments::SegmentedText;
+use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
+use crate::segmentation::{Actions, EosPolicy};
+
+/// A row to be scored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextRow {
+    /// Where it stands in its file, from 1.
+    pub place: usize,
+    /// The conversation before the response.
+    pub prompt: Vec<Message>,
+    /// The response.
+    pub response: String,
+}
+
+/// The texts in a file: rows of a `prompt` (a text or messages) and a `response`, or of `messages` that end
+/// with the response.
+///
+/// # Errors
+///
+/// [`DataError`].
+pub fn read_texts(path: &Path) -> Result<Vec<TextRow>, DataError> {
+    const LAYOUTS: &str = "{\"prompt\", \"response\"}, or {\"messages\"}";
+    read_rows(path, LAYOUTS, |row| {
+        let key = if row.get("messages").is_some() { "messages" } else { "response" };
+        let (before, response) = row.response(key)?;
+        let prompt = match before {
+            Some(before) => before,
+            None => row.messages("prompt")?,
+        };
+        Ok(TextRow { place: row.place, prompt, response })
+    })
+}
+
+/// A prompt and a response to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<'a> {
+    /// The conversation before the response.
+    pub prompt: &'a [Message],
+    /// The response.
+    pub response: &'a str,
+}
+
+/// Where a text stands, for errors.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Its file.
+    pub path: &'a Path,
+    /// Its row, from 1.
+    pub row: usize,
+}
+
+/// A text as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The prompt, never empty.
+    pub prompt: Vec<u32>,
+    /// The response; its last token ends it.
+    pub response: Vec<u32>,
+    /// Whether it lost tokens at its left to fit the model.
+    pub cut: bool,
+}
+
+/// What models say of a response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rating {
+    /// The reference model's entropy at each token, nats; NaN where there is no reference model.
+    pub entropies: Vec<f32>,
+    /// The segments.
+    pub segments: Vec<std::ops::Range<usize>>,
+    /// The reward of each.
+    pub rewards: Vec<f64>,
+    /// e_φ.
+    pub sequence_score: f64,
+}
+
+/// How a reward model as published is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadAs {
+    /// One reward at the last token: ordinary RLHF's
+    Bandit,
+    /// A reward at the end of each sentence
+    Sentence,
+    /// A reward at each token
+    Token,
+    /// A reward at the end of each entropy segment: the paper's
+    Segment,
+}
+
+/// A reward model, the reference model where entropies are wanted, and their tokenizer.
+pub struct Rater {
+    /// The tokenizer of both.
+    pub tokenizer: Tokenizer,
+    models: Models,
+    /// The longest text in tokens.
+    longest: usize,
+}
+
+enum Models {
+    /// A reward stage of this program, with what its card says.
+    Trained(Scorer),
+    /// A folder of a `*ForSequenceClassification`.
+    Published {
+        reference: Option<CausalLm>,
+        reward: ScalarModel,
+        segmenter: Segmenter,
+        aggregation: Aggregation,
+        rows_at_once: usize,
+    },
+}
+
+impl Rater {
+    /// The reward model of the run, or of `--reward-model`: a reward stage, or a published model's folder,
+    /// which is read as `read_as` says (if nothing, as a bandit's). Texts are cut to `longest` tokens, and in
+    /// any case to the model's.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Scorer::load`]; [`Error::Usage`] where arguments and models do not go together.
+    pub fn load(
+        context: &Context,
+        read_as: Option<ReadAs>,
+        longest: Option<usize>,
+    ) -> Result<Self, Error> {
+        let longest = longest.unwrap_or(usize::MAX);
+        if let Some(dir) = context.reward_model.as_deref()
+            && !dir.join("reward.json").exists()
+            && dir.join("config.json").exists()
+        {
+            return Self::published(context, dir, read_as.unwrap_or(ReadAs::Bandit), longest);
+        }
+        if read_as.is_some() {
+            return Err(Error::Usage(
+                "--actions goes with the folder of a published reward model: a reward stage was trained for \
+                 its own, which --method names"
+                    .into(),
+            ));
+        }
+        let reference_dir = context.reference_dir()?;
+        let tokenizer = model_tokenizer(&reference_dir)?;
+        let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
+        let rows_at_once = context.settings.ppo.rows_at_once;
+        let scorer = Scorer::load(context, ends, stops, rows_at_once)?;
+        let longest = longest.min(ModelConfig::from_dir(&reference_dir)?.max_position_embeddings);
+        Ok(Self { tokenizer, models: Models::Trained(scorer), longest })
+    }
+
+    fn published(
+        context: &Context,
+        dir: &Path,
+        read_as: ReadAs,
+        longest: usize,
+    ) -> Result<Self, Error> {
+        let settings = &context.settings;
+        let entropy_cutoff = settings.segmentation.entropy_cutoff;
+        let (actions, eos_policy) = match read_as {
+            ReadAs::Bandit => (Actions::Bandit, EosPolicy::AsPublished), // EOS is in its action
+            ReadAs::Sentence => (Actions::Sentence, settings.segmentation.eos),
+            ReadAs::Token => (Actions::Token, settings.segmentation.eos),
+            ReadAs::Segment => (Actions::Segment { entropy_cutoff }, settings.segmentation.eos),
+        };
+        if read_as == ReadAs::Segment && context.model.is_none() {
+            return Err(Error::Usage(
+                "--actions segment cuts where the reference model is unsure: give it as --model DIR".into(),
+            ));
+        }
+        let tokenizer = model_tokenizer(dir)?;
+        let reference = |reference_dir: &PathBuf| {
+            let other = model_tokenizer(reference_dir)?.vocab_size();
+            let own = tokenizer.vocab_size();
+            if own != other {
+                return Err(Error::Usage(format!(
+                    "{} has {own} token ids and {} has {other}: reward model and reference model must share a \
+                     tokenizer",
+                    dir.display(),
+                    reference_dir.display()
+                )));
+            }
+            Ok(CausalLm::load(reference_dir, context.frozen())?.0)
+        };
+        let reference = context.model.as_ref().map(reference).transpose()?;
+        let (reward, config) = ScalarModel::load(dir, context.frozen())?;
+        let segmenter = Segmenter {
+            actions,
+            eos_policy,
+            stops: tokenizer.stop_tokens().to_vec(),
+            sentence_ends: tokenizer.sentence_ends().to_vec(),
+        };
+        let models = Models::Published {
+            reference,
+            reward,
+            segmenter,
+            aggregation: settings.reward.aggregation,
+            rows_at_once: settings.ppo.rows_at_once,
+        };
+        Ok(Self { tokenizer, models, longest: longest.min(config.max_position_embeddings) })
+    }
+
+    /// The normalizer that the run fitted for this reward model.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`NormalizerFile::read`]; [`Error::Usage`] for a published model, which has none.
+    pub fn normalizer(&self, context: &Context) -> Result<Normalizer, Error> {
+        match &self.models {
+            Models::Trained(scorer) => Ok(NormalizerFile::read(context, scorer)?.normalizer),
+            Models::Published { .. } => Err(Error::Usage(
+                "--normalized needs the normalizer of a run: leave it out, or train a reward model and fit \
+                 one"
+                .into(),
+            )),
+        }
+    }
+
+    /// The tokens of a text; one that is too long loses tokens at the left, as RewardBench cuts, but keeps a
+    /// token of the prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::EncodeLine`] and [`DataError::EmptyPrompt`].
+    pub fn encode(&self, text: Text, place: Place) -> Result<Encoded, DataError> {
+        let (path, line) = (place.path, place.row);
+        let at_place = |source: DataError| DataError::EncodeLine {
+            path: path.into(),
+            line,
+            source: source.into(),
+        };
+        let response = Message { role: Role::Assistant, content: text.response.to_owned() };
+        let both = self.tokenizer.encode_conversation(text.prompt, &response);
+        let (mut prompt, mut response) = both.map_err(at_place)?;
+        if text.prompt.is_empty() || prompt.is_empty() {
+            return Err(DataError::EmptyPrompt { path: path.into(), line });
+        }
+        let surplus = (prompt.len() + response.len()).saturating_sub(self.longest);
+        let from_prompt = surplus.min(prompt.len() - 1);
+        prompt.drain(..from_prompt);
+        response.drain(..surplus - from_prompt);
+        Ok(Encoded { prompt, response, cut: surplus > 0 })
+    }
+
+    /// Cuts and scores responses.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Segmentation`]; [`Error::NonFinite`] for a reward that is NaN or infinite.
+    pub fn rate(&self, texts: &[Encoded]) -> Result<Vec<Rating>, Error> {
+        let rows: Vec<(&[u32], &[u32])> =
+            texts.iter().map(|text| (&text.prompt[..], &text.response[..])).collect();
+        match &self.models {
+            Models::Trained(scorer) => {
+                let rating = |scored: super::score::Scored| Rating {
+                    entropies: scored.reference.entropies,
+                    segments: scored.segments,
+                    rewards: scored.rewards,
+                    sequence_score: scored.sequence_score,
+                };
+                Ok(scorer.score(&rows, 0)?.into_iter().map(rating).collect())
+            }
+            Models::Published { reference, reward, segmenter, aggregation, rows_at_once } => {
+                let entropies: Vec<Vec<f32>> = match reference {
+                    Some(model) => {
+                        let views = view_tokens(model, &rows, *rows_at_once);
+                        views.into_iter().map(|view| view.entropies).collect()
+                    }
+                    None => rows.iter().map(|row| vec![f32::NAN; row.1.len()]).collect(),
+                };
+                let scores = read_scalars(reward, &rows, ReadAt::Token, *rows_at_once);
+                let all = rows.iter().zip(entropies).zip(scores);
+                let ratings = all.map(|((row, entropies), scores)| {
+                    let segments = segmenter.cut(row.1, &entropies)?;
+                    let rewards = segment_rewards(&scores, &segments);
+                    if let Some(t) = rewards.iter().position(|reward| !reward.is_finite()) {
+                        let tensor = format!("the reward of segment {t}");
+                        return Err(Error::NonFinite(NonFinite { tensor, step: 0 }));
+                    }
+                    let sequence_score = aggregate(&rewards, *aggregation);
+                    Ok(Rating { entropies, segments, rewards, sequence_score })
+                });
+                ratings.collect()
+            }
+        }
+    }
+
+    /// A rated text for display, with normalized rewards where there is a normalizer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Normalizer`] where the response has more segments than the normalizer can serve.
+    pub fn show(
+        &self,
+        text: &Encoded,
+        rating: &Rating,
+        normalizer: Option<&Normalizer>,
+    ) -> Result<SegmentedText, Error> {
+        let normalized = match normalizer {
+            Some(normalizer) => {
+                normalizer.check(location(0, rating.rewards.len()))?;
+                normalizer.normalize_all(&rating.rewards)
+            }
+            None => Vec::new(),
+        };
+        let mut shown = SegmentedText::new(
+            self.tokenizer.decode(&text.prompt),
+            &text.response,
+            self.tokenizer.pieces(&text.response),
+            &rating.entropies,
+            &rating.segments,
+            &rating.rewards,
+            &normalized,
+        );
+        shown.sequence_score = Some(rating.sequence_score);
+        Ok(shown)
+    }
+}
