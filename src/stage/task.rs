@@ -45,6 +45,9 @@ pub struct Split<L> {
     pub held_out: L,
 }
 
+/// Items, and a fingerprint of them all.
+pub type Data<T> = (Split<Items<T>>, String);
+
 impl Task {
     /// The run's task, for the model in `model_dir` (for `sft` from nothing, `None`).
     ///
@@ -138,10 +141,7 @@ impl Task {
     /// # Errors
     ///
     /// [`Error::Data`].
-    pub(super) fn file_pairs<T>(
-        &self,
-        context: &Context,
-    ) -> Result<Option<(Split<Items<T>>, String)>, Error> {
+    pub(super) fn file_pairs<T>(&self, context: &Context) -> Result<Option<Data<T>>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
         let pairs = self.stored(context, data, "pairs", 0, |writer| {
             let push = |pair| writer.push(&StoredRow::from(pair));
@@ -160,7 +160,7 @@ impl Task {
         kind: &str,
         new_tokens: usize,
         fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
-    ) -> Result<(Split<Items<T>>, String), Error> {
+    ) -> Result<Data<T>, Error> {
         let Limits { prompt_tokens, response_tokens } = self.limits;
         let mut hash = Fnv1a::default();
         hash.write(file_fingerprint(data)?.as_bytes());
