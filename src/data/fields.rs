@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::chat::{Message, Role};
 use super::error::DataError;
-use super::rows::rows;
+use super::rows::{Row, kind, rows};
 
 /// One row of a data file.
 pub struct Fields<'a> {
@@ -29,8 +29,7 @@ pub fn read_rows<T, E: From<DataError>>(
 ) -> Result<Vec<T>, E> {
     let mut all = Vec::new();
     for row in rows(path)? {
-        let row = row?;
-        all.push(read(&Fields { path, place: row.place, layouts, object: row.object })?);
+        all.push(read(&Fields::new(path, row?, layouts))?);
     }
     if all.is_empty() {
         return Err(DataError::NoRows { path: path.into(), expected: layouts }.into());
@@ -38,7 +37,17 @@ pub fn read_rows<T, E: From<DataError>>(
     Ok(all)
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    /// The fields of a row of the file at `path`; `layouts` says in errors what a row is.
+    pub fn new(path: &'a Path, row: Row, layouts: &'static str) -> Self {
+        Self { path, place: row.place, layouts, object: row.object }
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &'a Path {
+        self.path
+    }
+
     /// The value of `key`; a null counts as missing.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|value| !value.is_null())
@@ -96,57 +105,62 @@ impl Fields<'_> {
     ///
     /// [`DataError::MissingKey`], [`DataError::WrongType`] and [`DataError::UnknownRole`].
     pub fn messages(&self, key: &str) -> Result<Vec<Message>, DataError> {
-        let list = match self.require(key)? {
-            Value::String(text) => {
-                return Ok(vec![Message { role: Role::User, content: text.clone() }]);
-            }
-            Value::Array(list) => list,
-            other => return Err(self.wrong_type(key, "a text or a list of messages", other)),
-        };
-        let message = |(i, message): (usize, &Value)| {
-            let key = format!("{key}[{i}]");
-            let Value::Object(object) = message else {
-                return Err(self.wrong_type(&key, "an object", message));
+        match self.require(key)? {
+            Value::String(text) => Ok(vec![Message { role: Role::User, content: text.clone() }]),
+            list => self.message_list(key, list),
+        }
+    }
+
+    /// The message list `value`, which `key` holds.
+    pub(super) fn message_list(&self, key: &str, value: &Value) -> Result<Vec<Message>, DataError> {
+        let Value::Array(list) = value else {
+            let expected = match key {
+                "messages" => "a list of messages",
+                _ => "a text or a list of messages",
             };
-            let text = |name: &str| {
-                let key = format!("{key}.{name}");
-                let value = object.get(name).filter(|value| !value.is_null());
-                self.as_text(&key, value.ok_or_else(|| self.missing(&key))?)
-            };
-            let name = text("role")?;
-            let role = Role::from_name(name).ok_or_else(|| DataError::UnknownRole {
-                path: self.path.into(),
-                line: self.place,
-                key: key.clone(),
-                role: name.into(),
-            })?;
-            Ok(Message { role, content: text("content")?.into() })
+            return Err(self.wrong_type(key, expected, value));
         };
+        let message = |(i, value)| self.message(&format!("{key}[{i}]"), value);
         list.iter().enumerate().map(message).collect()
+    }
+
+    fn message(&self, key: &str, value: &Value) -> Result<Message, DataError> {
+        let Value::Object(message) = value else {
+            return Err(self.wrong_type(key, "an object", value));
+        };
+        let text = |name: &str| {
+            let key = format!("{key}.{name}");
+            let value = message.get(name).filter(|value| !value.is_null());
+            self.as_text(&key, value.ok_or_else(|| self.missing(&key))?)
+        };
+        let name = text("role")?;
+        let role = Role::from_name(name).ok_or_else(|| DataError::UnknownRole {
+            path: self.path.into(),
+            line: self.place,
+            key: key.into(),
+            role: name.into(),
+        })?;
+        Ok(Message { role, content: text("content")?.into() })
     }
 
     /// The response in `key` and, where it is a conversation, what stands before it.
     ///
     /// # Errors
     ///
-    /// Those of [`Fields::messages`]; [`DataError::NoResponse`] and [`DataError::EmptyResponse`].
+    /// Those of [`Fields::messages`], and [`DataError::NoResponse`].
     pub fn response(&self, key: &str) -> Result<(Option<Vec<Message>>, String), DataError> {
-        let (path, line, which) = (self.path.into(), self.place, key.to_owned());
-        let (before, response) = match self.require(key)? {
-            Value::String(text) => (None, text.clone()),
-            _ => {
-                let mut messages = self.messages(key)?;
-                match messages.pop() {
-                    Some(Message { role: Role::Assistant, content }) => {
-                        (Some(messages).filter(|before| !before.is_empty()), content)
-                    }
-                    _ => return Err(DataError::NoResponse { path, line, which }),
-                }
+        if let Value::String(text) = self.require(key)? {
+            return Ok((None, text.clone()));
+        }
+        let mut messages = self.messages(key)?;
+        match messages.pop() {
+            Some(Message { role: Role::Assistant, content }) => {
+                Ok((Some(messages).filter(|before| !before.is_empty()), content))
             }
-        };
-        match response.trim().is_empty() {
-            true => Err(DataError::EmptyResponse { path, line, which }),
-            false => Ok((before, response)),
+            _ => {
+                let (path, line) = (self.path.into(), self.place);
+                Err(DataError::NoResponse { path, line, which: key.into() })
+            }
         }
     }
 
@@ -158,15 +172,8 @@ impl Fields<'_> {
 
     /// The error of a value in `key` that is not what was expected.
     pub fn wrong_type(&self, key: &str, expected: &'static str, value: &Value) -> DataError {
-        let found = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a text",
-            Value::Array(list) if list.is_empty() => "an empty list",
-            Value::Array(_) => "a list",
-            Value::Object(_) => "an object",
-        };
+        let empty = value.as_array().is_some_and(Vec::is_empty);
+        let found = if empty { "an empty list" } else { kind(value) };
         let key = format!("`{key}`");
         DataError::WrongType { path: self.path.into(), line: self.place, key, expected, found }
     }

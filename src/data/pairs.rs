@@ -32,11 +32,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::chat::{Message, Role};
 use super::error::DataError;
-use super::rows::{Row, kind, rows};
+use super::fields::Fields;
+use super::rows::{Row, rows};
 use super::store::prompt_hash;
 use super::tokenizer::Tokenizer;
 
@@ -174,7 +175,7 @@ pub fn read_pairs(
     mut visit: impl FnMut(PreferencePair) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
-    let read = |line: &Line, counts: &mut Counts| {
+    let read = |line: &Fields, counts: &mut Counts| {
         let score_gap = line.score_gap()?;
         let Sides { prompt: messages, chosen, rejected } = line.pair()?;
         let (prompt, chosen) = encoder.conversation(line, &messages, &chosen)?;
@@ -215,10 +216,10 @@ pub fn read_prompts(
     mut visit: impl FnMut(Vec<u32>) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
-    let read = |line: &Line, counts: &mut Counts| {
+    let read = |line: &Fields, counts: &mut Counts| {
         let prompt = match line.prompt()? {
             // The lists' own prompt counts, as in a pair.
-            Some(_) if line.text("prompt") && line.turns("chosen") > 1 => line.pair()?.prompt,
+            Some(_) if line.is_text("prompt") && line.turns("chosen") > 1 => line.pair()?.prompt,
             Some(prompt) => prompt,
             None if line.get("chosen").is_some() => line.pair()?.prompt,
             None => return Err(line.missing("prompt").into()),
@@ -256,12 +257,12 @@ pub fn read_conversations(
     mut visit: impl FnMut(Conversation) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
-    let read = |line: &Line, counts: &mut Counts| {
+    let read = |line: &Fields, counts: &mut Counts| {
         let keys = ["messages", "response", "completion", "chosen"];
         let (prompt, response) = match keys.into_iter().find(|key| line.get(key).is_some()) {
             // Data sets put the first turn beside the messages as `prompt`: not of this layout.
             Some(key @ "messages") => line.side(key, None)?,
-            Some("chosen") if line.prompt()?.is_none() && line.text("chosen") => {
+            Some("chosen") if line.prompt()?.is_none() && line.is_text("chosen") => {
                 let Sides { prompt, chosen, .. } = line.pair()?;
                 (prompt, chosen)
             }
@@ -295,13 +296,12 @@ fn in_brackets(counts: Counts) -> String {
 fn for_each_row<T: Send>(
     path: &Path,
     layouts: &'static str,
-    read: impl Fn(&Line, &mut Counts) -> Result<T, Refusal> + Sync,
+    read: impl Fn(&Fields, &mut Counts) -> Result<T, Refusal> + Sync,
     mut visit: impl FnMut(Option<T>, Counts) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     let read = |row: Result<Row, DataError>| {
-        let Row { place: number, object } = row?;
         let mut counts = Counts::default();
-        match read(&Line { path, number, layouts, object }, &mut counts) {
+        match read(&Fields::new(path, row?, layouts), &mut counts) {
             Ok(item) => Ok((Some(item), counts)),
             Err(Refusal::Skip(skip)) => Ok((None, skip.into())),
             Err(Refusal::Error(error)) => Err(error),
@@ -328,22 +328,10 @@ struct Sides {
     rejected: String,
 }
 
-/// One row of a data file: a JSON object, and where it stands.
-struct Line<'a> {
-    path: &'a Path,
-    number: usize,
-    layouts: &'static str,
-    object: Map<String, Value>,
-}
-
-impl Line<'_> {
-    /// The value of `key`; a null counts as missing.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.object.get(key).filter(|value| !value.is_null())
-    }
-
+/// A row of preference pairs, prompts or conversations.
+impl Fields<'_> {
     /// Whether `key` holds a text.
-    fn text(&self, key: &str) -> bool {
+    fn is_text(&self, key: &str) -> bool {
         self.get(key).is_some_and(Value::is_string)
     }
 
@@ -352,22 +340,12 @@ impl Line<'_> {
         self.get(key).and_then(Value::as_array).map_or(0, Vec::len)
     }
 
-    fn missing(&self, key: &str) -> DataError {
-        let (path, line, layouts) = (self.path.into(), self.number, self.layouts);
-        DataError::MissingKey { path, line, key: key.into(), layouts }
-    }
-
-    fn wrong_type(&self, key: &str, expected: &'static str, value: &Value) -> DataError {
-        let (path, line, found) = (self.path.into(), self.number, kind(value));
-        DataError::WrongType { path, line, key: key.into(), expected, found }
-    }
-
     /// What the chosen response scores more than the rejected one.
     fn score_gap(&self) -> Result<Option<f32>, DataError> {
         let number = |key: &str| match self.get(key) {
             None => Ok(None),
             Some(value) => match value.as_f64().filter(|number| number.abs() <= MOST_SCORE) {
-                None => Err(self.wrong_type(&format!("`{key}`"), "a number within ±1e30", value)),
+                None => Err(self.wrong_type(key, "a number within ±1e30", value)),
                 number => Ok(number),
             },
         };
@@ -420,13 +398,7 @@ impl Line<'_> {
 
     /// The messages of the key `prompt`, if it is there; a text is one message of the user.
     fn prompt(&self) -> Result<Option<Vec<Message>>, DataError> {
-        match self.get("prompt") {
-            None => Ok(None),
-            Some(Value::String(text)) => {
-                Ok(Some(vec![Message { role: Role::User, content: text.clone() }]))
-            }
-            Some(value) => self.messages("prompt", value).map(Some),
-        }
+        self.get("prompt").map(|_| self.messages("prompt")).transpose()
     }
 
     /// The prompt and the response that `key` holds, given what the key `prompt` holds.
@@ -440,53 +412,19 @@ impl Line<'_> {
             let prompt = explicit.ok_or_else(|| self.missing("prompt"))?;
             return Ok((prompt.to_vec(), response.clone()));
         }
-        let mut prompt = self.messages(key, value)?;
+        let mut prompt = self.message_list(key, value)?;
         let Some(Message { role: Role::Assistant, content: response }) = prompt.pop() else {
-            let (path, line) = (self.path.into(), self.number);
+            let (path, line) = (self.path().into(), self.place);
             return Err(DataError::NoResponse { path, line, which: key.into() });
         };
         match explicit {
             Some(explicit) if prompt.is_empty() => Ok((explicit.to_vec(), response)),
-            Some(explicit) if prompt != explicit && !self.text("prompt") => {
-                let (path, line) = (self.path.into(), self.number);
+            Some(explicit) if prompt != explicit && !self.is_text("prompt") => {
+                let (path, line) = (self.path().into(), self.place);
                 Err(DataError::PromptMismatch { path, line, left: "prompt", right: key })
             }
             _ => Ok((prompt, response)),
         }
-    }
-
-    /// The message list `value`, which `key` holds.
-    fn messages(&self, key: &str, value: &Value) -> Result<Vec<Message>, DataError> {
-        let Value::Array(list) = value else {
-            let expected = match key {
-                "messages" => "a list of messages",
-                _ => "a text or a list of messages",
-            };
-            return Err(self.wrong_type(&format!("`{key}`"), expected, value));
-        };
-        list.iter()
-            .enumerate()
-            .map(|(i, value)| self.message(&format!("{key}[{i}]"), value))
-            .collect()
-    }
-
-    fn message(&self, key: &str, value: &Value) -> Result<Message, DataError> {
-        let Value::Object(message) = value else {
-            return Err(self.wrong_type(&format!("`{key}`"), "an object", value));
-        };
-        let text = |name: &str| match message.get(name) {
-            Some(Value::String(text)) => Ok(text.as_str()),
-            None | Some(Value::Null) => Err(self.missing(&format!("{key}.{name}"))),
-            Some(other) => Err(self.wrong_type(&format!("`{key}.{name}`"), "a text", other)),
-        };
-        let name = text("role")?;
-        let role = Role::from_name(name).ok_or_else(|| DataError::UnknownRole {
-            path: self.path.into(),
-            line: self.number,
-            key: key.into(),
-            role: name.into(),
-        })?;
-        Ok(Message { role, content: text("content")?.into() })
     }
 }
 
@@ -509,7 +447,7 @@ impl<'a> Encoder<'a> {
         Ok(Self { tokenizer, limits })
     }
 
-    fn prompt(&self, line: &Line, messages: &[Message]) -> Result<Vec<u32>, DataError> {
+    fn prompt(&self, line: &Fields, messages: &[Message]) -> Result<Vec<u32>, DataError> {
         let ids = self.tokenizer.encode_prompt(messages).map_err(|error| at(line, error))?;
         self.not_empty(line, messages, ids)
     }
@@ -517,7 +455,7 @@ impl<'a> Encoder<'a> {
     /// The prompt and the response.
     fn conversation(
         &self,
-        line: &Line,
+        line: &Fields,
         messages: &[Message],
         response: &str,
     ) -> Result<Conversation, Refusal> {
@@ -534,12 +472,12 @@ impl<'a> Encoder<'a> {
 
     fn not_empty(
         &self,
-        line: &Line,
+        line: &Fields,
         messages: &[Message],
         prompt: Vec<u32>,
     ) -> Result<Vec<u32>, DataError> {
         match messages.is_empty() || prompt.is_empty() {
-            true => Err(DataError::EmptyPrompt { path: line.path.into(), line: line.number }),
+            true => Err(DataError::EmptyPrompt { path: line.path().into(), line: line.place }),
             false => Ok(prompt),
         }
     }
@@ -564,8 +502,8 @@ impl<'a> Encoder<'a> {
 }
 
 /// The tokenizer's error, with the row that it met.
-fn at(line: &Line, error: DataError) -> DataError {
-    DataError::EncodeLine { path: line.path.into(), line: line.number, source: error.into() }
+fn at(line: &Fields, error: DataError) -> DataError {
+    DataError::EncodeLine { path: line.path().into(), line: line.place, source: error.into() }
 }
 
 #[cfg(test)]
@@ -812,7 +750,8 @@ mod tests {
         assert_eq!(shared("a b c", "a b d e")[0], expected);
         assert_eq!(shared("a b\nc", "a b\nd e")[0], expected);
         // Without a space before it, the difference may stand inside a word.
-        let line = Line { path: Path::new(FILE), number: 1, layouts: PAIR, object: Map::new() };
+        let row = Row { place: 1, object: serde_json::Map::new() };
+        let line = Fields::new(Path::new(FILE), row, PAIR);
         let sides = |chosen, rejected| match line.shared_start(chosen, rejected) {
             Ok(Sides { prompt, chosen, rejected }) => (prompt[0].content.clone(), chosen, rejected),
             Err(_) => panic!("{chosen:?} {rejected:?}"),

@@ -475,6 +475,11 @@ fn score_reads_published_folders_without_a_run() {
     assert!(segment["tokens"][0]["entropy"].is_number());
     let mean = rewards(&segment).iter().sum::<f64>() / rewards(&segment).len() as f64;
     assert!((segment["sequence_score"].as_f64().unwrap() - mean).abs() < 1e-9);
+    // A response without text is what ends it, and has a reward too.
+    let base = ["score", "--prompt", "Was it clean?", "--response", "", "--json"];
+    let silent = program(&bench.path("run"), &[&base[..], &folder].concat()).ended_with(0).stdout;
+    let silent: Value = serde_json::from_str(&silent).unwrap();
+    assert_eq!((rewards(&silent).len(), silent["tokens"].as_array().unwrap().len()), (1, 1));
     assert!(!bench.path("run").exists(), "nothing is written");
 }
 

@@ -1075,8 +1075,8 @@ const BENCHMARKS: &[Row] = &[
             gold(row, row)
         },
     ),
-    ("DataError::EmptyResponse", 2, &["0.jsonl:1: the response in `response` is empty"], |_| {
-        on_files(&[r#"{"prompt": "p", "response": " "}"#], &["score", "@0"])
+    ("DataError::NoResponse", 2, &["0.jsonl:1: `messages` must end with a message of the"], |_| {
+        on_files(&[r#"{"messages": [{"role": "user", "content": "p"}]}"#], &["score", "@0"])
     }),
     ("Error::Usage", 2, &["reward-bench needs --data FILE with RewardBench's pairs"], |_| {
         on_files(&[], &["evaluate", "reward-bench"])
