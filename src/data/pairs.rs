@@ -747,8 +747,8 @@ mod tests {
             pairs(&json!({"chosen": chosen, "rejected": rejected}).to_string())
         };
         let expected = pair(&[3, 10, 11, 4], &[12, EOS], &[13, 14, EOS]);
-        assert_eq!(shared("a b c", "a b d e"), [expected.clone()]);
-        assert_eq!(shared("a b\nc", "a b\nd e"), [expected]);
+        assert_eq!(shared("a b c", "a b d e")[0], expected);
+        assert_eq!(shared("a b\nc", "a b\nd e")[0], expected);
         // Without a space before it, the difference may stand inside a word.
         let row = Row { place: 1, object: serde_json::Map::new() };
         let line = Fields::new(Path::new(FILE), row, PAIR);
@@ -821,7 +821,7 @@ mod tests {
             with_file(line, |path| all_pairs(path, &tokenizer(), limits)).unwrap();
         assert_eq!(pairs.len(), 1);
         assert_eq!(counts, Counts { cut_prompts: 1, equal: 1, ..Counts::default() });
-        let (error, text) = failure(&texts("", "b").to_string(), all_pairs);
+        let (error, text) = failure(texts("", "b").to_string(), all_pairs);
         assert!(matches!(error, DataError::NoPairs { .. }));
         assert_eq!(
             text,

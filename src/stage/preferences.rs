@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
-use super::task::{Split, Task, permutation};
+use super::task::{Data, Split, Task, permutation};
 use crate::atomic;
 use crate::data::letters::{self, Prompt};
 use crate::data::store::{Items, StoredRow};
@@ -63,7 +63,7 @@ pub struct Summary {
 /// # Errors
 ///
 /// Every [`Error`].
-pub fn load(context: &Context, task: &Task) -> Result<(Split<Items<Pair>>, String), Error> {
+pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
     if let Some(pairs) = task.file_pairs(context)? {
         return Ok(pairs);
     }

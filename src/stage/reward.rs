@@ -289,7 +289,7 @@ mod tests {
             gold: None,
             score_gap,
         };
-        Example { pair, segments: [vec![0..1], vec![0..1]] }
+        Example { pair, segments: [vec![0..1, 1..2], vec![0..1, 1..2]] }
     }
 
     /// The loss of these pairs where the model scores every response the same.

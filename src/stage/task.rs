@@ -1,6 +1,6 @@
 //! What the stages learn from: the embedded task, or a user's files.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,6 +44,9 @@ pub struct Split<L> {
     /// Kept out of training, for evaluation.
     pub held_out: L,
 }
+
+/// Items, and a fingerprint of them all.
+pub type Data<T> = (Split<Items<T>>, String);
 
 impl Task {
     /// The run's task, for the model in `model_dir` (for `sft` from nothing, `None`).
@@ -138,10 +141,7 @@ impl Task {
     /// # Errors
     ///
     /// [`Error::Data`].
-    pub(super) fn file_pairs<T>(
-        &self,
-        context: &Context,
-    ) -> Result<Option<(Split<Items<T>>, String)>, Error> {
+    pub(super) fn file_pairs<T>(&self, context: &Context) -> Result<Option<Data<T>>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
         let pairs = self.stored(context, data, "pairs", 0, |writer| {
             let push = |pair| writer.push(&StoredRow::from(pair));
@@ -160,7 +160,7 @@ impl Task {
         kind: &str,
         new_tokens: usize,
         fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
-    ) -> Result<(Split<Items<T>>, String), Error> {
+    ) -> Result<Data<T>, Error> {
         let Limits { prompt_tokens, response_tokens } = self.limits;
         let mut hash = Fnv1a::default();
         hash.write(file_fingerprint(data)?.as_bytes());
@@ -170,14 +170,18 @@ impl Task {
             hash.write(&file.unwrap_or_default());
             hash.write(name.as_bytes());
         }
-        let dir = context.run.join("data").join(format!("{kind}-{:016x}", hash.finish()));
+        let folder = context.run.join("data");
+        let dir = folder.join(format!("{kind}-{:016x}", hash.finish()));
         let mut store = match Store::open(&dir)? {
             Some(store) => store,
             None => {
-                Store::write(&dir, fill)?;
-                let gone = || std::io::Error::other("it was changed while it was written");
+                let _lock = lock(&folder)?;
+                if Store::open(&dir)?.is_none() {
+                    Store::write(&dir, fill)?;
+                }
+                let changed = || std::io::Error::other("it was changed while it was written");
                 Store::open(&dir)?
-                    .ok_or_else(|| DataError::Read { path: dir.clone(), source: gone() })?
+                    .ok_or_else(|| DataError::Read { path: dir, source: changed() })?
             }
         };
         report(context, store.counts);
@@ -279,6 +283,17 @@ pub fn model_tokenizer(dir: &Path) -> Result<Tokenizer, Error> {
 pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     let format = RoleFormat::new("{} ", "<user> {} ", "<answer> {}")?;
     Ok(Tokenizer::from_json(&letters::tokenizer_json(), "<eos>", "<pad>", format)?)
+}
+
+/// Waits until no other process makes a store in `folder`: methods may be trained side by side. The lock goes
+/// with the file.
+fn lock(folder: &Path) -> Result<File, DataError> {
+    let path = folder.join("lock");
+    let file = fs::create_dir_all(folder).and_then(|()| File::create(&path));
+    let file = file.map_err(|source| DataError::Write { path, source })?;
+    // Where the file system knows no locks, two processes at the same moment are not kept apart.
+    let _ = file.lock();
+    Ok(file)
 }
 
 fn report(context: &Context, counts: Counts) {

@@ -128,10 +128,11 @@ fn other_prompts_are_another_evaluation() {
         .says(&["started with other settings", "inputs.prompts: absent there"]);
 }
 
-/// The folders of `RUN/data`, each with the moment at which its tokens were written.
+/// The folders of pairs in `RUN/data`, each with the moment at which its tokens were written.
 fn stores(run: &Path) -> Vec<(String, std::time::SystemTime)> {
     let entries = std::fs::read_dir(run.join("data")).unwrap().map(|entry| entry.unwrap());
     let mut stores: Vec<_> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("pairs-"))
         .map(|entry| {
             let written = std::fs::metadata(entry.path().join("tokens")).unwrap().modified();
             (entry.file_name().into_string().unwrap(), written.unwrap())
@@ -161,6 +162,26 @@ fn data_are_tokenised_once_for_all_stages_and_methods() {
     std::fs::write(&tokens, &whole[..8]).unwrap();
     finish(run, &["train-reward"], &[&input[..], &["--method", "sentence"]].concat());
     assert_eq!(std::fs::read(tokens).unwrap(), whole);
+}
+
+#[test]
+fn a_process_waits_while_another_tokenises_for_the_same_run() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let folder = run.path().join("data");
+    std::fs::create_dir(&folder).unwrap();
+    let other = std::fs::File::create(folder.join("lock")).unwrap();
+    other.lock().unwrap();
+    let arguments =
+        ["train-reward", "--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| program(run.path(), &arguments));
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        assert!(!waiting.is_finished());
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "the lock alone");
+        other.unlock().unwrap();
+        waiting.join().unwrap().ended_with(0);
+    });
+    assert_eq!(stores(run.path()).len(), 1);
 }
 
 #[cfg(feature = "parquet")]
