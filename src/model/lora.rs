@@ -241,8 +241,7 @@ impl Adapter {
         Ok(AdapterSource { settings: &self.settings, file })
     }
 
-    /// `model`, which stands on the base, with these adapters, frozen. The base's tensors are shared. `head`
-    /// puts the scalar head into a model that has one.
+    /// `model`, which stands on the base, with these adapters, frozen. The base's tensors are shared.
     ///
     /// # Errors
     ///
