@@ -1003,9 +1003,7 @@ const BENCHMARKS: &[Row] = &[
     (
         "DataError::MissingKey",
         2,
-        &[
-            "0.jsonl:2: the key `turns` is missing; a line is {\"question_id\", \"turns\"} (v0.1) or",
-        ],
+        &["0.jsonl:2: the key `turns` is missing; a row is {\"question_id\", \"turns\"} (v0.1) or"],
         |_| {
             let good = r#"{"uid": "a", "prompt": "p"}"#;
             answers("arena-hard", &format!("{good}\n{{\"question_id\": 1}}"), None)
