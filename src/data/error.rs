@@ -125,16 +125,6 @@ pub enum DataError {
         /// The key of the list.
         which: String,
     },
-    /// A response to score holds no token, or white space only.
-    #[error("{path}:{line}: the response in `{which}` is empty; remove the line")]
-    EmptyResponse {
-        /// The data file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// The key that holds the response.
-        which: String,
-    },
     /// A prompt holds no message or no token.
     #[error("{path}:{line}: the prompt is empty; a model needs at least one token to start from")]
     EmptyPrompt {

@@ -76,7 +76,7 @@ impl Bench {
         let (start, mut rng) = (prompt.len(), streams(0, "unused", 0..1).remove(0));
         while prompt.len() < start + 6 {
             let row = [(&prompt[..], &[][..])];
-            let (grid, width) = segment_rlhf::model::Grid::aligned(row.into_iter());
+            let (grid, width) = segment_rlhf::model::Grid::aligned(row);
             let logits =
                 segment_rlhf::model::generate::to_vec(model.logits(&grid, width - 1..width));
             assert_eq!(logits.len(), config.vocab_size);
