@@ -3,10 +3,9 @@
 //! # Source
 //!
 //! Lambert et al., "RewardBench" (arXiv 2403.13787). allenai/reward-bench: `rewardbench/constants.py` holds
-//! the subsets of each section and the examples that each counts for (`math-prm` counts for 984, as many as
-//! all code together, though it has 447; the counts of the two xstest subsets stand there the other way round
-//! than in the data, and are kept, since every published figure has them); `calculate_scores_per_section` of `rewardbench/utils.py` weighs by
-//! them; `scripts/run_rm.py` counts a tie as a failure. The score is the mean of the sections; the mean of the
+//! the subsets of each section and the examples that each counts for, whatever the number of rows (`math-prm`
+//! counts for 984, as many as all code together); `calculate_scores_per_section` of `rewardbench/utils.py` weighs
+//! by them; `scripts/run_rm.py` counts a tie as a failure. The score is the mean of the sections; the mean of the
 //! four prior sets, where their rows are given too, counts half as much as a section (`analysis/utils.py`).
 //! Rows are those of the data set allenai/reward-bench, split `filtered`: `prompt`, `chosen`, `rejected`,
 //! `subset`; conversations as lists of messages are read as well.
