@@ -1,6 +1,8 @@
 //! The device that tensors live on, chosen at run time among those compiled in, and what is computed and
 //! kept there.
 
+use std::process::Command;
+
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +50,24 @@ impl DeviceName {
                     absent.name()
                 ),
             }),
+        }
+    }
+
+    /// The bytes that are free on it, where it can be asked: the CPU through Linux, an NVIDIA GPU through its
+    /// driver's `nvidia-smi`.
+    pub fn free_memory(self) -> Option<u64> {
+        match self {
+            Self::Flex => {
+                let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+                let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+                Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+            }
+            Self::Wgpu => None,
+            Self::Cuda => {
+                let query = ["--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"];
+                let output = Command::new("nvidia-smi").args(query).output().ok()?;
+                Some(String::from_utf8(output.stdout).ok()?.trim().parse::<u64>().ok()? << 20)
+            }
         }
     }
 }

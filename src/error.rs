@@ -6,6 +6,7 @@ use crate::benchmark::BenchmarkError;
 use crate::data::error::DataError;
 use crate::experiment::folder::FolderError;
 use crate::experiment::settings::SettingsError;
+use crate::memory::{Bytes, Need};
 use crate::model::CheckpointError;
 use crate::model::optim::NonFinite;
 use crate::normalizer::NormalizerError;
@@ -68,6 +69,17 @@ pub enum Error {
         name: &'static str,
         /// What is wrong, and what to do.
         problem: String,
+    },
+    /// The stage needs more memory than the device has.
+    #[error(
+        "{need}, and {available} are free; lower the stage's rows_at_once or the lengths of [data] and [sampling], \
+         or set lora.rank, precision.compute = \"bf16\" or precision.checkpointing = \"layers\""
+    )]
+    Memory {
+        /// What it needs.
+        need: Need,
+        /// What there is.
+        available: Bytes,
     },
     /// The result could not be printed.
     #[error("standard output: {0}; free space or mend what the system names")]

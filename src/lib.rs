@@ -87,6 +87,7 @@ pub mod experiment;
 pub mod gae;
 pub mod interpolation;
 pub mod kl;
+pub mod memory;
 pub mod model;
 pub mod normalizer;
 pub mod ppo;

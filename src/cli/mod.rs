@@ -58,6 +58,8 @@ enum Command {
     Segment(show::SegmentArgs),
     /// Prints the reward of each segment of given texts
     Score(benchmark::ScoreArgs),
+    /// Prints how much memory each stage needs, for rows as long as the settings allow
+    Memory,
     /// Prints every setting with its default
     Settings,
     /// Prints the tables of the paper
@@ -160,6 +162,7 @@ impl Cli {
             Command::Generate(args) => show::generate(&context, &args),
             Command::Segment(args) => show::segment(&context, &args),
             Command::Score(args) => benchmark::score(&context, &args),
+            Command::Memory => show::memory(&context),
             Command::Settings | Command::Reported => unreachable!("printed above"),
         }
     }

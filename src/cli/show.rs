@@ -12,11 +12,13 @@ use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::settings::Method;
-use crate::model::CausalLm;
+use crate::memory::{Bytes, Estimator, Need};
 use crate::model::generate::view_tokens;
+use crate::model::{CausalLm, ModelConfig};
 use crate::normalizer::location;
 use crate::report::reported;
 use crate::report::segments::SegmentedText;
+use crate::report::table::markdown;
 use crate::rng::{stream, streams};
 use crate::stage::context::Context;
 use crate::stage::fit_normalizer::NormalizerFile;
@@ -73,6 +75,34 @@ pub(super) fn colour() -> bool {
 /// Prints the tables of the paper.
 pub(super) fn reported() -> Result<(), Error> {
     out(&reported::reported().to_string())
+}
+
+/// Prints what each stage needs of memory, for rows as long as the settings allow.
+pub(super) fn memory(context: &Context) -> Result<(), Error> {
+    let Some(dir) = &context.model else {
+        return Err(Error::Usage(
+            "memory needs --model DIR: a folder with a config.json; nothing else in it is read"
+                .into(),
+        ));
+    };
+    let config = ModelConfig::from_dir(dir)?;
+    let needs = Estimator::new(&context.settings, &config).stages();
+    let parts: Vec<&str> =
+        vec!["trained weights", "optimizer", "gradients", "frozen weights", "activations"];
+    let row = |need: &Need| {
+        let part = |name: &&str| Bytes(need.part(name)).to_string();
+        let figures = parts.iter().map(part);
+        [need.stage.to_owned(), Bytes(need.total()).to_string()]
+            .into_iter()
+            .chain(figures)
+            .collect()
+    };
+    let rows: Vec<Vec<String>> = needs.iter().map(row).collect();
+    out(&markdown(&[&["stage", "all"], &parts[..]].concat(), &rows))?;
+    match context.device_name.free_memory() {
+        Some(free) => out(&format!("free on {}: {}", context.device_name.name(), Bytes(free))),
+        None => Ok(()),
+    }
 }
 
 /// The table, the paper's ordering of its methods, and one response before and after.

@@ -285,6 +285,14 @@ impl Store {
         lengths.max().unwrap_or(0)
     }
 
+    /// The tokens of the longest prompt, and of the longest response.
+    pub fn longest_parts(&self) -> (usize, usize) {
+        self.places
+            .iter()
+            .map(Place::parts)
+            .fold((0, 0), |(prompt, response), [p, a, b]| (prompt.max(p), response.max(a).max(b)))
+    }
+
     /// The row `i`, from 0.
     ///
     /// # Errors
@@ -337,6 +345,14 @@ impl<T: Clone + From<StoredRow>> Items<T> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The tokens of the longest prompt and of the longest response in the store, where there is one.
+    pub fn longest_parts(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Stored(store, _) => Some(store.longest_parts()),
+        }
     }
 
     /// The item `i`, from 0.

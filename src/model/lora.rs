@@ -79,7 +79,7 @@ impl LoraSettings {
     }
 
     /// Whether the parameter called `name` has an adapter.
-    fn adapts(&self, name: &str) -> bool {
+    pub(crate) fn adapts(&self, name: &str) -> bool {
         projection(name).is_some_and(|projection| {
             self.targets.iter().any(|target| target == ALL_LINEAR || target == projection)
         })

@@ -11,6 +11,8 @@ use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, StageFolder};
 use crate::experiment::settings::{Method, Settings};
+use crate::memory::{Estimator, Lengths, Need};
+use crate::model::ModelConfig;
 use crate::model::{CheckpointError, lora};
 use crate::rng::Fnv1a;
 
@@ -149,6 +151,29 @@ impl Context {
         }
         record.insert("settings".into(), settings.into());
         StageFolder::open(dir, &record)
+    }
+
+    /// Tells what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need`
+    /// of an estimator and the longest prompt and response, where `longest` knows them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Memory`] when the device has less free.
+    pub fn announce(
+        &self,
+        dir: &Path,
+        config: &ModelConfig,
+        longest: Option<(usize, usize)>,
+        need: impl FnOnce(Estimator<'_>, Lengths) -> Need,
+    ) -> Result<(), Error> {
+        let Some((prompt, response)) = longest else { return Ok(()) };
+        if dir.join("summary.json").exists() {
+            return Ok(());
+        }
+        let estimator = Estimator::new(&self.settings, config);
+        let need = need(estimator, Lengths { prompt, response });
+        self.progress.line(&need.to_string());
+        need.check(self.device_name.free_memory())
     }
 
     /// A stage's name on display.

@@ -197,12 +197,14 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         return Ok(summary);
     }
     let task = Task::open(context, Some(&reference_dir))?;
+    let config = ModelConfig::from_dir(&policy_dir)?;
+    let longest = task.longest_rollout(context)?;
+    context.announce(folder.dir(), &config, longest, |e, lengths| e.evaluate(lengths))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = settings.ppo.rows_at_once;
     let scorer =
         Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
     let policy = scorer.base().language_model(&policy_dir, context.frozen())?;
-    let config = ModelConfig::from_dir(&policy_dir)?;
     let evaluator = Evaluator::new(context, &task, &scorer)?;
     let stage = context.progress.stage(context.title("evaluate"), 2, 0);
     let before = evaluator.judge(&scorer.reference, &config)?;

@@ -11,6 +11,7 @@ use super::task::Task;
 use crate::error::Error;
 use crate::experiment::folder::{read_json, write_json};
 use crate::experiment::settings::{Method, NormalizerKind};
+use crate::model::ModelConfig;
 use crate::normalizer::{LocationStatistic, Normalizer, location, location_statistics};
 use crate::segmentation::Actions;
 
@@ -110,6 +111,9 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
         }
         return Ok(file);
     }
+    let config = ModelConfig::from_dir(&reference_dir)?;
+    let longest = pairs.train.longest_parts();
+    context.announce(folder.dir(), &config, longest, |e, lengths| e.fit_normalizer(lengths))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = 2 * settings.reward.rows_at_once;
     let scorer =

@@ -73,6 +73,10 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     settings.check_for_ppo()?;
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
+    let dir = context.method_dir(settings.method, "ppo");
+    let config = ModelConfig::from_dir(&reference_dir)?;
+    let longest = task.longest_rollout(context)?;
+    context.announce(&dir, &config, longest, |e, lengths| e.ppo(lengths))?;
     let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
     let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
     let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
@@ -84,7 +88,6 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     ];
     inputs.extend(context.data_fingerprints()?);
     let sections = ["method", "data", "segmentation", "lora", "sampling", "ppo", "evaluation"];
-    let dir = context.method_dir(settings.method, "ppo");
     let mut folder = context.open(dir, "ppo", &sections, &inputs)?;
     if let Some(summary) = folder.summary()? {
         return Ok(summary);

@@ -122,6 +122,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
+    let config = ModelConfig::from_dir(&reference_dir)?;
+    let longest = pairs.train.longest_parts();
+    context.announce(folder.dir(), &config, longest, |e, lengths| e.train_reward(lengths))?;
     let actions = method.reward_actions(settings.segmentation.entropy_cutoff);
     let tokenizer = &task.tokenizer;
     let segmenter =
@@ -129,7 +132,6 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let prepare = |pairs| Examples::new(context, &reference_dir, &segmenter, pairs);
     let (examples, held_out) = (prepare(&pairs.train)?, prepare(&pairs.held_out)?);
 
-    let config = ModelConfig::from_dir(&reference_dir)?;
     let model = context.trained_scalar_model(&reference_dir, None, "reward")?;
     let reward = &settings.reward;
     let epochs = Epochs { items: pairs.train.len(), epochs: reward.epochs, batch: reward.batch };

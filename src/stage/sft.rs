@@ -53,6 +53,11 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     }
     let task = Task::open(context, context.model.as_deref())?;
     let data = task.conversations(context)?;
+    if let Some(dir) = &context.model {
+        let config = ModelConfig::from_dir(dir)?;
+        let longest = data.train.longest_parts();
+        context.announce(folder.dir(), &config, longest, |e, lengths| e.sft(lengths))?;
+    }
     let (model, config) = match &context.model {
         Some(dir) => (context.trained_policy(dir, None)?, ModelConfig::from_dir(dir)?),
         None => {

@@ -221,6 +221,19 @@ impl Task {
         }
     }
 
+    /// The tokens of the longest prompt of the user's data, and of the longest response that a policy may give.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Data`].
+    pub(super) fn longest_rollout(
+        &self,
+        context: &Context,
+    ) -> Result<Option<(usize, usize)>, Error> {
+        let prompts = self.prompts(context)?.train;
+        Ok(prompts.longest_parts().map(|(prompt, _)| (prompt, self.new_tokens)))
+    }
+
     /// The truth about a response, where it is known.
     pub fn gold(&self, prompt: &[u32], response: &[u32]) -> Option<Gold> {
         match self.source {

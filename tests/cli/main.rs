@@ -10,6 +10,7 @@ mod export;
 #[cfg(unix)]
 mod full_disk;
 mod lora;
+mod memory;
 mod real_input;
 mod regressions;
 mod resume;

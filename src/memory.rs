@@ -1,0 +1,342 @@
+//! How much memory a stage will need, told before it runs.
+//!
+//! What is held is counted, not guessed: weights, gradients, moments, caches, and the tensors that a forward
+//! pass keeps for the backward pass. Allocators keep some of what was freed, so a measured peak is above the sum;
+//! the counts of kept tensors stand for the CPU backend and are checked against measured peaks by
+//! `cargo test --release --test memory -- --ignored`.
+
+use std::fmt;
+
+use crate::device::Checkpointing;
+use crate::error::Error;
+use crate::experiment::settings::Settings;
+use crate::model::ModelConfig;
+
+/// Bytes of a number that is trained, and of every number on the host.
+const WIDE: u64 = 4;
+/// The program with its tokenizer, and what the allocator keeps of what was freed.
+const PROGRAM: u64 = 70_000_000;
+
+/// The most that a stage holds at one time, part by part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The stage.
+    pub stage: &'static str,
+    /// What is held, and its bytes.
+    pub parts: Vec<(&'static str, u64)>,
+}
+
+impl Need {
+    /// All parts together, in bytes.
+    pub fn total(&self) -> u64 {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The bytes of one part.
+    pub fn part(&self, name: &str) -> u64 {
+        self.parts.iter().filter(|(part, _)| *part == name).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Refuses a stage that does not fit in `available` bytes, where that is known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Memory`].
+    pub fn check(&self, available: Option<u64>) -> Result<(), Error> {
+        match available {
+            Some(available) if available < self.total() => {
+                Err(Error::Memory { need: self.clone(), available: Bytes(available) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} needs about {}:", self.stage, Bytes(self.total()))?;
+        let mut parts: Vec<_> = self.parts.iter().filter(|(_, bytes)| *bytes > 0).collect();
+        parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let texts: Vec<String> =
+            parts.iter().map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
+        write!(f, " {}", texts.join(", "))
+    }
+}
+
+/// A number of bytes, on display.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 as f64 {
+            bytes if bytes < 1e9 => write!(f, "{:.0} MB", bytes / 1e6),
+            bytes => write!(f, "{:.1} GB", bytes / 1e9),
+        }
+    }
+}
+
+/// The longest rows that a stage will meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// Tokens of a prompt.
+    pub prompt: usize,
+    /// Tokens of a response.
+    pub response: usize,
+}
+
+/// What a decoder carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Model {
+    /// A table of logits.
+    Language,
+    /// One score.
+    Scalar,
+}
+
+/// What the estimates are made of.
+pub struct Estimator<'a> {
+    settings: &'a Settings,
+    config: &'a ModelConfig,
+}
+
+impl<'a> Estimator<'a> {
+    /// For a run with these settings on a model of this shape.
+    pub fn new(settings: &'a Settings, config: &'a ModelConfig) -> Self {
+        Self { settings, config }
+    }
+
+    /// Every stage, for rows as long as the settings allow.
+    pub fn stages(&self) -> Vec<Need> {
+        let Settings { data, sampling, .. } = self.settings;
+        let pairs = Lengths { prompt: data.prompt_tokens, response: data.response_tokens };
+        let rollouts = Lengths { response: sampling.max_new_tokens, ..pairs };
+        vec![
+            self.sft(pairs),
+            self.train_reward(pairs),
+            self.fit_normalizer(pairs),
+            self.ppo(rollouts),
+            self.evaluate(rollouts),
+        ]
+    }
+
+    /// `sft`.
+    pub fn sft(&self, lengths: Lengths) -> Need {
+        let sft = &self.settings.sft;
+        let mut parts = self.training_state(&[Model::Language], true);
+        parts.push(("frozen weights", self.base()));
+        let rows = sft.rows_at_once.min(sft.batch);
+        parts.push(("activations", self.training(rows, lengths, Model::Language)));
+        self.need("sft", parts)
+    }
+
+    /// `train-reward`: two rows a pair.
+    pub fn train_reward(&self, lengths: Lengths) -> Need {
+        let reward = &self.settings.reward;
+        let rows = 2 * reward.rows_at_once.min(reward.batch);
+        let mut training = self.training_state(&[Model::Scalar], true);
+        training.push(("frozen weights", self.base()));
+        training.push(("activations", self.training(rows, lengths, Model::Scalar)));
+        // The reference cuts the responses before the training starts.
+        let cutting = vec![
+            ("frozen weights", self.frozen(Model::Language)),
+            ("activations", self.reading(rows, lengths)),
+        ];
+        self.most("train-reward", [training, cutting])
+    }
+
+    /// `fit-normalizer`.
+    pub fn fit_normalizer(&self, lengths: Lengths) -> Need {
+        let rows = 2 * self.settings.reward.rows_at_once;
+        let parts =
+            vec![("frozen weights", self.scoring()), ("activations", self.reading(rows, lengths))];
+        self.need("fit-normalizer", parts)
+    }
+
+    /// `ppo`: policy and critic, reference and reward model.
+    pub fn ppo(&self, lengths: Lengths) -> Need {
+        let ppo = &self.settings.ppo;
+        let models = [Model::Language, Model::Scalar];
+        let rows = ppo.rows_at_once.min(ppo.minibatch);
+        let training = models.map(|model| self.training(rows, lengths, model));
+        let mut update = self.training_state(&models, true);
+        update.push(("frozen weights", self.scoring()));
+        update.push(("activations", training[0].max(training[1])));
+        // For rollouts, what is trained is cast once, where it is computed in another type.
+        let cast = match self.lora() || self.compute() == WIDE {
+            true => 0,
+            false => models.iter().map(|&model| self.frozen(model)).sum(),
+        };
+        let mut rollout = self.training_state(&models, false);
+        rollout.push(("frozen weights", self.scoring() + cast));
+        let reading = self.reading(ppo.rows_at_once, lengths);
+        rollout.push(("activations", self.generation(lengths).max(reading)));
+        self.most("ppo", [update, rollout])
+    }
+
+    /// `evaluate`: policy, reference and reward model.
+    pub fn evaluate(&self, lengths: Lengths) -> Need {
+        let policy = self.beside_reference(Model::Language);
+        let reading = self.reading(self.settings.ppo.rows_at_once, lengths);
+        let parts = vec![
+            ("frozen weights", policy + self.scoring()),
+            ("activations", self.generation(lengths).max(reading)),
+        ];
+        self.need("evaluate", parts)
+    }
+
+    /// Reference and reward model.
+    fn scoring(&self) -> u64 {
+        self.frozen(Model::Language) + self.beside_reference(Model::Scalar)
+    }
+
+    /// What adapters are trained over.
+    fn base(&self) -> u64 {
+        if self.lora() { self.frozen(Model::Language) } else { 0 }
+    }
+
+    fn need(&self, stage: &'static str, mut parts: Vec<(&'static str, u64)>) -> Need {
+        parts.push(("program", PROGRAM));
+        Need { stage, parts }
+    }
+
+    /// The phase that needs most.
+    fn most<const N: usize>(
+        &self,
+        stage: &'static str,
+        phases: [Vec<(&'static str, u64)>; N],
+    ) -> Need {
+        let total = |parts: &Vec<(&str, u64)>| parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        self.need(stage, phases.into_iter().max_by_key(total).unwrap_or_default())
+    }
+
+    fn lora(&self) -> bool {
+        self.settings.lora.rank > 0
+    }
+
+    /// Bytes of an activation.
+    fn compute(&self) -> u64 {
+        self.settings.precision.compute.dtype().size() as u64
+    }
+
+    /// Numbers of a language model, or of a scalar model: it has no table of logits.
+    fn numbers(&self, model: Model) -> u64 {
+        let all = u64::try_from(self.config.parameters()).unwrap_or(u64::MAX);
+        let table = (self.config.vocab_size * self.config.hidden_size) as u64;
+        match model {
+            Model::Scalar if !self.config.tie_word_embeddings => all - table,
+            _ => all,
+        }
+    }
+
+    /// Bytes of a model that is not trained.
+    fn frozen(&self, model: Model) -> u64 {
+        self.compute() * self.numbers(model)
+    }
+
+    /// Bytes of the models that are kept beside the reference, frozen: adapters share its weights.
+    fn beside_reference(&self, model: Model) -> u64 {
+        if self.lora() { 0 } else { self.frozen(model) }
+    }
+
+    /// Bytes of what is trained of a model.
+    fn trained(&self, model: Model) -> u64 {
+        if !self.lora() {
+            return WIDE * self.numbers(model);
+        }
+        let lora = &self.settings.lora;
+        let [d, f, q, kv] = self.widths();
+        let shapes = [
+            ("q_proj", d, q),
+            ("k_proj", d, kv),
+            ("v_proj", d, kv),
+            ("o_proj", q, d),
+            ("gate_proj", d, f),
+            ("up_proj", d, f),
+            ("down_proj", f, d),
+        ];
+        let adapted = shapes
+            .iter()
+            .filter(|(name, ..)| lora.adapts(&format!("model.layers.0.{name}.weight")))
+            .map(|(_, inputs, outputs)| inputs + outputs);
+        WIDE * lora.rank as u64 * self.config.layers as u64 * adapted.sum::<u64>()
+    }
+
+    /// What the models under training hold through a step: a gradient for each, and one more while that of a
+    /// further chunk of the minibatch is added.
+    fn training_state(&self, models: &[Model], gradients: bool) -> Vec<(&'static str, u64)> {
+        let all: u64 = models.iter().map(|&model| self.trained(model)).sum();
+        let largest = models.iter().map(|&model| self.trained(model)).max().unwrap_or(0);
+        vec![
+            ("trained weights", all),
+            ("optimizer", 2 * all),
+            ("gradients", if gradients { all + largest } else { 0 }),
+        ]
+    }
+
+    /// Widths of the residual stream, the MLP, all query heads and all key heads.
+    fn widths(&self) -> [u64; 4] {
+        let c = self.config;
+        [c.hidden_size, c.intermediate_size, c.heads * c.head_dim, c.kv_heads * c.head_dim]
+            .map(|n| n as u64)
+    }
+
+    /// Bytes that the forward pass of a layer keeps for the backward pass.
+    fn layer(&self, rows: u64, columns: u64) -> u64 {
+        let [d, f, q, _] = self.widths();
+        // The residual stream, normalized and scaled, twice; queries, keys and values of each head, and what they
+        // give; gate, its sigmoid and its product, the other half, and theirs.
+        let token = 6 * d + 4 * q + if self.config.family.has_gate() { 5 * f } else { 3 * f };
+        // Attention's scores, scaled, masked, and as probabilities.
+        let scores = 3 * self.config.heads as u64 * columns;
+        rows * columns * self.compute() * (token + scores)
+    }
+
+    /// Bytes of activations at the start of a backward pass.
+    fn training(&self, rows: usize, lengths: Lengths, model: Model) -> u64 {
+        let (rows, columns) = (rows as u64, (lengths.prompt + lengths.response) as u64);
+        let layers = self.config.layers as u64;
+        let layer = self.layer(rows, columns);
+        let kept = match self.settings.precision.checkpointing {
+            Checkpointing::Layers => {
+                layers * rows * columns * self.config.hidden_size as u64 * self.compute() + layer
+            }
+            Checkpointing::None | Checkpointing::Operations => layers * layer,
+        };
+        // Weights trained in f32 are cast for every pass.
+        let cast = match self.lora() || self.compute() == WIDE {
+            true => 0,
+            false => self.frozen(model),
+        };
+        let head = match model {
+            Model::Language => 5 * self.logits(rows, lengths),
+            Model::Scalar => 0,
+        };
+        kept + cast + head
+    }
+
+    /// Bytes of activations where nothing is kept: one layer, or the head.
+    fn reading(&self, rows: usize, lengths: Lengths) -> u64 {
+        let (rows, columns) = (rows as u64, (lengths.prompt + lengths.response) as u64);
+        self.layer(rows, columns).max(4 * self.logits(rows, lengths))
+    }
+
+    /// Bytes of one number for each token of the vocabulary at each token of a response. Reading makes four of
+    /// the logits: they, their log-probabilities, and two while entropies are made of these; training five, with
+    /// the slopes.
+    fn logits(&self, rows: u64, lengths: Lengths) -> u64 {
+        WIDE * rows * lengths.response as u64 * self.config.vocab_size as u64
+    }
+
+    /// The cache of a batch under generation, the keys and values that one layer reads of it, and the first pass.
+    fn generation(&self, lengths: Lengths) -> u64 {
+        let sampling = &self.settings.sampling;
+        let (rows, prompt) = (sampling.rows_at_once as u64, lengths.prompt as u64);
+        let columns = prompt + sampling.max_new_tokens as u64;
+        let [_, _, q, kv] = self.widths();
+        let cache = 2 * self.config.layers as u64 * rows * columns * kv * self.compute();
+        let read = 2 * rows * columns * (kv + q) * self.compute();
+        let logits = 2 * WIDE * rows * self.config.vocab_size as u64;
+        cache + (read + logits).max(self.layer(rows, prompt))
+    }
+}
