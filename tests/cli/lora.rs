@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use burn::tensor::Device;
+use segment_rlhf::model::CausalLm;
+use segment_rlhf::model::checkpoint::parameters;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -50,8 +53,16 @@ fn every_stage_trains_adapters_over_one_base_in_bf16() {
     let record = fs::read_to_string(run.join("segment/ppo/settings.toml")).unwrap();
     assert!(record.contains("dtype = \"bf16\"") && record.contains("rank = 2"), "{record}");
     assert!(summary(&run.join("segment/evaluation"))["after"]["win_rate"].is_number());
-    // A folder of adapters goes wherever a model goes.
+    // A folder of adapters goes wherever a model goes; exported, it is a whole model.
     let policy = run.join("segment/ppo/model");
+    let whole = run.join("exported");
+    let export = ["export", "--hf", whole.to_str().unwrap(), "--dtype", "f32"];
+    program(run, &export).ended_with(0);
+    assert!(
+        whole.join("model.safetensors").exists() && !whole.join("adapter_config.json").exists()
+    );
+    let merged = |dir: &Path| parameters(&CausalLm::load(dir, &Device::flex()).unwrap().0);
+    assert_eq!(merged(&whole), merged(&policy));
     let prompt = ["--model", policy.to_str().unwrap(), "--prompt", "How do I boil an egg?"];
     let said = program(run, &[&["generate"], &prompt[..]].concat()).ended_with(0).stdout;
     assert!(said.starts_with("User: How do I boil an egg?"), "{said}");
