@@ -281,15 +281,17 @@ impl<'a> Estimator<'a> {
             .map(|n| n as u64)
     }
 
-    /// Bytes that the forward pass of a layer keeps for the backward pass.
+    /// Bytes that the forward pass of a layer keeps for the backward pass. Norms and attention are computed in 32
+    /// bits whatever the type of the rest.
     fn layer(&self, rows: u64, columns: u64) -> u64 {
         let [d, f, q, _] = self.widths();
-        // The residual stream, normalized and scaled, twice; queries, keys and values of each head, and what they
-        // give; gate, its sigmoid and its product, the other half, and theirs.
-        let token = 6 * d + 4 * q + if self.config.family.has_gate() { 5 * f } else { 3 * f };
+        // Twice the residual stream, it normalized, and scaled; queries, keys, values, and what attention gives.
+        let wide = 6 * d + 4 * q;
+        // Gate, its sigmoid and its product, the other half, and the product of both.
+        let narrow = if self.config.family.has_gate() { 5 * f } else { 3 * f };
         // Attention's scores, scaled, masked, and as probabilities.
         let scores = 3 * self.config.heads as u64 * columns;
-        rows * columns * self.compute() * (token + scores)
+        rows * columns * (WIDE * (wide + scores) + self.compute() * narrow)
     }
 
     /// Bytes of activations at the start of a backward pass.

@@ -418,7 +418,12 @@ const MODEL: &[Row] = &[
         "CheckpointError::Tensors",
         2,
         &["tensors, but config.json says num_hidden_layers 10000000"],
-        |_| model(|dir| config("num_hidden_layers", 10_000_000.into())(dir)),
+        |_| {
+            let dir = llama();
+            config("num_hidden_layers", 10_000_000.into())(dir.path());
+            let model = dir.path().to_str().unwrap();
+            try_in_empty(&["segment", "--model", model, "--prompt", "a", "--response", "b"])
+        },
     ),
     (
         "CheckpointError::Tensors",
@@ -700,6 +705,20 @@ const SETTINGS: &[Row] = &[
     ("Error::Usage", 2, &["reward.margin_scale is 0.5, but no pair has scores: give"], |_| {
         model_and(|_| (), &["--set", "reward.margin_scale=0.5"])
     }),
+    (
+        "Error::Memory",
+        2,
+        &["sft needs about ", " are free; lower the stage's rows_at_once"],
+        |_| {
+            let model = llama();
+            let config = model.path().join("config.json");
+            let text = fs::read_to_string(&config).unwrap();
+            let large = text.replace("\"hidden_size\": 32", "\"hidden_size\": 16000000");
+            fs::write(config, large).unwrap();
+            let model = model.path().to_str().unwrap();
+            try_in_empty(&["sft", "--model", model, "--data", SENTENCES])
+        },
+    ),
     ("Error::Usage", 2, &["sft on --data needs --model DIR to start from"], |_| {
         try_in_empty(&["sft", "--data", SENTENCES])
     }),
@@ -1127,7 +1146,7 @@ const UNREACHABLE: &[(&str, &str)] = &[
     ("NormalizerError::LengthMismatch", "the stage passes as many x as y"),
     ("NormalizerError::OneLocation", "the stage then fits a scalar"),
     ("NormalizerError::InvalidEpsilon", "the stage passes 1.35"),
-    ("NormalizerError::NotConverged", "the Huber regression converges on finite rewards"),
+    ("NormalizerError::NotConverged", "the Huber regression settles on finite rewards, or nearly"),
     ("NormalizerError::InvalidLocation", "a location is 1 / a positive number of tokens"),
     ("SegmentationError::InvalidCutoff", "the settings refuse such cutoffs first"),
     ("SegmentationError::Empty", "a response has a token, and EOS alone is a segment"),

@@ -273,6 +273,21 @@ fn a_huge_epsilon_makes_huber_least_squares_but_for_the_ridge() {
 }
 
 #[test]
+fn points_that_mostly_lie_on_a_line_have_that_line() {
+    // Deviations of few responses: none where only one of them has a segment. σ then falls to 0, slowly.
+    let x: Vec<f64> = (1..=11).map(|k| (f64::from(k) / 11.0).ln()).collect();
+    for outliers in [&[3, 8][..], &[4, 6], &[5]] {
+        for (slope, intercept) in [(0.0, 0.0), (0.5, -1.0)] {
+            let mut y: Vec<f64> = x.iter().map(|x| slope * x + intercept).collect();
+            outliers.iter().for_each(|&i| y[i] += 0.7);
+            let (line, scale) = huber(&x, &y, HUBER_EPSILON).unwrap();
+            let found = [line.slope, line.intercept, scale];
+            assert_close(&found, &[slope, intercept, 0.0], tolerance::HUBER_ON_A_LINE);
+        }
+    }
+}
+
+#[test]
 fn the_huber_regression_settles_on_a_thousand_locations_at_any_scale_of_reward() {
     let mut draws = stream(7, "huber", 0);
     let x: Vec<f64> = (1..=1000).map(|p| (f64::from(p) / 1e3).ln()).collect();

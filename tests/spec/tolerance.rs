@@ -21,6 +21,9 @@ pub const BF16: f64 = 2e-2;
 /// are. Over 200 rows, transformers in bf16 is there 3 % of the outputs' length off, and 10 % in the worst.
 pub const BF16_LARGE_WEIGHTS: f64 = 6e-2;
 
+/// The Huber regression of points of which most lie on a line: its scale falls to 0 as 1 / steps.
+pub const HUBER_ON_A_LINE: f64 = 1e-4;
+
 /// Central differences in f64 at [`STEP`]: the cancellation of a loss of magnitude 1 alone is 1e-11.
 pub const FINITE_DIFFERENCE: f64 = 1e-8;
 
