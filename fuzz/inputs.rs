@@ -43,7 +43,7 @@ pub fn pairs(bytes: &[u8]) {
     }
     let path = fresh("data").with_extension("jsonl");
     fs::write(&path, bytes).unwrap();
-    let limits = Limits { prompt_tokens: 5, response_tokens: 4 };
+    let limits = Limits { prompt_tokens: 5, response_tokens: 4, total_tokens: 9 };
     TOKENIZER.with(|tokenizer| {
         let prompt = |prompt: &[u32]| assert!((1..=5).contains(&prompt.len()));
         let response = |response: &[u32]| {

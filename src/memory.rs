@@ -109,8 +109,11 @@ impl<'a> Estimator<'a> {
     /// Every stage, for rows as long as the settings allow.
     pub fn stages(&self) -> Vec<Need> {
         let Settings { data, sampling, .. } = self.settings;
-        let pairs = Lengths { prompt: data.prompt_tokens, response: data.response_tokens };
-        let rollouts = Lengths { response: sampling.max_new_tokens, ..pairs };
+        let response = data.response_tokens.min(data.total_tokens - 1);
+        let prompt = data.prompt_tokens.min(data.total_tokens - response);
+        let pairs = Lengths { prompt, response };
+        let rollouts =
+            Lengths { prompt: sampling.prompt_tokens, response: sampling.max_new_tokens };
         vec![
             self.sft(pairs),
             self.train_reward(pairs),

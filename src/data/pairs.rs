@@ -78,6 +78,8 @@ pub struct Limits {
     pub prompt_tokens: usize,
     /// The most tokens of a response, EOS among them; at least 2.
     pub response_tokens: usize,
+    /// The most tokens of a prompt and its response together; at least 2 more than a prompt's.
+    pub total_tokens: usize,
 }
 
 /// What was cut to fit the [`Limits`], and what was skipped.
@@ -182,7 +184,7 @@ pub fn read_pairs(
         let (_, rejected) = encoder.conversation(line, &messages, &rejected)?;
         let prompt = encoder.cut_prompt(prompt, counts);
         let [chosen, rejected] =
-            [chosen, rejected].map(|response| encoder.cut_response(response, counts));
+            [chosen, rejected].map(|ids| encoder.cut_response(prompt.len(), ids, counts));
         match chosen == rejected {
             true => Err(Refusal::Skip(Skip::Equal)),
             false => Ok(PreferencePair { prompt, chosen, rejected, score_gap }),
@@ -273,7 +275,9 @@ pub fn read_conversations(
             }
         };
         let (prompt, response) = encoder.conversation(line, &prompt, &response)?;
-        Ok((encoder.cut_prompt(prompt, counts), encoder.cut_response(response, counts)))
+        let prompt = encoder.cut_prompt(prompt, counts);
+        let response = encoder.cut_response(prompt.len(), response, counts);
+        Ok((prompt, response))
     };
     let (mut total, mut any) = (Counts::default(), false);
     for_each_row(path, CONVERSATION, read, |conversation, counts| {
@@ -439,6 +443,7 @@ impl<'a> Encoder<'a> {
         for (name, value, least) in [
             ("prompt tokens", limits.prompt_tokens, 1),
             ("response tokens", limits.response_tokens, 2),
+            ("prompt and response tokens together", limits.total_tokens, limits.prompt_tokens + 2),
         ] {
             if value < least {
                 return Err(DataError::Limit { name, value, least });
@@ -490,8 +495,9 @@ impl<'a> Encoder<'a> {
         ids
     }
 
-    fn cut_response(&self, mut ids: Vec<u32>, counts: &mut Counts) -> Vec<u32> {
-        let most = self.limits.response_tokens;
+    /// The response to a prompt that has been cut to `prompt` tokens.
+    fn cut_response(&self, prompt: usize, mut ids: Vec<u32>, counts: &mut Counts) -> Vec<u32> {
+        let most = self.limits.response_tokens.min(self.limits.total_tokens - prompt);
         if ids.len() > most {
             ids.truncate(most);
             ids[most - 1] = self.tokenizer.eos();
@@ -516,7 +522,7 @@ mod tests {
     use tempfile::TempDir;
 
     const FILE: &str = "data.jsonl";
-    const WIDE: Limits = Limits { prompt_tokens: 100, response_tokens: 100 };
+    const WIDE: Limits = Limits { prompt_tokens: 100, response_tokens: 100, total_tokens: 200 };
     const EOS: u32 = 1;
 
     /// The words `a` to `h` are 10 to 17, `S`, `U` and `A` open the turns of the roles.
@@ -680,16 +686,22 @@ mod tests {
     #[test]
     fn prompts_are_cut_at_the_left_and_responses_at_the_right() {
         let line = r#"{"prompt":"a b","chosen":"c d","rejected":"e f g"}"#;
-        let read = |prompt_tokens, response_tokens| {
-            let limits = Limits { prompt_tokens, response_tokens };
+        let read = |prompt_tokens, response_tokens, total_tokens| {
+            let limits = Limits { prompt_tokens, response_tokens, total_tokens };
             let (pairs, counts) =
                 with_file(line, |path| all_pairs(path, &tokenizer(), limits)).unwrap();
             (pairs[0].clone(), counts.cut_prompts, counts.cut_responses)
         };
         let full = pair(&[3, 10, 11, 4], &[12, 13, EOS], &[14, 15, 16, EOS]);
-        assert_eq!(read(4, 4), (full, 0, 0));
-        assert_eq!(read(3, 3), (pair(&[10, 11, 4], &[12, 13, EOS], &[14, 15, EOS]), 1, 1));
-        assert_eq!(read(1, 2), (pair(&[4], &[12, EOS], &[14, EOS]), 1, 2));
+        assert_eq!(read(4, 4, 8), (full.clone(), 0, 0));
+        assert_eq!(read(3, 3, 6), (pair(&[10, 11, 4], &[12, 13, EOS], &[14, 15, EOS]), 1, 1));
+        assert_eq!(read(1, 2, 3), (pair(&[4], &[12, EOS], &[14, EOS]), 1, 2));
+        // Both together: a response has what its prompt leaves.
+        let shorter = pair(&[3, 10, 11, 4], &[12, 13, EOS], &[14, 15, EOS]);
+        assert_eq!(read(4, 4, 7), (shorter, 0, 1));
+        let longer_prompts = pair(&[3, 10, 11, 4], &[12, EOS], &[14, EOS]);
+        assert_eq!(read(4, 100, 6), (longer_prompts, 0, 2));
+        assert_eq!(read(6, 100, 8), (full, 0, 0));
     }
 
     #[test]
@@ -815,7 +827,7 @@ mod tests {
         let skipped = Counts { empty: 3, equal: 2, parted: 1, ..Counts::default() };
         assert_eq!(counts, skipped);
         // What differs beyond the limit is the same within it, and no cut of a skipped row counts.
-        let limits = Limits { prompt_tokens: 2, response_tokens: 3 };
+        let limits = Limits { prompt_tokens: 2, response_tokens: 3, total_tokens: 5 };
         let line = format!("{}\n{}", texts("b c d", "b c e"), texts("b", "c"));
         let (pairs, counts) =
             with_file(line, |path| all_pairs(path, &tokenizer(), limits)).unwrap();
@@ -1042,7 +1054,7 @@ mod tests {
             (0, 2, "the limit of prompt tokens is 0; it must be at least 1"),
             (1, 1, "the limit of response tokens is 1; it must be at least 2"),
         ] {
-            let limits = Limits { prompt_tokens, response_tokens };
+            let limits = Limits { prompt_tokens, response_tokens, total_tokens: 9 };
             let error = all_pairs(Path::new("unread"), &tokenizer(), limits).unwrap_err();
             assert!(matches!(error, DataError::Limit { .. }));
             assert_eq!(error.to_string(), text);
@@ -1071,7 +1083,7 @@ mod tests {
     }
 
     fn read_all(bytes: &[u8]) {
-        let limits = Limits { prompt_tokens: 2, response_tokens: 2 };
+        let limits = Limits { prompt_tokens: 2, response_tokens: 2, total_tokens: 4 };
         with_file(bytes, |path| {
             let tokenizer = tokenizer();
             if let Ok((pairs, _)) = all_pairs(path, &tokenizer, limits) {

@@ -122,7 +122,9 @@ section! {
 }
 section! {
     /// The section `[data]`.
-    DataSettings { prompt_tokens: usize, response_tokens: usize, held_out_share: f64 }
+    DataSettings {
+        prompt_tokens: usize, response_tokens: usize, total_tokens: usize, held_out_share: f64,
+    }
 }
 section! {
     /// The section `[segmentation]`.
@@ -142,7 +144,8 @@ section! {
 section! {
     /// The section `[sampling]`.
     SamplingSettings {
-        temperature: f64, top_k: usize, top_p: f64, max_new_tokens: usize, rows_at_once: usize,
+        temperature: f64, top_k: usize, top_p: f64, prompt_tokens: usize, max_new_tokens: usize,
+        rows_at_once: usize,
     }
 }
 section! {
@@ -416,6 +419,7 @@ impl Settings {
             ("reward.batch", self.reward.batch),
             ("reward.rows_at_once", self.reward.rows_at_once),
             ("normalizer.pairs", self.normalizer.pairs),
+            ("sampling.prompt_tokens", self.sampling.prompt_tokens),
             ("sampling.max_new_tokens", self.sampling.max_new_tokens),
             ("sampling.rows_at_once", self.sampling.rows_at_once),
             ("ppo.iterations", self.ppo.iterations),
@@ -432,8 +436,11 @@ impl Settings {
         ];
         // A response holds a token and EOS.
         let counts = counts.map(|(key, count)| (key, count, 1));
-        let counts =
-            counts.into_iter().chain([("data.response_tokens", self.data.response_tokens, 2)]);
+        let data = &self.data;
+        let counts = counts.into_iter().chain([
+            ("data.response_tokens", data.response_tokens, 2),
+            ("data.total_tokens", data.total_tokens, data.prompt_tokens.saturating_add(2)),
+        ]);
         for (key, count, least) in counts {
             if !(least..=MOST).contains(&count) {
                 let expected = format!("expected a whole number from {least} to {MOST}");

@@ -60,6 +60,7 @@ impl Task {
         let limits = Limits {
             prompt_tokens: settings.prompt_tokens,
             response_tokens: settings.response_tokens,
+            total_tokens: settings.total_tokens,
         };
         let (tokenizer, positions) = match model_dir {
             None => (letters_tokenizer()?, usize::MAX),
@@ -97,7 +98,7 @@ impl Task {
         }
         Err(Error::Usage(format!(
             "a prompt with its response takes {longest} tokens, but the model was made for {positions} \
-             (max_position_embeddings): lower data.prompt_tokens, data.response_tokens or \
+             (max_position_embeddings): lower data.total_tokens, sampling.prompt_tokens or \
              sampling.max_new_tokens"
         )))
     }
@@ -110,10 +111,11 @@ impl Task {
     pub fn conversations(&self, context: &Context) -> Result<Split<Items<Conversation>>, Error> {
         match &self.source {
             Source::File { data, .. } => {
-                let (split, _) = self.stored(context, data, "conversations", 0, |writer| {
-                    let push = |conversation| writer.push(&StoredRow::from(conversation));
-                    pairs::read_conversations(data, &self.tokenizer, self.limits, push)
-                })?;
+                let (split, _) =
+                    self.stored(context, data, "conversations", self.limits, 0, |writer| {
+                        let push = |conversation| writer.push(&StoredRow::from(conversation));
+                        pairs::read_conversations(data, &self.tokenizer, self.limits, push)
+                    })?;
                 Ok(split)
             }
             Source::Letters => {
@@ -143,7 +145,7 @@ impl Task {
     /// [`Error::Data`].
     pub(super) fn file_pairs<T>(&self, context: &Context) -> Result<Option<Data<T>>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
-        let pairs = self.stored(context, data, "pairs", 0, |writer| {
+        let pairs = self.stored(context, data, "pairs", self.limits, 0, |writer| {
             let push = |pair| writer.push(&StoredRow::from(pair));
             pairs::read_pairs(data, &self.tokenizer, self.limits, push)
         })?;
@@ -158,13 +160,13 @@ impl Task {
         context: &Context,
         data: &Path,
         kind: &str,
+        limits: Limits,
         new_tokens: usize,
         fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
     ) -> Result<Data<T>, Error> {
-        let Limits { prompt_tokens, response_tokens } = self.limits;
         let mut hash = Fnv1a::default();
         hash.write(file_fingerprint(data)?.as_bytes());
-        hash.write(format!("{prompt_tokens} {response_tokens}").as_bytes());
+        hash.write(format!("{limits:?}").as_bytes());
         for name in TOKENIZER_FILES {
             let file = self.dir.as_ref().and_then(|dir| fs::read(dir.join(name)).ok());
             hash.write(&file.unwrap_or_default());
@@ -211,10 +213,13 @@ impl Task {
             }
             Source::File { data, prompts } => {
                 let path = prompts.as_ref().unwrap_or(data);
+                let prompt_tokens = context.settings.sampling.prompt_tokens;
+                let limits =
+                    Limits { prompt_tokens, response_tokens: 2, total_tokens: prompt_tokens + 2 };
                 let (split, _) =
-                    self.stored(context, path, "prompts", self.new_tokens, |writer| {
+                    self.stored(context, path, "prompts", limits, self.new_tokens, |writer| {
                         let push = |prompt| writer.push(&StoredRow::from(prompt));
-                        pairs::read_prompts(path, &self.tokenizer, self.limits, push)
+                        pairs::read_prompts(path, &self.tokenizer, limits, push)
                     })?;
                 Ok(split)
             }

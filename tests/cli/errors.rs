@@ -933,7 +933,7 @@ const RUN: &[Row] = &[
     (
         "Error::Usage",
         2,
-        &["(max_position_embeddings): lower data.prompt_tokens", "or sampling.max_new_tokens"],
+        &["(max_position_embeddings): lower data.total_tokens", "or sampling.max_new_tokens"],
         |ready| trained(ready, |_| (), &["ppo", "--set", "sampling.max_new_tokens=100000000"]),
     ),
     ("Error::Usage", 2, &["--response is empty; give at least one token"], |ready| {
