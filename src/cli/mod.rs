@@ -115,10 +115,10 @@ struct Common {
     /// reward model's
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
-    /// Preference pairs in JSON Lines or Parquet, in place of the embedded task
+    /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, in place of the embedded task
     #[arg(long, global = true, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Prompts for ppo and evaluate in JSON Lines or Parquet, in place of those of --data
+    /// Prompts for ppo and evaluate in such a file or folder, in place of those of --data
     #[arg(long, global = true, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// CPU threads of one tensor operation [default: 1 for reproduce, else all]

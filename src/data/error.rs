@@ -190,6 +190,14 @@ pub enum DataError {
         /// What a row is.
         expected: &'static str,
     },
+    /// A folder given as data holds none.
+    #[error(
+        "{path}: a folder without .parquet, .jsonl or .json files; name a file, or the folder of its parts"
+    )]
+    NoFiles {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A token limit is too small to hold anything.
     #[error("the limit of {name} is {value}; it must be at least {least}")]
     Limit {

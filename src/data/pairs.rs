@@ -37,7 +37,7 @@ use serde_json::Value;
 use super::chat::{Message, Role};
 use super::error::DataError;
 use super::fields::Fields;
-use super::rows::{Row, rows};
+use super::rows::{Row, files, rows};
 use super::store::prompt_hash;
 use super::tokenizer::Tokenizer;
 
@@ -303,7 +303,7 @@ fn for_each_row<T: Send>(
     read: impl Fn(&Fields, &mut Counts) -> Result<T, Refusal> + Sync,
     mut visit: impl FnMut(Option<T>, Counts) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    let read = |row: Result<Row, DataError>| {
+    let read = |(path, row): (&Path, Result<Row, DataError>)| {
         let mut counts = Counts::default();
         match read(&Fields::new(path, row?, layouts), &mut counts) {
             Ok(item) => Ok((Some(item), counts)),
@@ -311,18 +311,21 @@ fn for_each_row<T: Send>(
             Err(Refusal::Error(error)) => Err(error),
         }
     };
-    let mut rows = rows(path)?;
-    loop {
-        let block: Vec<_> = rows.by_ref().take(BLOCK).collect();
-        if block.is_empty() {
-            return Ok(());
-        }
-        let items: Vec<Result<_, DataError>> = block.into_par_iter().map(read).collect();
-        for item in items {
-            let (item, counts) = item?;
-            visit(item, counts)?;
+    for path in files(path)? {
+        let mut rows = rows(&path)?.map(|row| (&*path, row));
+        loop {
+            let block: Vec<_> = rows.by_ref().take(BLOCK).collect();
+            if block.is_empty() {
+                break;
+            }
+            let items: Vec<Result<_, DataError>> = block.into_par_iter().map(read).collect();
+            for item in items {
+                let (item, counts) = item?;
+                visit(item, counts)?;
+            }
         }
     }
+    Ok(())
 }
 
 /// A prompt with two responses, as texts.
@@ -1040,12 +1043,34 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_and_a_folder_are_errors() {
-        for path in ["no/such/file.jsonl", env!("CARGO_MANIFEST_DIR")] {
-            let error = all_pairs(Path::new(path), &tokenizer(), WIDE).unwrap_err();
-            assert!(matches!(error, DataError::Read { .. }));
-            assert!(error.to_string().starts_with(&format!("{path}: cannot be read (")));
+    fn a_missing_file_and_a_folder_without_data_are_errors() {
+        let path = "no/such/file.jsonl";
+        let error = all_pairs(Path::new(path), &tokenizer(), WIDE).unwrap_err();
+        assert!(matches!(error, DataError::Read { .. }));
+        assert!(error.to_string().starts_with(&format!("{path}: cannot be read (")));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let error = all_pairs(path, &tokenizer(), WIDE).unwrap_err();
+        assert!(matches!(error, DataError::NoFiles { path: named } if named == path));
+    }
+
+    #[test]
+    fn a_folder_is_its_parts_in_the_order_of_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |word| format!(r#"{{"prompt":"a","chosen":"{word}","rejected":"a"}}"#);
+        for (name, word) in
+            [("2.jsonl", "d"), ("1.jsonl", "b"), ("3.json", "e"), ("README.md", "?")]
+        {
+            let text = if name == "3.json" { format!("[{}]", line(word)) } else { line(word) };
+            std::fs::write(dir.path().join(name), text).unwrap();
         }
+        let (pairs, _) = all_pairs(dir.path(), &tokenizer(), WIDE).unwrap();
+        let chosen: Vec<u32> = pairs.iter().map(|pair| pair.chosen[0]).collect();
+        assert_eq!(chosen, [11, 13, 14]);
+        // An error names the part.
+        std::fs::write(dir.path().join("2.jsonl"), "{").unwrap();
+        let error = all_pairs(dir.path(), &tokenizer(), WIDE).unwrap_err();
+        let DataError::Json { path, line: 1, .. } = error else { panic!("{error}") };
+        assert_eq!(path, dir.path().join("2.jsonl"));
     }
 
     #[test]

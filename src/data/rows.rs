@@ -46,6 +46,31 @@ pub fn rows(path: &Path) -> Result<Rows, DataError> {
     Ok(Rows { source, failed: false })
 }
 
+/// The files that `path` names: itself, or where it is a folder its files whose names end in `.parquet`, `.jsonl`
+/// or `.json`, in the order of their names, as the parts of a published data set are.
+///
+/// # Errors
+///
+/// [`DataError::Read`], and [`DataError::NoFiles`] for a folder without such files.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let unreadable = |source| DataError::Read { path: path.into(), source };
+    let entries = path.read_dir().map_err(unreadable)?;
+    let mut files = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(unreadable)?;
+    let ends = ["parquet", "jsonl", "json"];
+    files.retain(|file| file.extension().is_some_and(|end| ends.iter().any(|known| end == *known)));
+    files.sort();
+    match files.is_empty() {
+        true => Err(DataError::NoFiles { path: path.into() }),
+        false => Ok(files),
+    }
+}
+
 /// An iterator over the rows of a file; nothing follows an error.
 pub struct Rows {
     source: Stream,

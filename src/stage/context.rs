@@ -7,6 +7,7 @@ use burn::tensor::Device;
 
 use crate::control::{Progress, Stop};
 use crate::data::error::DataError;
+use crate::data::rows::files;
 use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, StageFolder};
@@ -200,16 +201,17 @@ fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
     }
 }
 
-/// A fingerprint of the data file at `path`.
+/// A fingerprint of the data file at `path`, or of the files in a folder.
 ///
 /// # Errors
 ///
 /// [`Error::Data`] when it cannot be read.
 pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
     let mut hash = Fnv1a::default();
-    File::open(path)
-        .and_then(|file| hash.read(file))
-        .map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+    for path in files(path)? {
+        let read = File::open(&path).and_then(|file| hash.read(file));
+        read.map_err(|source| DataError::Read { path, source })?;
+    }
     Ok(format!("{:016x}", hash.finish()))
 }
 

@@ -226,6 +226,17 @@ const DATA: &[Row] = &[
             pairs(format!(r#"{{"prompt": {prompt}, "chosen": {side}, "rejected": {side}}}"#))
         },
     ),
+    (
+        "DataError::NoFiles",
+        2,
+        &["src: a folder without .parquet, .jsonl or .json files; name"],
+        |_| {
+            let model = llama();
+            let model = model.path().to_str().unwrap();
+            let src = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+            try_in_empty(&["train-reward", "--model", model, "--data", src])
+        },
+    ),
     ("DataError::NoPairs", 2, &["data.jsonl: no preference pairs; expected one a row"], |_| {
         data_file(b"", "train-reward")
     }),
