@@ -34,7 +34,8 @@
 //! | [`stage`] | one file a stage of the pipeline; each reads and writes a folder of the run |
 //! | [`benchmark`] | the public benchmarks: answers for their judges, RewardBench, win rates |
 //! | [`experiment`] | settings, run folders, checkpoints |
-//! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
+//! | [`memory`] | what each stage will need, told before it runs |
+| [`report`] | metrics, tables, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
 //! | [`statistics`] | means, variances, standard errors |
 //! | [`device`], [`rng`], [`control`], [`atomic`], [`bounds`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, ranges, every error |

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use crate::device::Checkpointing;
+use crate::device::{Checkpointing, DeviceName};
 use crate::error::Error;
 use crate::experiment::settings::Settings;
 use crate::model::ModelConfig;
@@ -98,12 +98,13 @@ enum Model {
 pub struct Estimator<'a> {
     settings: &'a Settings,
     config: &'a ModelConfig,
+    device: DeviceName,
 }
 
 impl<'a> Estimator<'a> {
     /// For a run with these settings on a model of this shape.
-    pub fn new(settings: &'a Settings, config: &'a ModelConfig) -> Self {
-        Self { settings, config }
+    pub fn new(settings: &'a Settings, config: &'a ModelConfig, device: DeviceName) -> Self {
+        Self { settings, config, device }
     }
 
     /// Every stage, for rows as long as the settings allow.
@@ -317,13 +318,22 @@ impl<'a> Estimator<'a> {
             Model::Language => 5 * self.logits(rows, lengths),
             Model::Scalar => 0,
         };
-        kept + cast + head
+        kept + cast + head + self.copy()
     }
 
     /// Bytes of activations where nothing is kept: one layer, or the head.
     fn reading(&self, rows: usize, lengths: Lengths) -> u64 {
         let (rows, columns) = (rows as u64, (lengths.prompt + lengths.response) as u64);
-        self.layer(rows, columns).max(4 * self.logits(rows, lengths))
+        self.layer(rows, columns).max(4 * self.logits(rows, lengths)) + self.copy()
+    }
+
+    /// The CPU multiplies in 32 bits, and makes a copy of the largest matrix for that.
+    fn copy(&self) -> u64 {
+        if self.device != DeviceName::Flex || self.compute() == WIDE {
+            return 0;
+        }
+        let [d, f, q, _] = self.widths();
+        WIDE * d * f.max(q).max(self.config.vocab_size as u64)
     }
 
     /// Bytes of one number for each token of the vocabulary at each token of a response. Reading makes four of
@@ -342,6 +352,6 @@ impl<'a> Estimator<'a> {
         let cache = 2 * self.config.layers as u64 * rows * columns * kv * self.compute();
         let read = 2 * rows * columns * (kv + q) * self.compute();
         let logits = 2 * WIDE * rows * self.config.vocab_size as u64;
-        cache + (read + logits).max(self.layer(rows, prompt))
+        cache + (read + logits).max(self.layer(rows, prompt)) + self.copy()
     }
 }

@@ -86,7 +86,7 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
         ));
     };
     let config = ModelConfig::from_dir(dir)?;
-    let needs = Estimator::new(&context.settings, &config).stages();
+    let needs = Estimator::new(&context.settings, &config, context.device_name).stages();
     let parts: Vec<&str> =
         vec!["trained weights", "optimizer", "gradients", "frozen weights", "activations"];
     let row = |need: &Need| {

@@ -171,7 +171,7 @@ impl Context {
         if dir.join("summary.json").exists() {
             return Ok(());
         }
-        let estimator = Estimator::new(&self.settings, config);
+        let estimator = Estimator::new(&self.settings, config, self.device_name);
         let need = need(estimator, Lengths { prompt, response });
         self.progress.line(&need.to_string());
         need.check(self.device_name.free_memory())
