@@ -35,7 +35,7 @@
 //! | [`benchmark`] | the public benchmarks: answers for their judges, RewardBench, win rates |
 //! | [`experiment`] | settings, run folders, checkpoints |
 //! | [`memory`] | what each stage will need, told before it runs |
-| [`report`] | metrics, tables, texts cut into segments, what the paper reports |
+//! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
 //! | [`statistics`] | means, variances, standard errors |
 //! | [`device`], [`rng`], [`control`], [`atomic`], [`bounds`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, ranges, every error |
