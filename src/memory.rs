@@ -1,9 +1,9 @@
 //! How much memory a stage will need, told before it runs.
 //!
-//! What is held is counted, not guessed: weights, gradients, moments, caches, and the tensors that a forward
-//! pass keeps for the backward pass. Allocators keep some of what was freed, so a measured peak is above the sum;
-//! the counts of kept tensors stand for the CPU backend and are checked against measured peaks by
-//! `cargo test --release --test memory -- --ignored`.
+//! What is held is counted: weights, gradients, moments, caches, and the tensors that a forward pass keeps for
+//! the backward pass. The counts stand for the CPU backend, where
+//! `cargo test --release --test cli -- --ignored --nocapture memory` compares them with measured peaks of models
+//! of three sizes.
 
 use std::fmt;
 
