@@ -13,27 +13,27 @@ use crate::experiment::settings::Settings;
 use crate::model::ModelConfig;
 
 /// Bytes of a number that is trained, and of every number on the host.
-const WIDE: u64 = 4;
+const WIDE: f64 = 4.0;
 /// The program with its tokenizer, and what the allocator keeps of what was freed.
-const PROGRAM: u64 = 70_000_000;
+const PROGRAM: f64 = 70e6;
 
 /// The most that a stage holds at one time, part by part.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Need {
     /// The stage.
     pub stage: &'static str,
     /// What is held, and its bytes.
-    pub parts: Vec<(&'static str, u64)>,
+    pub parts: Vec<(&'static str, f64)>,
 }
 
 impl Need {
     /// All parts together, in bytes.
-    pub fn total(&self) -> u64 {
+    pub fn total(&self) -> f64 {
         self.parts.iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// The bytes of one part.
-    pub fn part(&self, name: &str) -> u64 {
+    pub fn part(&self, name: &str) -> f64 {
         self.parts.iter().filter(|(part, _)| *part == name).map(|(_, bytes)| bytes).sum()
     }
 
@@ -42,7 +42,7 @@ impl Need {
     /// # Errors
     ///
     /// [`Error::Memory`].
-    pub fn check(&self, available: Option<u64>) -> Result<(), Error> {
+    pub fn check(&self, available: Option<f64>) -> Result<(), Error> {
         match available {
             Some(available) if available < self.total() => {
                 Err(Error::Memory { need: self.clone(), available: Bytes(available) })
@@ -55,8 +55,8 @@ impl Need {
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} needs about {}:", self.stage, Bytes(self.total()))?;
-        let mut parts: Vec<_> = self.parts.iter().filter(|(_, bytes)| *bytes > 0).collect();
-        parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let mut parts: Vec<_> = self.parts.iter().filter(|(_, bytes)| *bytes > 0.0).collect();
+        parts.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         let texts: Vec<String> =
             parts.iter().map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
         write!(f, " {}", texts.join(", "))
@@ -64,12 +64,12 @@ impl fmt::Display for Need {
 }
 
 /// A number of bytes, on display.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bytes(pub u64);
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bytes(pub f64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 as f64 {
+        match self.0 {
             bytes if bytes < 1e9 => write!(f, "{:.0} MB", bytes / 1e6),
             bytes => write!(f, "{:.1} GB", bytes / 1e9),
         }
@@ -168,7 +168,7 @@ impl<'a> Estimator<'a> {
         update.push(("activations", training[0].max(training[1])));
         // For rollouts, what is trained is cast once, where it is computed in another type.
         let cast = match self.lora() || self.compute() == WIDE {
-            true => 0,
+            true => 0.0,
             false => models.iter().map(|&model| self.frozen(model)).sum(),
         };
         let mut rollout = self.training_state(&models, false);
@@ -190,16 +190,16 @@ impl<'a> Estimator<'a> {
     }
 
     /// Reference and reward model.
-    fn scoring(&self) -> u64 {
+    fn scoring(&self) -> f64 {
         self.frozen(Model::Language) + self.beside_reference(Model::Scalar)
     }
 
     /// What adapters are trained over.
-    fn base(&self) -> u64 {
-        if self.lora() { self.frozen(Model::Language) } else { 0 }
+    fn base(&self) -> f64 {
+        if self.lora() { self.frozen(Model::Language) } else { 0.0 }
     }
 
-    fn need(&self, stage: &'static str, mut parts: Vec<(&'static str, u64)>) -> Need {
+    fn need(&self, stage: &'static str, mut parts: Vec<(&'static str, f64)>) -> Need {
         parts.push(("program", PROGRAM));
         Need { stage, parts }
     }
@@ -208,10 +208,13 @@ impl<'a> Estimator<'a> {
     fn most<const N: usize>(
         &self,
         stage: &'static str,
-        phases: [Vec<(&'static str, u64)>; N],
+        phases: [Vec<(&'static str, f64)>; N],
     ) -> Need {
-        let total = |parts: &Vec<(&str, u64)>| parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        self.need(stage, phases.into_iter().max_by_key(total).unwrap_or_default())
+        let total = |parts: &Vec<(&str, f64)>| parts.iter().map(|(_, bytes)| bytes).sum::<f64>();
+        self.need(
+            stage,
+            phases.into_iter().max_by(|a, b| total(a).total_cmp(&total(b))).unwrap_or_default(),
+        )
     }
 
     fn lora(&self) -> bool {
@@ -219,14 +222,14 @@ impl<'a> Estimator<'a> {
     }
 
     /// Bytes of an activation.
-    fn compute(&self) -> u64 {
-        self.settings.precision.compute.dtype().size() as u64
+    fn compute(&self) -> f64 {
+        self.settings.precision.compute.dtype().size() as f64
     }
 
     /// Numbers of a language model, or of a scalar model: it has no table of logits.
-    fn numbers(&self, model: Model) -> u64 {
-        let all = u64::try_from(self.config.parameters()).unwrap_or(u64::MAX);
-        let table = (self.config.vocab_size * self.config.hidden_size) as u64;
+    fn numbers(&self, model: Model) -> f64 {
+        let all = self.config.parameters() as f64;
+        let table = self.config.vocab_size as f64 * self.config.hidden_size as f64;
         match model {
             Model::Scalar if !self.config.tie_word_embeddings => all - table,
             _ => all,
@@ -234,17 +237,17 @@ impl<'a> Estimator<'a> {
     }
 
     /// Bytes of a model that is not trained.
-    fn frozen(&self, model: Model) -> u64 {
+    fn frozen(&self, model: Model) -> f64 {
         self.compute() * self.numbers(model)
     }
 
     /// Bytes of the models that are kept beside the reference, frozen: adapters share its weights.
-    fn beside_reference(&self, model: Model) -> u64 {
-        if self.lora() { 0 } else { self.frozen(model) }
+    fn beside_reference(&self, model: Model) -> f64 {
+        if self.lora() { 0.0 } else { self.frozen(model) }
     }
 
     /// Bytes of what is trained of a model.
-    fn trained(&self, model: Model) -> u64 {
+    fn trained(&self, model: Model) -> f64 {
         if !self.lora() {
             return WIDE * self.numbers(model);
         }
@@ -263,95 +266,95 @@ impl<'a> Estimator<'a> {
             .iter()
             .filter(|(name, ..)| lora.adapts(&format!("model.layers.0.{name}.weight")))
             .map(|(_, inputs, outputs)| inputs + outputs);
-        WIDE * lora.rank as u64 * self.config.layers as u64 * adapted.sum::<u64>()
+        WIDE * lora.rank as f64 * self.config.layers as f64 * adapted.sum::<f64>()
     }
 
     /// What the models under training hold through a step: a gradient for each, and one more while that of a
     /// further chunk of the minibatch is added.
-    fn training_state(&self, models: &[Model], gradients: bool) -> Vec<(&'static str, u64)> {
-        let all: u64 = models.iter().map(|&model| self.trained(model)).sum();
-        let largest = models.iter().map(|&model| self.trained(model)).max().unwrap_or(0);
+    fn training_state(&self, models: &[Model], gradients: bool) -> Vec<(&'static str, f64)> {
+        let all: f64 = models.iter().map(|&model| self.trained(model)).sum();
+        let largest = models.iter().map(|&model| self.trained(model)).fold(0.0, f64::max);
         vec![
             ("trained weights", all),
-            ("optimizer", 2 * all),
-            ("gradients", if gradients { all + largest } else { 0 }),
+            ("optimizer", 2.0 * all),
+            ("gradients", if gradients { all + largest } else { 0.0 }),
         ]
     }
 
     /// Widths of the residual stream, the MLP, all query heads and all key heads.
-    fn widths(&self) -> [u64; 4] {
+    fn widths(&self) -> [f64; 4] {
         let c = self.config;
         [c.hidden_size, c.intermediate_size, c.heads * c.head_dim, c.kv_heads * c.head_dim]
-            .map(|n| n as u64)
+            .map(|n| n as f64)
     }
 
     /// Bytes that the forward pass of a layer keeps for the backward pass. Norms and attention are computed in 32
     /// bits whatever the type of the rest.
-    fn layer(&self, rows: u64, columns: u64) -> u64 {
+    fn layer(&self, rows: f64, columns: f64) -> f64 {
         let [d, f, q, _] = self.widths();
         // Twice the residual stream, it normalized, and scaled; queries, keys, values, and what attention gives.
-        let wide = 6 * d + 4 * q;
+        let wide = 6.0 * d + 4.0 * q;
         // Gate, its sigmoid and its product, the other half, and the product of both.
-        let narrow = if self.config.family.has_gate() { 5 * f } else { 3 * f };
+        let narrow = if self.config.family.has_gate() { 5.0 * f } else { 3.0 * f };
         // Attention's scores, scaled, masked, and as probabilities.
-        let scores = 3 * self.config.heads as u64 * columns;
+        let scores = 3.0 * self.config.heads as f64 * columns;
         rows * columns * (WIDE * (wide + scores) + self.compute() * narrow)
     }
 
     /// Bytes of activations at the start of a backward pass.
-    fn training(&self, rows: usize, lengths: Lengths, model: Model) -> u64 {
-        let (rows, columns) = (rows as u64, (lengths.prompt + lengths.response) as u64);
-        let layers = self.config.layers as u64;
+    fn training(&self, rows: usize, lengths: Lengths, model: Model) -> f64 {
+        let (rows, columns) = (rows as f64, (lengths.prompt + lengths.response) as f64);
+        let layers = self.config.layers as f64;
         let layer = self.layer(rows, columns);
         let kept = match self.settings.precision.checkpointing {
             Checkpointing::Layers => {
-                layers * rows * columns * self.config.hidden_size as u64 * self.compute() + layer
+                layers * rows * columns * self.config.hidden_size as f64 * self.compute() + layer
             }
             Checkpointing::None | Checkpointing::Operations => layers * layer,
         };
         // Weights trained in f32 are cast for every pass.
         let cast = match self.lora() || self.compute() == WIDE {
-            true => 0,
+            true => 0.0,
             false => self.frozen(model),
         };
         let head = match model {
-            Model::Language => 5 * self.logits(rows, lengths),
-            Model::Scalar => 0,
+            Model::Language => 5.0 * self.logits(rows, lengths),
+            Model::Scalar => 0.0,
         };
         kept + cast + head + self.copy()
     }
 
     /// Bytes of activations where nothing is kept: one layer, or the head.
-    fn reading(&self, rows: usize, lengths: Lengths) -> u64 {
-        let (rows, columns) = (rows as u64, (lengths.prompt + lengths.response) as u64);
-        self.layer(rows, columns).max(4 * self.logits(rows, lengths)) + self.copy()
+    fn reading(&self, rows: usize, lengths: Lengths) -> f64 {
+        let (rows, columns) = (rows as f64, (lengths.prompt + lengths.response) as f64);
+        self.layer(rows, columns).max(4.0 * self.logits(rows, lengths)) + self.copy()
     }
 
     /// The CPU multiplies in 32 bits, and makes a copy of the largest matrix for that.
-    fn copy(&self) -> u64 {
+    fn copy(&self) -> f64 {
         if self.device != DeviceName::Flex || self.compute() == WIDE {
-            return 0;
+            return 0.0;
         }
         let [d, f, q, _] = self.widths();
-        WIDE * d * f.max(q).max(self.config.vocab_size as u64)
+        WIDE * d * f.max(q).max(self.config.vocab_size as f64)
     }
 
     /// Bytes of one number for each token of the vocabulary at each token of a response. Reading makes four of
     /// the logits: they, their log-probabilities, and two while entropies are made of these; training five, with
     /// the slopes.
-    fn logits(&self, rows: u64, lengths: Lengths) -> u64 {
-        WIDE * rows * lengths.response as u64 * self.config.vocab_size as u64
+    fn logits(&self, rows: f64, lengths: Lengths) -> f64 {
+        WIDE * rows * lengths.response as f64 * self.config.vocab_size as f64
     }
 
     /// The cache of a batch under generation, the keys and values that one layer reads of it, and the first pass.
-    fn generation(&self, lengths: Lengths) -> u64 {
+    fn generation(&self, lengths: Lengths) -> f64 {
         let sampling = &self.settings.sampling;
-        let (rows, prompt) = (sampling.rows_at_once as u64, lengths.prompt as u64);
-        let columns = prompt + sampling.max_new_tokens as u64;
+        let (rows, prompt) = (sampling.rows_at_once as f64, lengths.prompt as f64);
+        let columns = prompt + sampling.max_new_tokens as f64;
         let [_, _, q, kv] = self.widths();
-        let cache = 2 * self.config.layers as u64 * rows * columns * kv * self.compute();
-        let read = 2 * rows * columns * (kv + q) * self.compute();
-        let logits = 2 * WIDE * rows * self.config.vocab_size as u64;
+        let cache = 2.0 * self.config.layers as f64 * rows * columns * kv * self.compute();
+        let read = 2.0 * rows * columns * (kv + q) * self.compute();
+        let logits = 2.0 * WIDE * rows * self.config.vocab_size as f64;
         cache + (read + logits).max(self.layer(rows, prompt)) + self.copy()
     }
 }

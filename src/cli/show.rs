@@ -100,7 +100,9 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
     let rows: Vec<Vec<String>> = needs.iter().map(row).collect();
     out(&markdown(&[&["stage", "all"], &parts[..]].concat(), &rows))?;
     match context.device_name.free_memory() {
-        Some(free) => out(&format!("free on {}: {}", context.device_name.name(), Bytes(free))),
+        Some(free) => {
+            out(&format!("free on {}: {}", context.device_name.name(), Bytes(free as f64)))
+        }
         None => Ok(()),
     }
 }

@@ -174,7 +174,7 @@ impl Context {
         let estimator = Estimator::new(&self.settings, config, self.device_name);
         let need = need(estimator, Lengths { prompt, response });
         self.progress.line(&need.to_string());
-        need.check(self.device_name.free_memory())
+        need.check(self.device_name.free_memory().map(|free| free as f64))
     }
 
     /// A stage's name on display.
