@@ -34,6 +34,7 @@
 //! | [`stage`] | one file a stage of the pipeline; each reads and writes a folder of the run |
 //! | [`benchmark`] | the public benchmarks: answers for their judges, RewardBench, win rates |
 //! | [`experiment`] | settings, run folders, checkpoints |
+//! | [`grid`] | experiments: arms that differ in some settings, with several seeds; their schedule, results and statistics |
 //! | [`memory`] | what each stage will need, told before it runs |
 //! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
@@ -86,6 +87,7 @@ pub mod device;
 pub mod error;
 pub mod experiment;
 pub mod gae;
+pub mod grid;
 pub mod interpolation;
 pub mod kl;
 pub mod memory;

@@ -53,6 +53,12 @@ pub struct IterationMetrics {
     pub segment_tokens: f64,
     /// Share of responses that ended in EOS.
     pub eos_rate: f64,
+    /// Share of Σ |A| that lies on tokens with a true credit, over the batch; where the truth is known.
+    pub cause_advantage_share: Option<f64>,
+    /// Share of tokens that have a true credit: what the share of |A| would be if all |A| were equal.
+    pub cause_token_share: Option<f64>,
+    /// Pearson's correlation of A with the true credit over the batch's tokens.
+    pub credit_correlation: Option<f64>,
     /// Global norm of the policy's gradient before the clip, mean over optimizer steps.
     pub actor_gradient_norm: f64,
     /// Global norm of the critic's gradient before the clip, mean over optimizer steps.

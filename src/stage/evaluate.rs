@@ -30,6 +30,10 @@ pub struct Evaluation {
     pub win_rate: Option<f64>,
     /// Its standard error.
     pub win_rate_error: Option<f64>,
+    /// The win rate at equal lengths in tokens ([`length_control`](crate::benchmark::length_control)).
+    pub length_controlled_win_rate: Option<f64>,
+    /// Its standard error, over responses.
+    pub length_controlled_error: Option<f64>,
     /// KL from the reference (k1), nats a response.
     pub kl: f64,
     /// Tokens of a response, EOS included.
@@ -120,6 +124,8 @@ impl<'a> Evaluator<'a> {
             sequence_score_error: by_prompt(&sequence),
             win_rate: None,
             win_rate_error: None,
+            length_controlled_win_rate: None,
+            length_controlled_error: None,
             kl: mean(kl),
             tokens: mean(responses.iter().map(|r| r.len() as f64)),
             segments: mean(scored.iter().map(|s| s.segments.len() as f64)),

@@ -52,12 +52,14 @@ struct State {
     last: Option<Evaluation>,
 }
 
-/// One line of `evaluations.jsonl`.
-#[derive(Serialize)]
-struct EvaluationLine<'a> {
-    iteration: usize,
+/// One line of `evaluations.jsonl`: the policy on held-out prompts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationLine {
+    /// Iterations done: 0 is the SFT model.
+    pub iteration: usize,
+    /// What the policy was worth then.
     #[serde(flatten)]
-    evaluation: &'a Evaluation,
+    pub evaluation: Evaluation,
 }
 
 const STATE: &str = "state.json";
@@ -262,7 +264,7 @@ impl<'a> Ppo<'a> {
     fn evaluate(&mut self, log: &mut Log) -> Result<(), Error> {
         let model = self.policy.model().inference();
         let evaluation = self.evaluator.judge(&model, &self.config)?.evaluation;
-        log.write(&EvaluationLine { iteration: self.done, evaluation: &evaluation })?;
+        log.write(&EvaluationLine { iteration: self.done, evaluation: evaluation.clone() })?;
         self.state.evaluations = log.lines();
         if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
             self.state.best = Some((self.done, evaluation.clone()));

@@ -34,12 +34,35 @@ pub struct Summary {
     pub gold_accuracy: Option<f64>,
     /// Spearman's rank correlation of segment rewards with the true credit of their tokens.
     pub rank_correlation: Option<f64>,
+    /// The same over clauses: the sums of the rewards of the segments that start in a clause.
+    pub clause_correlation: Option<f64>,
+    /// The same over the segments that start at a topic word.
+    pub topic_correlation: Option<f64>,
+    /// The same over the segments that start at a quality word.
+    pub quality_correlation: Option<f64>,
+    /// Share of segment starts that are true phrase starts.
+    pub boundary_precision: Option<f64>,
+    /// Share of true phrase starts that are segment starts.
+    pub boundary_recall: Option<f64>,
     /// F1 of segment starts against true phrase starts.
     pub boundary_f1: Option<f64>,
+    /// How often the model is right, by how sure it is; the surest pairs last.
+    pub calibration: Vec<Calibration>,
     /// Mean segments of a response.
     pub segments: f64,
     /// Mean tokens of a segment.
     pub segment_tokens: f64,
+}
+
+/// Held-out pairs that the model is about as sure of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Mean of σ(e_φ difference) for the response that scores higher: the predicted chance that it was chosen.
+    pub predicted: f64,
+    /// Share of the pairs in which it was chosen; ties count half.
+    pub observed: f64,
+    /// Pairs.
+    pub pairs: usize,
 }
 
 /// Pairs whose responses are cut into segments: before training where that takes the reference model's
@@ -262,11 +285,18 @@ fn evaluate(
         }
     }
     let share = |right: f64, of: usize| right / of.max(1) as f64;
+    let known = (!truth.is_empty()).then(|| boundaries.score());
     Ok(Summary {
         accuracy: share(right, count),
         gold_accuracy: (gold_known == count).then(|| share(gold_right, gold_decided)),
         rank_correlation: spearman(&learned, &truth),
-        boundary_f1: (!truth.is_empty()).then(|| boundaries.score().f1),
+        clause_correlation: None,
+        topic_correlation: None,
+        quality_correlation: None,
+        boundary_precision: known.map(|score| score.precision),
+        boundary_recall: known.map(|score| score.recall),
+        boundary_f1: known.map(|score| score.f1),
+        calibration: Vec::new(),
         segments: segments as f64 / (2 * count) as f64,
         segment_tokens: segment_tokens as f64 / segments.max(1) as f64,
     })

@@ -1,0 +1,3 @@
+//! Grids of experiments: arms that differ in some settings, run with several seeds.
+
+pub mod results;

@@ -1,0 +1,159 @@
+//! What a grid of experiments gave: `results.json`, the same to the last bit however often the run was killed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::experiment::settings::Method;
+use crate::report::metrics::IterationMetrics;
+use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::{evaluate, policy, preferences, reward};
+
+/// The layout of `grid.json` and `results.json` that this version writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// All experiments of a grid, and the cells that they share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// [`FORMAT`] of the program that wrote it.
+    pub format: u32,
+    /// The program's version.
+    pub version: String,
+    /// The device.
+    pub device: String,
+    /// The experiments, in the order of their files.
+    pub experiments: Vec<Experiment>,
+    /// Each cell once, in the order of the experiments that name it first.
+    pub cells: Vec<Cell>,
+}
+
+/// One table or figure: arms that differ in some settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Experiment {
+    /// The stem of its file.
+    pub name: String,
+    /// What it shows.
+    pub title: String,
+    /// What to know about it.
+    pub note: Option<String>,
+    /// The paper's table that it stands beside.
+    pub paper_table: Option<u32>,
+    /// Its rows.
+    pub arms: Vec<Arm>,
+}
+
+/// One row of an experiment: settings, run with every seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arm {
+    /// Its name in the experiment.
+    pub name: String,
+    /// Whether the paper has no such arm.
+    pub ours: bool,
+    /// Its method.
+    pub method: Method,
+    /// The settings that make it what it is, over the experiment's base.
+    pub settings: toml::Table,
+    /// The ids of its cells, one a seed, in the order of the seeds.
+    pub cells: Vec<String>,
+}
+
+/// One arm with one seed. Arms with the same settings share it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// The hash of its resolved settings and inputs.
+    pub id: String,
+    /// The seed.
+    pub seed: u64,
+    /// How far it is.
+    pub state: State,
+}
+
+impl Cell {
+    /// Its figures, if it is finished.
+    pub fn figures(&self) -> Option<&Figures> {
+        match &self.state {
+            State::Finished(figures) => Some(figures),
+            _ => None,
+        }
+    }
+}
+
+/// How far a cell is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Some of its stages are still to run.
+    Pending,
+    /// All stages are finished.
+    Finished(Box<Figures>),
+    /// A stage ended with an error.
+    Failed {
+        /// The stage.
+        stage: String,
+        /// The error.
+        error: String,
+    },
+    /// A file of a finished stage cannot be read.
+    Corrupt {
+        /// The error, which names the file.
+        error: String,
+    },
+}
+
+/// The figures of a finished cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// The embedded task's pairs; absent with the user's data.
+    pub preferences: Option<preferences::Summary>,
+    /// The reward model on held-out pairs.
+    pub reward: reward::Summary,
+    /// The normalizer; `statistics` is left empty here.
+    pub normalizer: NormalizerFile,
+    /// The policy during training.
+    pub policy: policy::Summary,
+    /// The policy against the SFT model.
+    pub evaluation: evaluate::Summary,
+    /// One value an iteration, over its rollouts.
+    pub curve: Curve,
+    /// Held-out evaluations during training, the SFT model's (iteration 0) first.
+    pub evaluations: Vec<policy::EvaluationLine>,
+}
+
+/// Columns of `metrics.jsonl`, whose docs define them: [`IterationMetrics`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the glossary is IterationMetrics
+pub struct Curve {
+    pub gold: Vec<Option<f64>>,
+    pub sequence_score: Vec<f64>,
+    pub kl_k1: Vec<f64>,
+    pub entropy: Vec<f64>,
+    pub response_tokens: Vec<f64>,
+    pub segments: Vec<f64>,
+    pub eos_rate: Vec<f64>,
+    pub clip_fraction: Vec<f64>,
+    pub explained_variance: Vec<Option<f64>>,
+    pub cause_advantage_share: Vec<Option<f64>>,
+    pub cause_token_share: Vec<Option<f64>>,
+    pub credit_correlation: Vec<Option<f64>>,
+}
+
+impl Curve {
+    /// The columns of these lines.
+    pub fn of(lines: &[IterationMetrics]) -> Self {
+        fn column<T>(lines: &[IterationMetrics], of: impl Fn(&IterationMetrics) -> T) -> Vec<T> {
+            lines.iter().map(of).collect()
+        }
+        Self {
+            gold: column(lines, |l| l.gold),
+            sequence_score: column(lines, |l| l.sequence_score),
+            kl_k1: column(lines, |l| l.kl_k1),
+            entropy: column(lines, |l| l.entropy),
+            response_tokens: column(lines, |l| l.response_tokens),
+            segments: column(lines, |l| l.segments),
+            eos_rate: column(lines, |l| l.eos_rate),
+            clip_fraction: column(lines, |l| l.clip_fraction),
+            explained_variance: column(lines, |l| l.explained_variance),
+            cause_advantage_share: column(lines, |l| l.cause_advantage_share),
+            cause_token_share: column(lines, |l| l.cause_token_share),
+            credit_correlation: column(lines, |l| l.credit_correlation),
+        }
+    }
+}
