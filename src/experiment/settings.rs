@@ -184,6 +184,7 @@ pub struct PpoSettings {
     pub rows_at_once: usize,
     pub epochs: usize,
     pub interpolation: Interpolation,
+    pub length_neutral: bool,
     pub kl_coefficient: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_target: Option<f64>,
