@@ -25,14 +25,15 @@ use std::fs;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use toml::{Spanned, Table, Value};
 
+use super::results::FORMAT;
 use crate::experiment::settings::{Settings, SettingsError, line_at, merge};
 
 /// An experiment, with the settings of every arm resolved but for the seed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Planned {
     /// The stem of its file.
     pub name: String,
@@ -47,7 +48,7 @@ pub struct Planned {
 }
 
 /// One row of an experiment.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedArm {
     /// Its name, with its place on each axis.
     pub name: String,
@@ -84,6 +85,35 @@ pub enum GridError {
     /// A base file, the user's settings, or those of an arm were refused.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// A folder without a grid.
+    #[error("{dir}: no grid.json; name the folder that `segment-rlhf ablate` wrote into")]
+    NoGrid {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A grid that another version of the program wrote.
+    #[error(
+        "{path}: format {found}, but this program reads format {FORMAT}; use the program that wrote it, or another --run"
+    )]
+    OtherFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Cells ended with errors; the others are finished.
+    #[error(
+        "{failed} of {of} cells failed, the first one with: {first}\nrun the same command again to try them again; \
+         `segment-rlhf status` tells all"
+    )]
+    Cells {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        of: usize,
+        /// The first error.
+        first: String,
+    },
     /// Neither arms, nor axes, nor other files.
     #[error(
         "{path}: no experiment; give [arms] or [axes], or include = [\"FILE\"] with other experiment files"
