@@ -65,7 +65,7 @@ impl Stage {
             Self::Sft => &["model", "lora", "task.letters", "data", "sft"],
             Self::Preferences => {
                 &["task.pairs", "task.held_out_pairs", "task.label_temperature", "sampling"]
-            },
+            }
             Self::TrainReward => &["data", "segmentation", "lora", "reward"],
             Self::FitNormalizer => &["method", "data", "segmentation", "normalizer", "sampling"],
             Self::Ppo => {
