@@ -23,7 +23,7 @@ use crate::rng::{stream, streams};
 use crate::stage::context::Context;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::pipeline::Stage;
-use crate::stage::reproduce::{Results, cell_context, table};
+use crate::grid::reproduce::{Results, cell_context, table};
 use crate::stage::score::{Scorer, Segmenter};
 use crate::stage::task::{Task, model_tokenizer};
 

@@ -12,6 +12,7 @@ pub mod ablate;
 pub mod estimate;
 pub mod file;
 pub mod plan;
+pub mod reproduce;
 pub mod results;
 pub mod schedule;
 

@@ -8,10 +8,11 @@ use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
+use segment_rlhf::grid::reproduce;
 use segment_rlhf::stage::score::{Scorer, Segmenter};
 use segment_rlhf::stage::task::Task;
 use segment_rlhf::stage::{
-    Context, Stage, fit_normalizer, policy, preferences, reproduce, reward, sft,
+    Context, Stage, fit_normalizer, policy, preferences, reward, sft,
 };
 use serde::de::DeserializeOwned;
 
