@@ -10,21 +10,16 @@ use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
 use segment_rlhf::stage::score::{Scorer, Segmenter};
 use segment_rlhf::stage::task::Task;
-use segment_rlhf::stage::{Context, fit_normalizer, policy, preferences, reproduce, reward, sft};
-use serde::de::DeserializeOwned;
+use segment_rlhf::stage::{
+    Context, Stage, fit_normalizer, policy, preferences, reproduce, reward, sft,
+};
 
 use crate::support::{context, pipeline};
 
 fn metrics(context: &Context) -> Vec<IterationMetrics> {
-    let path = context.method_dir(context.settings.method, "ppo").join("metrics.jsonl");
+    let path = context.dir(Stage::Ppo).join("metrics.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// What a finished stage of the run's method says of itself.
-fn summary<T: DeserializeOwned>(context: &Context, stage: &str) -> T {
-    let path = context.method_dir(context.settings.method, stage).join("summary.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 #[test]
@@ -48,7 +43,7 @@ fn the_first_optimizer_step_of_an_iteration_has_ratio_one() {
 fn where_the_truth_is_known_rewards_and_advantages_are_compared_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let context = pipeline(dir.path(), &["method=token", "task.held_out_pairs=25"]);
-    let reward: reward::Summary = summary(&context, "reward");
+    let reward = reward::run(&context).unwrap(); // finished: read again
     // Of topic and quality words an untrained model writes too few.
     assert!(reward.rank_correlation.is_some() && reward.clause_correlation.is_some());
     let sizes: Vec<usize> = reward.calibration.iter().map(|group| group.pairs).collect();
@@ -135,7 +130,7 @@ fn the_best_policy_is_kept_beside_the_last() {
     reward::run(&context).unwrap();
     fit_normalizer::run(&context).unwrap();
     let summary = policy::run(&context).unwrap();
-    let folder = context.method_dir(Method::Token, "ppo");
+    let folder = context.dir(Stage::Ppo);
     let fingerprint = |dir: &Path| {
         let (model, _) = CausalLm::load(dir, &context.device).unwrap();
         checkpoint::fingerprint(&model)
