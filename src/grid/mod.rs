@@ -1,3 +1,4 @@
 //! Grids of experiments: arms that differ in some settings, run with several seeds.
 
+pub mod analysis;
 pub mod results;
