@@ -6,6 +6,7 @@ use crate::benchmark::BenchmarkError;
 use crate::data::error::DataError;
 use crate::experiment::folder::FolderError;
 use crate::experiment::settings::SettingsError;
+use crate::grid::file::GridError;
 use crate::memory::{Bytes, Need};
 use crate::model::CheckpointError;
 use crate::model::optim::NonFinite;
@@ -19,6 +20,9 @@ pub enum Error {
     /// Settings were refused.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// An experiment file was refused.
+    #[error(transparent)]
+    Grid(#[from] GridError),
     /// Data or a tokenizer was refused.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -557,3 +557,16 @@ impl Normalizer {
         normalizer.check(1.0).map(|()| normalizer)
     }
 }
+/// The rewards r̂ of a response's T actions, each divided by T: their sum is then the average that E3 trains.
+///
+/// Ours, not the paper's (deviation D30): E3 learns an average while PPO maximises a sum, so that a policy better than
+/// average earns by every further action.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(segment_rlhf::normalizer::length_neutral(&[1.0, 3.0]), [0.5, 1.5]);
+/// ```
+pub fn length_neutral(rewards: &[f64]) -> Vec<f64> {
+    rewards.iter().map(|reward| reward / rewards.len() as f64).collect()
+}

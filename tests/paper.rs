@@ -13,7 +13,7 @@ use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::report::reported::{Source, Subject, reported};
 use segment_rlhf::segmentation::Actions;
-use segment_rlhf::stage::{Context, fit_normalizer, policy, preferences, reward, sft};
+use segment_rlhf::stage::{Context, Stage, fit_normalizer, policy, preferences, reward, sft};
 
 const PAGES: [&str; 3] = ["paper/equations.md", "paper/notation.md", "paper/deviations.md"];
 
@@ -542,7 +542,7 @@ fn the_adaptive_controller_observes_the_kl_of_a_response() {
     reward::run(&context).unwrap();
     fit_normalizer::run(&context).unwrap();
     policy::run(&context).unwrap();
-    let path = context.method_dir(Method::Segment, "ppo").join("metrics.jsonl");
+    let path = context.dir(Stage::Ppo).join("metrics.jsonl");
     let text = fs::read_to_string(path).unwrap();
     let lines: Vec<IterationMetrics> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -22,6 +22,7 @@ use crate::report::table::markdown;
 use crate::rng::{stream, streams};
 use crate::stage::context::Context;
 use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::pipeline::Stage;
 use crate::stage::reproduce::{Results, cell_context, table};
 use crate::stage::score::{Scorer, Segmenter};
 use crate::stage::task::{Task, model_tokenizer};
@@ -143,7 +144,7 @@ pub(super) fn results(context: &Context, results: &Results, took: Duration) -> R
 
 /// Writes responses to a prompt.
 pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Error> {
-    let policy = context.method_dir(context.settings.method, "ppo").join("model");
+    let policy = context.dir(Stage::Ppo).join("model");
     let use_policy = !args.reference && context.model.is_none() && policy.exists();
     let dir = if use_policy { policy } else { context.reference_dir()? };
     let tokenizer = model_tokenizer(&dir)?;
@@ -236,7 +237,7 @@ fn segmented(
     }
     let scorer = Scorer::load(context, ends, stops, 1)?;
     let scored = scorer.score(&rows, 0)?.remove(0);
-    let file = context.method_dir(settings.method, "normalizer").join("normalizer.json");
+    let file = context.dir(Stage::FitNormalizer).join("normalizer.json");
     let normalized = if file.exists() {
         let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
         normalizer.check(location(0, scored.rewards.len()))?; // a text may be longer than any rollout

@@ -184,6 +184,7 @@ pub struct PpoSettings {
     pub rows_at_once: usize,
     pub epochs: usize,
     pub interpolation: Interpolation,
+    pub length_neutral: bool,
     pub kl_coefficient: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_target: Option<f64>,
@@ -335,6 +336,26 @@ impl Settings {
                 let origin = origin(&key, overlays, sets);
                 Err(SettingsError::Range { origin, key, problem })
             }
+        }
+    }
+
+    /// These settings with `changes` over them, section by section; `origin` names the changes in errors.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError`].
+    pub fn with(&self, origin: &str, changes: &toml::Table) -> Result<Self, SettingsError> {
+        let origin = origin.to_owned();
+        let mut table = toml::Table::try_from(self).expect("settings serialise");
+        merge(&mut table, changes.clone());
+        match Self::deserialize(table) {
+            Err(error) => {
+                Err(SettingsError::Toml { origin, message: error.to_string().trim().to_owned() })
+            }
+            Ok(settings) => match settings.problem() {
+                None => Ok(settings),
+                Some((key, problem)) => Err(SettingsError::Range { origin, key, problem }),
+            },
         }
     }
 
@@ -576,7 +597,7 @@ fn refused_line(table: &toml::Table, text: &str) -> Option<usize> {
 }
 
 /// The line, from 1, that holds the byte `at` of `text`.
-fn line_at(text: &str, at: usize) -> usize {
+pub(crate) fn line_at(text: &str, at: usize) -> usize {
     1 + text.as_bytes()[..at.min(text.len())].iter().filter(|&&byte| byte == b'\n').count()
 }
 
@@ -616,7 +637,7 @@ fn key_line(text: &str, path: &[&str]) -> Option<usize> {
 }
 
 /// Lays `over` over `table`, section by section.
-fn merge(table: &mut toml::Table, over: toml::Table) {
+pub(crate) fn merge(table: &mut toml::Table, over: toml::Table) {
     for (key, value) in over {
         match (table.get_mut(&key), value) {
             (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),

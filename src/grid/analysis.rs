@@ -444,7 +444,7 @@ pub enum Column {
     HeldOutGold,
     /// e_φ on held-out prompts.
     HeldOutSequenceScore,
-    /// Win rate over the SFT model on held-out prompts.
+    /// Win rate over the SFT model on held-out prompts; ½ for that model itself.
     WinRate,
     /// The same at equal lengths.
     LengthControlledWinRate,
@@ -483,9 +483,13 @@ impl Column {
         let known = |column: &[Option<f64>]| {
             column.iter().enumerate().filter_map(|(i, value)| Some((i, (*value)?))).collect()
         };
-        let held_out = |of: fn(&Evaluation) -> Option<f64>| {
+        let held_out = |of: fn(&Evaluation) -> Option<f64>| -> BTreeMap<usize, f64> {
             let lines = figures.evaluations.iter();
             lines.filter_map(|line| Some((line.iteration, of(&line.evaluation)?))).collect()
+        };
+        let won = |of: fn(&Evaluation) -> Option<f64>| {
+            let against_itself = figures.evaluations.first().map(|_| (0, 0.5));
+            against_itself.into_iter().chain(held_out(of)).collect()
         };
         let curve = &figures.curve;
         match self {
@@ -503,8 +507,8 @@ impl Column {
             Self::CreditCorrelation => known(&curve.credit_correlation),
             Self::HeldOutGold => held_out(|e| e.gold),
             Self::HeldOutSequenceScore => held_out(|e| Some(e.sequence_score)),
-            Self::WinRate => held_out(|e| e.win_rate),
-            Self::LengthControlledWinRate => held_out(|e| e.length_controlled_win_rate),
+            Self::WinRate => won(|e| e.win_rate),
+            Self::LengthControlledWinRate => won(|e| e.length_controlled_win_rate),
             Self::HeldOutKl => held_out(|e| Some(e.kl)),
             Self::HeldOutTokens => held_out(|e| Some(e.tokens)),
         }
@@ -739,8 +743,7 @@ fn orderings(number: u32, arms: &[results::Arm], finished: &[Finished]) -> Vec<O
 
 /// If the arm is what the row is of: its settings with that one replaced by the paper's choice.
 fn rest(of: Subject, arm: &results::Arm) -> Option<Settings> {
-    let overlay = (arm.name.clone(), arm.settings.to_string());
-    let mut settings = Settings::resolve(&[overlay], &[]).ok()?;
+    let mut settings = Settings::defaults().with(&arm.name, &arm.settings).ok()?;
     let found = match of {
         Subject::Base => return None,
         Subject::Method(_) => Subject::Method(arm.method),

@@ -1,4 +1,5 @@
 //! Grids of experiments: arms that differ in some settings, run with several seeds.
 
 pub mod analysis;
+pub mod file;
 pub mod results;

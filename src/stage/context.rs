@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 
+use super::pipeline::{Layout, Stage};
 use crate::control::{Progress, Stop};
 use crate::data::error::DataError;
 use crate::data::rows::files;
 use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, StageFolder};
-use crate::experiment::settings::{Method, Settings};
+use crate::experiment::settings::Settings;
 use crate::memory::{Estimator, Lengths, Need};
 use crate::model::ModelConfig;
 use crate::model::{CheckpointError, lora};
@@ -28,6 +29,8 @@ pub struct Context {
     pub device: Device,
     /// The run's folder.
     pub run: PathBuf,
+    /// Where in it the stages live.
+    pub layout: Layout,
     /// The model to start from, in place of the run's own SFT model.
     pub model: Option<PathBuf>,
     /// The reward model's folder, in place of the run's own.
@@ -56,6 +59,7 @@ impl Context {
             device_name,
             device: device_name.open()?,
             run,
+            layout: Layout::Named,
             model: None,
             reward_model: None,
             data: None,
@@ -66,16 +70,6 @@ impl Context {
         })
     }
 
-    /// The folder of the SFT stage.
-    pub fn sft_dir(&self) -> PathBuf {
-        self.run.join("sft")
-    }
-
-    /// The folder of one stage of the run's method.
-    pub fn method_dir(&self, method: Method, stage: &str) -> PathBuf {
-        self.run.join(method.name()).join(stage)
-    }
-
     /// The folder of the model that serves as SFT model and reference.
     ///
     /// # Errors
@@ -84,7 +78,7 @@ impl Context {
     pub fn reference_dir(&self) -> Result<PathBuf, FolderError> {
         match &self.model {
             Some(dir) => Ok(dir.clone()),
-            None => require(self.sft_dir(), "sft").map(|dir| dir.join("model")),
+            None => require(self.dir(Stage::Sft), "sft").map(|dir| dir.join("model")),
         }
     }
 
@@ -95,8 +89,7 @@ impl Context {
     /// [`FolderError::Missing`] when the run has none yet.
     pub fn reward_dir(&self) -> Result<PathBuf, FolderError> {
         let method = self.settings.method.reward_model();
-        let own = self.method_dir(method, "reward");
-        let dir = self.reward_model.clone().unwrap_or(own);
+        let dir = self.reward_model.clone().unwrap_or_else(|| self.dir(Stage::TrainReward));
         require(dir, &format!("train-reward --method {}", method.name()))
     }
 
@@ -120,38 +113,28 @@ impl Context {
     /// [`FolderError::Missing`] when the run has none yet.
     pub fn policy_dir(&self) -> Result<PathBuf, FolderError> {
         let method = self.settings.method;
-        require(self.method_dir(method, "ppo"), &format!("ppo --method {}", method.name()))
+        require(self.dir(Stage::Ppo), &format!("ppo --method {}", method.name()))
     }
 
-    /// Opens the folder `dir` for a stage that depends on the named sections of the settings and on
-    /// `inputs`, each a name and a fingerprint.
+    /// Opens the folder of a stage that depends on its settings and on `inputs`, each a name and a
+    /// fingerprint.
     ///
     /// # Errors
     ///
     /// [`FolderError`].
     pub fn open(
         &self,
-        dir: PathBuf,
-        stage: &str,
-        sections: &[&str],
+        stage: Stage,
         inputs: &[(&str, String)],
     ) -> Result<StageFolder, FolderError> {
-        let all = toml::Table::try_from(&self.settings).expect("settings serialise");
         let mut record = toml::Table::new();
-        let mut put = |key: &str, value: &str| record.insert(key.into(), value.into());
-        put("version", env!("CARGO_PKG_VERSION"));
-        put("stage", stage);
-        put("device", self.device_name.name());
-        put("dtype", self.settings.precision.compute.name());
+        record.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        let settings = self.record(stage);
         let mut table = toml::Table::new();
         table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
         record.insert("inputs".into(), table.into());
-        let mut settings = toml::Table::new();
-        for section in ["seed"].iter().chain(sections) {
-            settings.insert((*section).into(), all[*section].clone());
-        }
-        record.insert("settings".into(), settings.into());
-        StageFolder::open(dir, &record)
+        record.extend(settings);
+        StageFolder::open(self.dir(stage), &record)
     }
 
     /// Tells what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need`

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
+use super::pipeline::Stage;
 use super::score::Scorer;
 use super::task::Task;
+use crate::benchmark::length_control::{Comparison, length_control};
 use crate::data::letters::ClauseKind;
 use crate::error::Error;
 use crate::kl::k1;
@@ -140,7 +142,7 @@ impl<'a> Evaluator<'a> {
         Ok(Judged { prompts, responses, scores, evaluation })
     }
 
-    /// Adds the win rate of `judged` over `baseline`, which answered the same prompts.
+    /// Adds the win rates of `judged` over `baseline`, which answered the same prompts.
     pub fn compare(&self, judged: &mut Judged, baseline: &Judged) {
         let wins: Vec<f64> = judged
             .scores
@@ -148,6 +150,18 @@ impl<'a> Evaluator<'a> {
             .zip(&baseline.scores)
             .map(|(a, b)| if a == b { 0.5 } else { f64::from(a > b) })
             .collect();
+        let lengths = judged.responses.iter().zip(&baseline.responses);
+        let comparisons: Vec<Comparison> = wins
+            .iter()
+            .zip(lengths)
+            .map(|(&preference, (a, b))| Comparison {
+                preference,
+                length_difference: a.len() as f64 - b.len() as f64,
+            })
+            .collect();
+        let controlled = length_control(&comparisons);
+        judged.evaluation.length_controlled_win_rate = Some(controlled.win_rate);
+        judged.evaluation.length_controlled_error = controlled.standard_error;
         let samples = self.context.settings.evaluation.samples;
         judged.evaluation.win_rate = Some(mean(wins.iter().copied()));
         judged.evaluation.win_rate_error = standard_error(&averages(&wins, samples));
@@ -196,9 +210,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         ("reward_model", model_fingerprint(&context.reward_dir()?.join("model"))?),
     ];
     inputs.extend(context.data_fingerprints()?);
-    let sections = ["method", "data", "segmentation", "sampling", "evaluation"];
-    let dir = context.method_dir(settings.method, "evaluation");
-    let folder = context.open(dir, "evaluate", &sections, &inputs)?;
+    let folder = context.open(Stage::Evaluate, &inputs)?;
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }

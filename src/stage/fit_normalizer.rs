@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
+use super::pipeline::Stage;
 use super::preferences::{self, Pair};
 use super::score::Scorer;
 use super::task::Task;
@@ -75,7 +76,7 @@ impl NormalizerFile {
 }
 
 fn path(context: &Context) -> PathBuf {
-    context.method_dir(context.settings.method, "normalizer").join("normalizer.json")
+    context.dir(Stage::FitNormalizer).join("normalizer.json")
 }
 
 /// The first of the most segments that a response of the run can have.
@@ -97,9 +98,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let (pairs, fingerprint) = preferences::load(context, &task)?;
     let reward_model = model_fingerprint(&reward_dir.join("model"))?;
     let inputs = [("reward_model", reward_model), ("pairs", fingerprint)];
-    let sections = ["method", "data", "segmentation", "normalizer", "sampling"];
-    let dir = context.method_dir(settings.method, "normalizer");
-    let folder = context.open(dir, "fit-normalizer", &sections, &inputs)?;
+    let folder = context.open(Stage::FitNormalizer, &inputs)?;
     if let Some(fitted) = folder.summary::<Normalizer>()? {
         let path = path(context);
         let file: NormalizerFile = read_json(&path, "fit-normalizer")?;

@@ -16,6 +16,7 @@ pub mod evaluate;
 pub mod export;
 pub mod fit_normalizer;
 pub mod models;
+pub mod pipeline;
 pub mod policy;
 pub mod preferences;
 pub mod reproduce;
@@ -28,3 +29,4 @@ pub mod supervised;
 pub mod task;
 
 pub use context::Context;
+pub use pipeline::{Layout, Stage};

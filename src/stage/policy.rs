@@ -9,8 +9,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
-use super::evaluate::{Evaluation, Evaluator};
+use super::evaluate::{Evaluation, Evaluator, Judged};
 use super::fit_normalizer::NormalizerFile;
+use super::pipeline::Stage;
 use super::rollout::{Rollout, Sampler, metrics_of};
 use super::score::Scorer;
 use super::task::{Task, permutation};
@@ -75,7 +76,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     settings.check_for_ppo()?;
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
-    let dir = context.method_dir(settings.method, "ppo");
+    let dir = context.dir(Stage::Ppo);
     let config = ModelConfig::from_dir(&reference_dir)?;
     let longest = task.longest_rollout(context)?;
     context.announce(&dir, &config, longest, |e, lengths| e.ppo(lengths))?;
@@ -89,8 +90,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         ("normalizer", fit),
     ];
     inputs.extend(context.data_fingerprints()?);
-    let sections = ["method", "data", "segmentation", "lora", "sampling", "ppo", "evaluation"];
-    let mut folder = context.open(dir, "ppo", &sections, &inputs)?;
+    let mut folder = context.open(Stage::Ppo, &inputs)?;
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
@@ -177,6 +177,13 @@ impl<'a> Ppo<'a> {
         let mut evaluations = folder.log("evaluations.jsonl", self.state.evaluations)?;
         let stage =
             self.context.progress.stage(self.context.title("ppo"), ppo.iterations, self.done);
+        // Every evaluation is compared with the SFT model's, which is the policy after 0 iterations.
+        let baseline = self.evaluator.judge(&self.scorer.reference, &self.config)?;
+        if self.state.evaluations == 0 {
+            let evaluation = baseline.evaluation.clone();
+            evaluations.write(&EvaluationLine { iteration: 0, evaluation })?;
+            self.state.evaluations = evaluations.lines();
+        }
         while self.done < ppo.iterations {
             let (line, timing) = self.iterate()?;
             metrics.write(&line)?;
@@ -184,7 +191,7 @@ impl<'a> Ppo<'a> {
             self.adapt_kl(&line);
             self.done += 1;
             if self.done.is_multiple_of(ppo.evaluate_every) || self.done == ppo.iterations {
-                self.evaluate(&mut evaluations)?;
+                self.evaluate(&baseline, &mut evaluations)?;
             }
             let reward = line.gold.map(|gold| format!("gold {gold:.2}"));
             let reward = reward.unwrap_or_else(|| format!("reward {:.2}", line.reward));
@@ -261,9 +268,11 @@ impl<'a> Ppo<'a> {
     }
 
     /// Judges the policy on held-out prompts, and keeps it if it is the best so far.
-    fn evaluate(&mut self, log: &mut Log) -> Result<(), Error> {
+    fn evaluate(&mut self, baseline: &Judged, log: &mut Log) -> Result<(), Error> {
         let model = self.policy.model().inference();
-        let evaluation = self.evaluator.judge(&model, &self.config)?.evaluation;
+        let mut judged = self.evaluator.judge(&model, &self.config)?;
+        self.evaluator.compare(&mut judged, baseline);
+        let evaluation = judged.evaluation;
         log.write(&EvaluationLine { iteration: self.done, evaluation: evaluation.clone() })?;
         self.state.evaluations = log.lines();
         if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {

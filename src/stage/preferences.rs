@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
+use super::pipeline::Stage;
 use super::task::{Data, Split, Task, permutation};
 use crate::atomic;
 use crate::data::letters::{self, Prompt};
@@ -91,8 +92,7 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     let reference = context.reference_dir()?;
     Task::open(context, Some(&reference))?;
     let inputs = [("model", model_fingerprint(&reference)?)];
-    let dir = context.run.join("preferences");
-    let folder = context.open(dir, "preferences", &["task", "sampling"], &inputs)?;
+    let folder = context.open(Stage::Preferences, &inputs)?;
     let dir = folder.dir().to_owned();
     if let Some(summary) = folder.summary()? {
         return Ok((summary, dir));

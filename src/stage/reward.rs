@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
 use super::cuts::Cuts;
+use super::pipeline::Stage;
 use super::preferences::{self, Pair};
 use super::score::{RewardCard, Segmenter};
 use super::supervised::{BatchResult, Epochs, train};
@@ -137,11 +138,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let task = Task::open(context, Some(&reference_dir))?;
     let (pairs, fingerprint) = preferences::load(context, &task)?;
     check_scores(context, &pairs.train)?;
-    let inputs =
-        [("method", method.name().into()), ("model", reference.clone()), ("pairs", fingerprint)];
-    let sections = ["data", "segmentation", "lora", "reward"];
-    let dir = context.method_dir(method, "reward");
-    let mut folder = context.open(dir, "train-reward", &sections, &inputs)?;
+    let inputs = [("model", reference.clone()), ("pairs", fingerprint)];
+    let mut folder = context.open(Stage::TrainReward, &inputs)?;
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }

@@ -10,7 +10,7 @@ use crate::interpolation::{Interpolation, interpolate};
 use crate::kl::{k1, k3, token_rewards};
 use crate::model::generate::{Generation, ReadAt, generate, read_scalars, view_tokens};
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
-use crate::normalizer::Normalizer;
+use crate::normalizer::{Normalizer, length_neutral};
 use crate::report::metrics::IterationMetrics;
 use crate::rng::Stream;
 use crate::statistics::{mean, variance};
@@ -94,7 +94,10 @@ impl Sampler<'_> {
         let scored = self.scorer.score(&rows, step)?;
         let mut rollouts: Vec<Rollout> = Vec::with_capacity(rows.len());
         for (((row, view), values), scored) in rows.iter().zip(views).zip(values).zip(scored) {
-            let normalized = self.normalizer.normalize_all(&scored.rewards);
+            let mut normalized = self.normalizer.normalize_all(&scored.rewards);
+            if self.settings.length_neutral {
+                normalized = length_neutral(&normalized);
+            }
             let dense = interpolate(self.interpolation, &normalized, &scored.segments, row.1.len());
             let token_rewards = token_rewards(
                 &dense,

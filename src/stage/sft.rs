@@ -6,6 +6,7 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, file_fingerprint, model_fingerprint};
+use super::pipeline::Stage;
 use super::supervised::{BatchResult, Epochs, train};
 use super::task::Task;
 use crate::atomic;
@@ -46,8 +47,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(data) = &context.data {
         inputs.push(("data", file_fingerprint(data)?));
     }
-    let sections = ["model", "lora", "task", "data", "sft"];
-    let mut folder = context.open(context.sft_dir(), "sft", &sections, &inputs)?;
+    let mut folder = context.open(Stage::Sft, &inputs)?;
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }

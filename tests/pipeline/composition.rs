@@ -4,7 +4,6 @@
 use std::ops::Range;
 use std::path::Path;
 
-use segment_rlhf::experiment::settings::Method;
 use segment_rlhf::interpolation::Interpolation;
 use segment_rlhf::model::generate::to_vec;
 use segment_rlhf::model::{CausalLm, Grid, ScalarModel};
@@ -14,7 +13,7 @@ use segment_rlhf::rng::streams;
 use segment_rlhf::stage::rollout::{Rollout, Sampler};
 use segment_rlhf::stage::score::Scorer;
 use segment_rlhf::stage::task::{Task, permutation};
-use segment_rlhf::stage::{Context, fit_normalizer, preferences, reward, sft};
+use segment_rlhf::stage::{Context, Stage, fit_normalizer, preferences, reward, sft};
 
 use crate::support::{context, pipeline};
 
@@ -182,7 +181,7 @@ fn every_number_of_a_rollout_is_what_the_equations_give() {
 }
 
 fn metrics(context: &Context) -> Vec<IterationMetrics> {
-    let path = context.method_dir(context.settings.method, "ppo").join("metrics.jsonl");
+    let path = context.dir(Stage::Ppo).join("metrics.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -308,7 +307,7 @@ fn each_kind_of_normalizer_is_fitted_on_both_responses_of_every_pair() {
     let all = rewards.concat();
     let last: Vec<f64> = rewards.iter().map(|rewards| rewards[rewards.len() - 1]).collect();
     for (kind, sample) in [("global", &all), ("last", &last)] {
-        let folder = context.method_dir(Method::Sentence, "normalizer");
+        let folder = context.dir(Stage::FitNormalizer);
         let _ = std::fs::remove_dir_all(folder);
         context.settings.normalizer.kind = serde_json::from_value(kind.into()).unwrap();
         let file = fit_normalizer::run(&context).unwrap();

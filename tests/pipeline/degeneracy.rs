@@ -3,23 +3,22 @@
 
 use std::path::Path;
 
-use segment_rlhf::experiment::settings::Method;
 use segment_rlhf::model::{CausalLm, ScalarModel, checkpoint};
 use segment_rlhf::normalizer::Normalizer;
-use segment_rlhf::stage::{Context, fit_normalizer, policy, reward, sft};
+use segment_rlhf::stage::{Context, Stage, fit_normalizer, policy, reward, sft};
 
 use crate::support::{context, pipeline};
 
 /// The reward model's weights and the losses of its training, bit by bit.
 fn reward_model(context: &Context) -> (String, Vec<u8>) {
-    let folder = context.method_dir(context.settings.method, "reward");
+    let folder = context.dir(Stage::TrainReward);
     let (model, _) = ScalarModel::load(&folder.join("model"), &context.device).unwrap();
     (checkpoint::fingerprint(&model), std::fs::read(folder.join("metrics.jsonl")).unwrap())
 }
 
 /// The policy's weights and the metrics of its training, bit by bit.
 fn trained_policy(context: &Context) -> (String, Vec<u8>) {
-    let folder = context.method_dir(context.settings.method, "ppo");
+    let folder = context.dir(Stage::Ppo);
     let (model, _) = CausalLm::load(&folder.join("model"), &context.device).unwrap();
     (checkpoint::fingerprint(&model), std::fs::read(folder.join("metrics.jsonl")).unwrap())
 }
@@ -76,7 +75,7 @@ fn a_normalizer_of_zero_slopes_is_the_bandit_s_scalar() {
         b_std: std,
         std_floor: None,
     };
-    let path = flat.method_dir(Method::Segment, "normalizer").join("normalizer.json");
+    let path = flat.dir(Stage::FitNormalizer).join("normalizer.json");
     std::fs::write(path, serde_json::to_vec(&file).unwrap()).unwrap();
     policy::run(&flat).unwrap();
     assert_eq!(trained_policy(&flat), trained_policy(&scalar));

@@ -10,12 +10,14 @@ use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
 use segment_rlhf::stage::score::{Scorer, Segmenter};
 use segment_rlhf::stage::task::Task;
-use segment_rlhf::stage::{Context, fit_normalizer, policy, preferences, reproduce, reward, sft};
+use segment_rlhf::stage::{
+    Context, Stage, fit_normalizer, policy, preferences, reproduce, reward, sft,
+};
 
 use crate::support::context;
 
 fn metrics(context: &Context) -> Vec<IterationMetrics> {
-    let path = context.method_dir(context.settings.method, "ppo").join("metrics.jsonl");
+    let path = context.dir(Stage::Ppo).join("metrics.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -109,7 +111,7 @@ fn the_best_policy_is_kept_beside_the_last() {
     reward::run(&context).unwrap();
     fit_normalizer::run(&context).unwrap();
     let summary = policy::run(&context).unwrap();
-    let folder = context.method_dir(Method::Token, "ppo");
+    let folder = context.dir(Stage::Ppo);
     let fingerprint = |dir: &Path| {
         let (model, _) = CausalLm::load(dir, &context.device).unwrap();
         checkpoint::fingerprint(&model)
