@@ -15,6 +15,7 @@
 // A response of one segment is a list of one range.
 #![allow(clippy::single_range_in_vec_init)]
 
+mod analysis;
 mod bt_loss;
 mod checkpoint;
 mod gae;
@@ -32,5 +33,6 @@ mod segment_reward;
 mod segmentation;
 mod statistics;
 mod support;
+mod synthetic;
 mod tiny_model;
 mod tolerance;
