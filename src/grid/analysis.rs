@@ -250,6 +250,11 @@ impl Benchmark {
         }
     }
 
+    /// Decimals of its figures in the paper.
+    pub fn decimals(self) -> usize {
+        if self == Self::ArenaHard { 1 } else { 2 }
+    }
+
     /// The row's figure.
     fn of(self, row: &Row) -> Option<f64> {
         match self {
@@ -476,6 +481,12 @@ impl Column {
         Self::HeldOutKl,
         Self::HeldOutTokens,
     ];
+
+    /// Its name in JSON and CSV.
+    pub fn name(self) -> String {
+        let name = toml::Value::try_from(self).expect("a plain enum serialises");
+        name.as_str().expect("a variant without fields is a text").to_owned()
+    }
 
     /// Its known values by iteration (updates before the point).
     pub fn of(self, figures: &Figures) -> BTreeMap<usize, f64> {

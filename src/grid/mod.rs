@@ -3,3 +3,4 @@
 pub mod analysis;
 pub mod file;
 pub mod results;
+pub mod tables;
