@@ -5,3 +5,4 @@ pub mod page;
 pub mod reported;
 pub mod segments;
 pub mod table;
+pub mod texts;

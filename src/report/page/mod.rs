@@ -12,12 +12,13 @@ mod view;
 use std::path::Path;
 
 use minijinja::Environment;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::atomic;
 use crate::experiment::folder::FolderError;
 use crate::grid::analysis::Analysis;
 use crate::grid::results::Results;
+use crate::report::texts::ShadedText;
 use crate::stage::fit_normalizer::NormalizerFile;
 
 /// What the report is made from.
@@ -32,8 +33,7 @@ pub struct Page<'a> {
 }
 
 /// What the report shows besides figures: of one seed, and whatever there is of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Extras {
     /// The settings that all arms start from, as TOML.
     pub settings: Option<String>,
@@ -52,7 +52,7 @@ pub struct Extras {
 }
 
 /// What a stage took, over all its runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StageTime {
     /// The stage.
     pub stage: String,
@@ -63,7 +63,7 @@ pub struct StageTime {
 }
 
 /// The normalizer of one arm with one seed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fit {
     /// The arm.
     pub arm: String,
@@ -74,7 +74,7 @@ pub struct Fit {
 }
 
 /// How long the segments of one arm are, over the calibration set.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SegmentLengths {
     /// The arm.
     pub arm: String,
@@ -84,34 +84,8 @@ pub struct SegmentLengths {
     pub counts: Vec<usize>,
 }
 
-/// A response with the rewards of two reward models: figure 3 of the paper.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ShadedText {
-    /// What it is.
-    pub title: String,
-    /// The prompt's text.
-    pub prompt: String,
-    /// The text of each token.
-    pub tokens: Vec<String>,
-    /// The true credit of each token, where it is known.
-    pub credits: Option<Vec<f64>>,
-    /// What each reward model says.
-    pub readings: Vec<Reading>,
-}
-
-/// What one reward model says of a response.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Reading {
-    /// The arm whose reward model it is.
-    pub arm: String,
-    /// First token, and the one behind the last, of each segment.
-    pub segments: Vec<(usize, usize)>,
-    /// The normalized reward of each segment.
-    pub rewards: Vec<f64>,
-}
-
 /// A held-out prompt and what was answered before and after training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SampleText {
     /// The arm.
     pub arm: String,
@@ -128,7 +102,7 @@ pub struct SampleText {
 }
 
 /// A file beside the report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Link {
     /// Its name.
     pub file: String,

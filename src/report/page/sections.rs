@@ -1,16 +1,19 @@
 //! What the page says, from results, statistics and extras: one function a section.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::plots::{Layer, Plot, Style};
-use super::view::{Block, Cell, Drawing, Entry, Section, ShadedRow, View};
-use super::{Fit, Page, ShadedText};
+use super::view::{Block, Cell, Drawing, Entry, Piece, Section, ShadedRow, View};
+use super::{Fit, Page};
 use crate::grid::analysis::{
     Analysis, Arm, BASE, BandPoint, Benchmark, Column, Experiment, Ordering, Outcome, Quantity, Verdict,
 };
 use crate::grid::results::{Figures, State};
 use crate::normalizer::{LocationStatistic, Normalizer};
 use crate::report::reported::reported;
+use crate::report::segments::SegmentedText;
+use crate::report::texts::ShadedText;
 use crate::statistics::Estimate;
 
 /// Everything that the page shows.
@@ -715,13 +718,8 @@ fn segments(page: &Page, truth: bool) -> Option<Section> {
 
 /// The figures of an arm's finished cells.
 fn finished<'a>(page: &Page<'a>, experiment: &str, arm: &str) -> Vec<&'a Figures> {
-    let Page { results, .. } = page;
-    let experiment = results.experiments.iter().find(|e| e.name == experiment);
-    let Some(arm) = experiment.and_then(|e| e.arms.iter().find(|a| a.name == arm)) else {
-        return Vec::new();
-    };
-    let cells = results.cells.iter().filter(|cell| arm.cells.contains(&cell.id));
-    cells.filter_map(|cell| cell.figures()).collect()
+    let rows = page.results.rows().filter(|(e, a, _)| e.name == experiment && a.name == arm);
+    rows.filter_map(|(.., cell)| cell.figures()).collect()
 }
 
 fn reward_model(page: &Page) -> Option<Section> {
@@ -802,40 +800,66 @@ fn arms_only(experiment: &Experiment, caption: &str, columns: &[Shown]) -> Optio
 }
 
 fn texts(page: &Page) -> Option<Section> {
-    let shaded = page.extras.texts.iter().map(|text: &ShadedText| {
-        let tokens = &text.tokens;
-        let piece = |from: usize, to: usize| tokens.get(from..to).unwrap_or_default().concat();
-        let readings = text.readings.iter().map(|reading| {
-            let mut next = 0;
-            let mut pieces = Vec::new();
-            for (&(from, to), &reward) in reading.segments.iter().zip(&reading.rewards) {
-                if next < from {
-                    pieces.push((piece(next, from), None));
-                }
-                pieces.push((piece(from, to), Some(reward)));
-                next = to;
-            }
-            if next < tokens.len() {
-                pieces.push((piece(next, tokens.len()), None)); // EOS is in no segment
-            }
-            ShadedRow::new(format!("{} rewards", reading.arm), pieces)
-        });
+    let shaded = page.extras.texts.iter().map(|text| {
         let credits = text.credits.iter().map(|credits| {
-            let pieces = tokens.iter().zip(credits).map(|(token, &credit)| (token.clone(), Some(credit)));
+            let tokens = text.by_token.tokens.iter().zip(credits).enumerate();
+            let pieces = tokens.map(|(i, (token, &credit))| Piece {
+                text: token.text.clone(),
+                value: Some(credit),
+                repeated: is_repeated(text, i),
+            });
             ShadedRow::new("true credit", pieces.collect())
         });
+        let rows = [
+            ShadedRow::new("segment rewards", pieces(text, &text.by_segment)),
+            ShadedRow::new("token rewards", pieces(text, &text.by_token)),
+        ];
+        let title = match text.repeats.len() {
+            0 => "A normal response",
+            _ => "The same with a repetition",
+        };
         Block::Shaded {
-            title: text.title.clone(),
-            prompt: text.prompt.clone(),
-            rows: readings.chain(credits).collect(),
+            title: title.into(),
+            prompt: text.by_segment.prompt.clone(),
+            rows: rows.into_iter().chain(credits).collect(),
         }
     });
     let words = text(
         "The same text as two reward models see it: the paper's figure 3. Blue is a normalized reward above 0, orange \
-         one below, the stronger the farther from it; the figure below each piece says how far. Shades are relative to \
-         the strongest of their row.",
+         with a dotted line one below, the stronger the farther from it; the figure below each piece says how far. \
+         Shades are relative to the strongest of their row. What is said again is in italics.",
     );
     Section::new("texts", "Rewards in texts", [words].into_iter().chain(shaded).collect())
+}
+
+fn is_repeated(text: &ShadedText, token: usize) -> bool {
+    text.repeats.iter().any(|range| range.contains(&token))
+}
+
+/// A response's segments with their rewards, and between them the tokens that are in none.
+fn pieces(text: &ShadedText, shown: &SegmentedText) -> Vec<Piece> {
+    let joined = |range: Range<usize>| {
+        let tokens = shown.tokens.get(range).unwrap_or_default();
+        tokens.iter().map(|token| token.text.as_str()).collect::<String>()
+    };
+    let piece = |range: Range<usize>, value| Piece {
+        repeated: is_repeated(text, range.start),
+        text: joined(range),
+        value,
+    };
+    let mut pieces = Vec::new();
+    let mut next = 0;
+    for segment in &shown.segments {
+        if next < segment.start {
+            pieces.push(piece(next..segment.start, None));
+        }
+        pieces.push(piece(segment.start..segment.end, segment.normalized.or(segment.reward)));
+        next = segment.end;
+    }
+    if next < shown.tokens.len() {
+        pieces.push(piece(next..shown.tokens.len(), None)); // EOS is in no segment
+    }
+    pieces
 }
 
 fn ground_truth(page: &Page) -> Option<Section> {

@@ -161,39 +161,48 @@ impl Drawing {
 #[derive(Debug, Serialize)]
 pub struct ShadedRow {
     /// What the pieces are shaded by.
-    pub name: String,
+    name: String,
     /// The pieces in order.
-    pub pieces: Vec<Piece>,
+    pieces: Vec<Shade>,
 }
 
-/// A piece of a text with its shade.
-#[derive(Debug, Serialize)]
+/// A piece of a text.
 pub struct Piece {
     /// The text.
     pub text: String,
+    /// What it is shaded by.
+    pub value: Option<f64>,
+    /// Whether it says again what was said before.
+    pub repeated: bool,
+}
+
+/// The same as it is laid out.
+#[derive(Debug, Serialize)]
+struct Shade {
+    text: String,
     /// The value, in digits.
-    pub value: Option<String>,
-    /// How strong the shade is: whole percent of the strongest in the row.
-    pub percent: u32,
-    /// `above` or `below` 0.
-    pub class: &'static str,
+    value: Option<String>,
+    /// How strong the shade is, from 0 to 1.
+    strength: f64,
+    /// `above` or `below` 0, and `again` where it repeats.
+    class: String,
 }
 
 impl ShadedRow {
     /// Pieces shaded by their values: the one farthest from 0 has the full shade.
-    pub fn new(name: impl Into<String>, pieces: Vec<(String, Option<f64>)>) -> Self {
-        let value = |piece: &(String, Option<f64>)| piece.1.filter(|value| value.is_finite());
-        let most = pieces.iter().filter_map(value).fold(0.0, |most: f64, v| most.max(v.abs()));
-        let piece = |piece: (String, Option<f64>)| {
-            let value = value(&piece);
-            let share = value.filter(|_| most > 0.0).map_or(0.0, |value| value.abs() / most);
-            Piece {
-                value: value.filter(|v| *v != 0.0).map(|value| minus(&format!("{value:+.2}"))),
-                percent: (100.0 * share).round() as u32,
-                class: if value.is_some_and(|v| v < 0.0) { "below" } else { "above" },
-                text: piece.0,
+    pub fn new(name: &str, pieces: Vec<Piece>) -> Self {
+        let values = pieces.iter().filter_map(|piece| piece.value);
+        let most = values.fold(0.0, |most: f64, value| most.max(value.abs()));
+        let shade = |Piece { text, value, repeated }: Piece| {
+            let value = value.filter(|value| *value != 0.0);
+            let side = if value.is_some_and(|value| value < 0.0) { "below" } else { "above" };
+            Shade {
+                text,
+                value: value.map(|value| minus(&format!("{value:+.2}"))),
+                strength: value.map_or(0.0, |value| (100.0 * value.abs() / most).round() / 100.0),
+                class: if repeated { format!("{side} again") } else { side.into() },
             }
         };
-        Self { name: name.into(), pieces: pieces.into_iter().map(piece).collect() }
+        Self { name: name.to_owned(), pieces: pieces.into_iter().map(shade).collect() }
     }
 }
