@@ -142,7 +142,8 @@ impl Layer {
         let one = |&(x, y): &(f64, f64)| (x, y, [y, y]);
         match self {
             Self::Band(_, points) => {
-                let middle = |&(x, low, high): &(f64, f64, f64)| (x, (low + high) / 2.0, [low, high]);
+                let middle =
+                    |&(x, low, high): &(f64, f64, f64)| (x, (low + high) / 2.0, [low, high]);
                 points.iter().map(middle).collect()
             }
             Self::Line { points, .. } | Self::Faint(_, points) | Self::Dots(_, points) => {
@@ -150,7 +151,8 @@ impl Layer {
             }
             Self::Intervals(_, points) => points.clone(),
             Self::Bars(_, bars) => {
-                let ends = |&(from, to, y): &(f64, f64, f64)| [(from, y, [0.0, y]), (to, y, [0.0, y])];
+                let ends =
+                    |&(from, to, y): &(f64, f64, f64)| [(from, y, [0.0, y]), (to, y, [0.0, y])];
                 bars.iter().flat_map(ends).collect()
             }
         }
@@ -212,16 +214,36 @@ fn scaled(x: f64, y: f64, scale: f64) -> (i32, i32) {
 /// The outline of a series's marker, in pixels of the page about its middle.
 fn shape(number: usize) -> &'static [(f64, f64)] {
     const CIRCLE: &[(f64, f64)] = &[
-        (3.0, 0.0), (2.6, 1.5), (1.5, 2.6), (0.0, 3.0), (-1.5, 2.6), (-2.6, 1.5), (-3.0, 0.0),
-        (-2.6, -1.5), (-1.5, -2.6), (0.0, -3.0), (1.5, -2.6), (2.6, -1.5),
+        (3.0, 0.0),
+        (2.6, 1.5),
+        (1.5, 2.6),
+        (0.0, 3.0),
+        (-1.5, 2.6),
+        (-2.6, 1.5),
+        (-3.0, 0.0),
+        (-2.6, -1.5),
+        (-1.5, -2.6),
+        (0.0, -3.0),
+        (1.5, -2.6),
+        (2.6, -1.5),
     ];
     const SQUARE: &[(f64, f64)] = &[(-2.7, -2.7), (2.7, -2.7), (2.7, 2.7), (-2.7, 2.7)];
     const UP: &[(f64, f64)] = &[(0.0, -3.8), (3.6, 2.5), (-3.6, 2.5)];
     const DIAMOND: &[(f64, f64)] = &[(0.0, -4.2), (3.4, 0.0), (0.0, 4.2), (-3.4, 0.0)];
     const DOWN: &[(f64, f64)] = &[(0.0, 3.8), (3.6, -2.5), (-3.6, -2.5)];
     const PLUS: &[(f64, f64)] = &[
-        (-1.0, -3.8), (1.0, -3.8), (1.0, -1.0), (3.8, -1.0), (3.8, 1.0), (1.0, 1.0), (1.0, 3.8),
-        (-1.0, 3.8), (-1.0, 1.0), (-3.8, 1.0), (-3.8, -1.0), (-1.0, -1.0),
+        (-1.0, -3.8),
+        (1.0, -3.8),
+        (1.0, -1.0),
+        (3.8, -1.0),
+        (3.8, 1.0),
+        (1.0, 1.0),
+        (1.0, 3.8),
+        (-1.0, 3.8),
+        (-1.0, 1.0),
+        (-3.8, 1.0),
+        (-3.8, -1.0),
+        (-1.0, -1.0),
     ];
     const BAR: &[(f64, f64)] = &[(-1.2, -4.0), (1.2, -4.0), (1.2, 4.0), (-1.2, 4.0)];
     const DASH: &[(f64, f64)] = &[(-4.0, -1.2), (4.0, -1.2), (4.0, 1.2), (-4.0, 1.2)];
@@ -306,7 +328,11 @@ fn text(colour: RGBColor) -> TextStyle<'static> {
 /// The drawing with classes in place of colours, a title, and no size of its own.
 fn classes(svg: &str, description: &str) -> String {
     let mut out = svg.to_owned();
-    let font_size = format!(" font-size=\"{}\"", svg.split_once("font-size=\"").map_or("", |(_, rest)| rest.split_once('"').map_or("", |(size, _)| size)));
+    let font_size = format!(
+        " font-size=\"{}\"",
+        svg.split_once("font-size=\"")
+            .map_or("", |(_, rest)| rest.split_once('"').map_or("", |(size, _)| size))
+    );
     let mut replace = |colour: RGBColor, class: &str| {
         let RGBColor(r, g, b) = colour;
         for attribute in ["fill", "stroke"] {
@@ -320,7 +346,9 @@ fn classes(svg: &str, description: &str) -> String {
         let colour = RGBColor(0xB0, what as u8, number as u8);
         replace(colour, &format!("{class} s{number}"));
     }
-    for default in [" opacity=\"1\"", " stroke=\"none\"", " font-family=\"sans-serif\"", &font_size, "\n"] {
+    for default in
+        [" opacity=\"1\"", " stroke=\"none\"", " font-family=\"sans-serif\"", &font_size, "\n"]
+    {
         out = out.replace(default, "");
     }
     let description = escape(description);

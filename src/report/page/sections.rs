@@ -7,7 +7,8 @@ use super::plots::{Layer, Plot, Style};
 use super::view::{Block, Cell, Drawing, Entry, Piece, Section, ShadedRow, View};
 use super::{Fit, Page};
 use crate::grid::analysis::{
-    Analysis, Arm, BASE, BandPoint, Benchmark, Column, Experiment, Ordering, Outcome, Quantity, Verdict,
+    Analysis, Arm, BASE, BandPoint, Benchmark, Column, Experiment, Ordering, Outcome, Quantity,
+    Verdict,
 };
 use crate::grid::results::{Figures, State};
 use crate::normalizer::{LocationStatistic, Normalizer};
@@ -263,7 +264,8 @@ fn headline(page: &Page) -> Option<Section> {
     let gold = knows_gold(page.analysis);
     let columns = columns.iter().filter(|(q, _)| *q != Quantity::SequenceScore || !gold);
     let columns: Vec<Shown> = columns.copied().collect();
-    let judge = if gold { "the gold reward of the task" } else { "e_φ, the reward model's own score" };
+    let judge =
+        if gold { "the gold reward of the task" } else { "e_φ, the reward model's own score" };
     let caption = format!(
         "{}. On held-out prompts: mean ± standard error over seeds, below it the 95 % interval (Student's t). \
          Responses are judged by {judge}. The paper's figures are of other models and other judges: only the \
@@ -325,7 +327,14 @@ fn claims(page: &Page) -> Option<Section> {
              standard error and 95 % interval.",
             experiment.title.trim_end_matches('.')
         );
-        let header = ["the paper's ordering", "the paper's figures", "Δ gold", "verdict", "Δ LC win rate", "verdict"];
+        let header = [
+            "the paper's ordering",
+            "the paper's figures",
+            "Δ gold",
+            "verdict",
+            "Δ LC win rate",
+            "verdict",
+        ];
         blocks.extend(table(caption, &header, rows));
         for outcome in experiment.orderings.iter().filter_map(|o| o.gold) {
             *verdicts.entry(outcome.verdict.title()).or_default() += 1;
@@ -422,7 +431,11 @@ impl Group<'_> {
         let bands = arms.clone().map(|(i, (_, arm))| band(Style::Series(i), arm.band(column)));
         let lines = arms.map(|(i, (_, arm))| Layer::Line {
             style: Style::Series(i),
-            points: arm.band(column).iter().map(|p| (p.iteration as f64, p.estimate.mean)).collect(),
+            points: arm
+                .band(column)
+                .iter()
+                .map(|p| (p.iteration as f64, p.estimate.mean))
+                .collect(),
             marked: true,
         });
         let plot = Plot {
@@ -438,7 +451,8 @@ impl Group<'_> {
 }
 
 fn band(style: Style, points: &[BandPoint]) -> Layer {
-    let point = |p: &BandPoint| p.estimate.interval.map(|[low, high]| (p.iteration as f64, low, high));
+    let point =
+        |p: &BandPoint| p.estimate.interval.map(|[low, high]| (p.iteration as f64, low, high));
     Layer::Band(style, points.iter().filter_map(point).collect())
 }
 
@@ -484,7 +498,8 @@ fn frontier(page: &Page) -> Option<Section> {
     )];
     for experiment in &page.analysis.experiments {
         for group in groups(experiment) {
-            let arms = || group.arms.iter().enumerate().map(|(i, (_, arm))| (Style::Series(i), *arm));
+            let arms =
+                || group.arms.iter().enumerate().map(|(i, (_, arm))| (Style::Series(i), *arm));
             let faint = arms().flat_map(|(style, arm)| {
                 let path = |points: &[crate::grid::analysis::PathPoint]| {
                     Layer::Faint(style, points.iter().map(|p| (p.kl, p.gold)).collect())
@@ -506,11 +521,12 @@ fn frontier(page: &Page) -> Option<Section> {
             };
             let count = group.arms.len() as f64;
             let matched = arms().enumerate().map(|(i, (style, arm))| {
-                let levels = Quantity::AT_KL.iter().enumerate().filter_map(|(level, (_, quantity))| {
-                    let of = arm.figure(*quantity)?;
-                    let x = level as f64 + 1.0 + 0.7 * ((i as f64 + 0.5) / count - 0.5);
-                    Some((x, of.mean, of.interval.unwrap_or([of.mean; 2])))
-                });
+                let levels =
+                    Quantity::AT_KL.iter().enumerate().filter_map(|(level, (_, quantity))| {
+                        let of = arm.figure(*quantity)?;
+                        let x = level as f64 + 1.0 + 0.7 * ((i as f64 + 0.5) / count - 0.5);
+                        Some((x, of.mean, of.interval.unwrap_or([of.mean; 2])))
+                    });
                 Layer::Intervals(style, levels.collect())
             });
             let matched = Plot {
@@ -548,7 +564,9 @@ fn pooled(statistics: &[LocationStatistic]) -> Vec<LocationStatistic> {
     }
     let mut bins: BTreeMap<usize, Vec<&LocationStatistic>> = BTreeMap::new();
     for statistic in statistics {
-        bins.entry((statistic.location * LOCATIONS as f64).ceil() as usize).or_default().push(statistic);
+        bins.entry((statistic.location * LOCATIONS as f64).ceil() as usize)
+            .or_default()
+            .push(statistic);
     }
     let pool = |bin: Vec<&LocationStatistic>| {
         let count: usize = bin.iter().map(|s| s.count).sum();
@@ -584,7 +602,10 @@ fn normalizer(page: &Page) -> Option<Section> {
         let plot = Plot {
             y: "Reward of a segment".into(),
             x: "location p in the response".into(),
-            description: format!("Mean and standard deviation of segment rewards by location, {}", fit.arm),
+            description: format!(
+                "Mean and standard deviation of segment rewards by location, {}",
+                fit.arm
+            ),
             x_range: Some([0.0, 1.0]),
             y_holds: Vec::new(),
             layers: vec![
@@ -596,7 +617,10 @@ fn normalizer(page: &Page) -> Option<Section> {
         };
         Drawing::of(Some(&format!("{}, seed {}", fit.arm, fit.seed)), &plot)
     });
-    let legend = vec![Entry::new(mean, "mean, and Mean(p)"), Entry::new(std, "standard deviation, and Std(p)")];
+    let legend = vec![
+        Entry::new(mean, "mean, and Mean(p)"),
+        Entry::new(std, "standard deviation, and Std(p)"),
+    ];
     let caption = format!(
         "The paper's regression: rewards of the calibration set by location p = (t + 1) / T of segment t of T. Markers \
          are the statistics of a location, weighted means of neighbours where there are more than {LOCATIONS}; the \
@@ -637,7 +661,9 @@ fn cutoff(arm: &Arm) -> Option<f64> {
 
 /// The experiment that varies the cutoff, with the arms' cutoffs.
 fn sweep(analysis: &Analysis) -> Option<Vec<(f64, &Arm)>> {
-    let swept = |experiment: &'_ Experiment| experiment.arms.iter().filter(|a| cutoff(a).is_some()).count() > 2;
+    let swept = |experiment: &'_ Experiment| {
+        experiment.arms.iter().filter(|a| cutoff(a).is_some()).count() > 2
+    };
     let experiment = analysis.experiments.iter().find(|e| swept(e))?;
     let mut arms: Vec<(f64, &Arm)> =
         experiment.arms.iter().filter_map(|arm| Some((cutoff(arm)?, arm))).collect();
@@ -680,7 +706,10 @@ fn segments(page: &Page, truth: bool) -> Option<Section> {
             description: format!("Lengths of segments, {}", lengths.arm),
             x_range: None,
             y_holds: vec![0.0],
-            layers: vec![Layer::Bars(Style::Series(0), lengths.counts.iter().enumerate().map(bar).collect())],
+            layers: vec![Layer::Bars(
+                Style::Series(0),
+                lengths.counts.iter().enumerate().map(bar).collect(),
+            )],
         };
         Drawing::of(Some(&format!("{}, seed {}", lengths.arm, lengths.seed)), &plot)
     });
@@ -941,7 +970,8 @@ fn experiments(page: &Page, truth: bool) -> Option<Section> {
     let mut blocks = Vec::new();
     for experiment in &page.analysis.experiments {
         let note = experiment.note.as_ref().map_or(String::new(), |note| format!(" {note}"));
-        let caption = format!("Mean ± standard error over seeds, below it the 95 % interval.{note}");
+        let caption =
+            format!("Mean ± standard error over seeds, below it the 95 % interval.{note}");
         let Some(arms) = arms_table(experiment, &caption, &columns, &[]) else { continue };
         blocks.push(heading(&experiment.title));
         blocks.push(arms);
@@ -961,7 +991,8 @@ fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
         (Quantity::Tokens, 1),
     ];
     let known = |quantity| experiment.differences.iter().any(|d| d.figures.contains_key(&quantity));
-    let columns: Vec<Shown> = columns.into_iter().filter(|&(quantity, _)| known(quantity)).collect();
+    let columns: Vec<Shown> =
+        columns.into_iter().filter(|&(quantity, _)| known(quantity)).collect();
     let shown = experiment.differences.iter().filter(|d| !d.figures.is_empty());
     let rows: Vec<Vec<Cell>> = shown
         .map(|difference| {
@@ -970,11 +1001,15 @@ fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
             };
             let name = Cell::name(format!("{} − {}", difference.arm, difference.baseline));
             let seeds = difference.figures.values().map(|estimate| estimate.n).max().unwrap_or(0);
-            [name, Cell::number(seeds.to_string())].into_iter().chain(columns.iter().map(of)).collect()
+            [name, Cell::number(seeds.to_string())]
+                .into_iter()
+                .chain(columns.iter().map(of))
+                .collect()
         })
         .collect();
     let header = ["pair", "seeds"].map(str::to_owned).into_iter();
-    let header = header.chain(columns.iter().map(|(quantity, _)| format!("Δ {}", quantity.title())));
+    let header =
+        header.chain(columns.iter().map(|(quantity, _)| format!("Δ {}", quantity.title())));
     let summary = Some(format!("Differences paired by seed: {}", count(rows.len(), "pair")));
     let caption = "Mean difference over the seeds that both finished ± standard error, below it the 95 % interval; \
                    bold where that excludes 0. With many pairs some exclude 0 by chance: 1 in 20 where nothing \
@@ -1042,7 +1077,9 @@ fn samples(page: &Page) -> Option<Section> {
             ],
         }
     });
-    let words = text("The first held-out prompt, answered by the SFT model and by the policy that it became.");
+    let words = text(
+        "The first held-out prompt, answered by the SFT model and by the policy that it became.",
+    );
     Section::new("samples", "Before and after", [words].into_iter().chain(samples).collect())
 }
 
