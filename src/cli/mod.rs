@@ -40,8 +40,9 @@ enum Command {
     Ablate(grid::AblateArgs),
     /// Prints how far the experiments in a folder are
     Status {
-        /// The folder that `ablate` writes into
-        run: PathBuf,
+        /// The folder that `ablate` writes into; or --run
+        #[arg(id = "folder", value_name = "RUN")]
+        run: Option<PathBuf>,
     },
     /// Fine-tunes the reference model on responses
     Sft,
@@ -155,7 +156,7 @@ impl Cli {
             Command::Settings => return show::out(DEFAULTS),
             Command::Reported => return show::reported(),
             Command::Ablate(args) => return grid::ablate(&self.common, &args),
-            Command::Status { run } => return grid::status(&run),
+            Command::Status { run } => return grid::status(&self.common, run.as_deref()),
             command => command,
         };
         let context = context(&self.common, &command)?;
