@@ -9,10 +9,13 @@
 //! have in common, in one grid and in the next.
 
 pub mod ablate;
+pub mod analysis;
 pub mod estimate;
 pub mod file;
 pub mod plan;
+pub mod reproduce;
 pub mod results;
 pub mod schedule;
+pub mod tables;
 
 pub use file::GridError;

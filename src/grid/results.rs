@@ -1,5 +1,7 @@
 //! What a grid of experiments gave: `results.json`, the same to the last bit however often the run was killed.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::settings::Method;
@@ -23,6 +25,19 @@ pub struct Results {
     pub experiments: Vec<Experiment>,
     /// Each cell once, in the order of the experiments that name it first.
     pub cells: Vec<Cell>,
+}
+
+impl Results {
+    /// Every cell of every arm of every experiment, in their order.
+    pub fn rows(&self) -> impl Iterator<Item = (&Experiment, &Arm, &Cell)> {
+        let cells: HashMap<&str, &Cell> = self.cells.iter().map(|c| (c.id.as_str(), c)).collect();
+        let arms = self.experiments.iter().flat_map(|e| e.arms.iter().map(move |arm| (e, arm)));
+        arms.flat_map(move |(experiment, arm)| {
+            let cells: Vec<&Cell> =
+                arm.cells.iter().filter_map(|id| cells.get(id.as_str()).copied()).collect();
+            cells.into_iter().map(move |cell| (experiment, arm, cell))
+        })
+    }
 }
 
 /// One table or figure: arms that differ in some settings.

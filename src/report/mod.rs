@@ -4,3 +4,4 @@ pub mod metrics;
 pub mod reported;
 pub mod segments;
 pub mod table;
+pub mod texts;

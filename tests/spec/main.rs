@@ -1,7 +1,7 @@
 //! The equations of the paper, as tests: one module an equation, the models that they need, and `oracles`
-//! that know the answers without them.
+//! that know the answers without them. Beside them: the statistics of grids of experiments, and their tables.
 //!
-//! Each module holds seven kinds of test, in this order, or says why there is none of a kind:
+//! Each module of an equation holds seven kinds of test, in this order, or says why there is none of a kind:
 //!
 //! 1. a worked example that a person can check;
 //! 2. goldens: inputs and outputs of the official code (see tests/data/official/README.md), and of
@@ -15,6 +15,7 @@
 // A response of one segment is a list of one range.
 #![allow(clippy::single_range_in_vec_init)]
 
+mod analysis;
 mod bt_loss;
 mod checkpoint;
 mod gae;
@@ -32,5 +33,7 @@ mod segment_reward;
 mod segmentation;
 mod statistics;
 mod support;
+mod synthetic;
+mod tables;
 mod tiny_model;
 mod tolerance;

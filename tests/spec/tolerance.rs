@@ -3,6 +3,9 @@
 /// f64 on the host.
 pub const HOST_F64: f64 = 1e-12;
 
+/// A printed table of ten decimals.
+pub const TABLE: f64 = 1e-9;
+
 /// f32 on a CPU: also every golden, since the official code computed in f32.
 pub const CPU_F32: f64 = 1e-5;
 

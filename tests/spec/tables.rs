@@ -1,0 +1,320 @@
+//! The statistics of a grid as people and programs read them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use segment_rlhf::grid::analysis::{Analysis, Column, Quantity};
+use segment_rlhf::grid::results::{Results, State};
+use segment_rlhf::grid::tables::{MARKERS, markdown, readme, replace_section, write};
+
+use crate::synthetic;
+
+/// All files of a grid's statistics by name.
+fn files(results: &Results) -> BTreeMap<String, String> {
+    let dir = tempfile::tempdir().unwrap();
+    write(&Analysis::of(results), results, dir.path()).unwrap();
+    let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap());
+    let read = |entry: fs::DirEntry| {
+        let text = fs::read_to_string(entry.path()).unwrap();
+        (entry.file_name().into_string().unwrap(), text)
+    };
+    entries.map(read).collect()
+}
+
+/// A reader of CSV by the letter of RFC 4180: each line by the names of the header.
+fn csv(text: &str) -> Vec<BTreeMap<String, String>> {
+    let (mut rows, mut row, mut field) = (Vec::new(), Vec::new(), String::new());
+    let (mut quoted, mut chars) = (false, text.chars().peekable());
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => field.extend(chars.next()),
+            '"' => quoted = !quoted,
+            ',' if !quoted => row.push(std::mem::take(&mut field)),
+            '\n' if !quoted => {
+                row.push(std::mem::take(&mut field));
+                rows.push(std::mem::take(&mut row));
+            }
+            _ => field.push(c),
+        }
+    }
+    assert!(!quoted && field.is_empty() && row.is_empty(), "the last line ends");
+    let header = rows.remove(0);
+    let named = |row: Vec<String>| {
+        assert_eq!(row.len(), header.len(), "{row:?}");
+        header.iter().cloned().zip(row).collect()
+    };
+    rows.into_iter().map(named).collect()
+}
+
+/// The line of a Markdown text that starts with this cell, under the header that starts with `header`.
+fn row<'a>(text: &'a str, header: &str, first: &str) -> Vec<&'a str> {
+    let cells =
+        |line: &'a str| line.trim_matches('|').split(" | ").map(str::trim).collect::<Vec<_>>();
+    let lines = text.lines().skip_while(|line| !line.starts_with(&format!("| {header}")));
+    lines.map(cells).find(|cells| cells[0] == first).unwrap()
+}
+
+#[test]
+fn a_row_gives_means_with_standard_errors_and_the_interval_of_gold() {
+    let mut results = synthetic::results();
+    let id = |results: &Results, seed: usize| results.experiments[0].arms[2].cells[seed].clone();
+    for (seed, (gold, tokens)) in [(1.0, 40.0), (2.0, 40.0), (3.0, 43.0)].into_iter().enumerate() {
+        let id = id(&results, seed);
+        let cell = results.cells.iter_mut().find(|cell| cell.id == id).unwrap();
+        let State::Finished(figures) = &mut cell.state else { panic!("finished") };
+        figures.evaluation.after.gold = Some(gold);
+        figures.evaluation.after.tokens = tokens;
+    }
+    let text = markdown(&Analysis::of(&results));
+    let row = row(&text, "arm", "token");
+    // 1/√3 = 0.577; times t = 4.303: 2.484.
+    assert_eq!(row[..4], ["token", "3", "2.00 ± 0.58", "[-0.48, 4.48]"]);
+    assert!(row.contains(&"41.00 ± 1.00"), "{row:?}");
+}
+
+#[test]
+fn the_papers_figures_and_the_verdict_stand_beside_ours() {
+    let text = markdown(&Analysis::of(&synthetic::results()));
+    let of = row(&text, "the paper", "segment > bandit");
+    assert_eq!(of[1..4], ["31.05 > 27.05", "34.0 > 31.3", "7.65 > 7.46"]);
+    assert_eq!(of[5], "same sign, interval excludes 0");
+    assert!(of[4].starts_with("+0.") && of[4].ends_with("]\\*"), "{of:?}");
+    let of = row(&text, "the paper", "bandit > sentence");
+    assert_eq!((of[1], of[2], of[5]), ("27.05 > 25.56", "31.3 < 32.8", "opposite"));
+}
+
+#[test]
+fn orderings_are_counted_and_named_by_verdict() {
+    let text = readme(&Analysis::of(&synthetic::results()));
+    assert!(
+        text.contains("Of the 6 orderings that table 4 of the paper claims, by gold reward:\n\n")
+    );
+    let line = |start: &str| text.lines().filter(|l| l.starts_with(start)).collect::<Vec<_>>();
+    // Tables 1, 4 and 5; a star where the interval excludes 0.
+    assert_eq!(
+        line("- same sign, interval")[1],
+        "- same sign, interval excludes 0, 2: regression > none\\*, regression > last\\*"
+    );
+    assert_eq!(line("- same sign, interval")[2], "- same sign, interval excludes 0, 0");
+    assert!(
+        line("- opposite")[0].starts_with("- opposite, 4: bandit > sentence\\*, segment > token, ")
+    );
+}
+
+#[test]
+fn failed_corrupt_and_pending_cells_are_listed() {
+    let text = markdown(&Analysis::of(&synthetic::results()));
+    let lines = [
+        "- bandit as segment, seed 3: ppo failed: ppo: iteration 5: the policy loss is NaN, expected a finite number",
+        "- last, seed 2: unreadable: store/ppo-0123456789abcdef/metrics.jsonl:4: expected value at column 1",
+        "- entropy_cutoff 2.2, not yet finished: seed 1, 2, 3",
+    ];
+    for line in lines {
+        assert!(text.lines().any(|l| l == line), "{line}");
+    }
+    assert_eq!(row(&text, "arm", "bandit as segment")[1], "2 of 3");
+    assert_eq!(row(&text, "arm", "entropy_cutoff 2.2")[1..4], ["0 of 3", "–", "–"]);
+}
+
+#[test]
+fn without_the_truth_the_sequence_score_takes_the_place_of_gold() {
+    let mut results = synthetic::results();
+    for cell in &mut results.cells {
+        let State::Finished(figures) = &mut cell.state else { continue };
+        figures.curve.gold.iter_mut().for_each(|gold| *gold = None);
+        let evaluation = &mut figures.evaluation;
+        let evaluations = figures.evaluations.iter_mut().map(|line| &mut line.evaluation);
+        for evaluation in evaluations
+            .chain([&mut evaluation.before, &mut evaluation.after])
+            .chain([&mut figures.policy.last, &mut figures.policy.best])
+        {
+            evaluation.gold = None;
+        }
+    }
+    let text = markdown(&Analysis::of(&results));
+    assert_eq!(row(&text, "arm", "arm")[..4], ["arm", "seeds", "e_φ", "95 %"]);
+    assert_eq!(row(&text, "difference", "difference")[1], "e_φ");
+    assert!(!text.contains("Gold reward at matched KL"));
+    assert_eq!(row(&text, "the paper", "segment > bandit")[4..6], ["–", "–"]);
+}
+
+#[test]
+fn tables_keep_their_columns_whatever_the_names() {
+    let mut results = synthetic::results();
+    results.experiments[0].arms[0].name = "a|b\nc".into();
+    results.experiments[0].title = "one\ntitle".into();
+    let text = markdown(&Analysis::of(&results));
+    assert!(text.contains("## one title\n"));
+    let tables = text.split("\n\n").filter(|part| part.starts_with('|'));
+    for table in tables {
+        let columns = |line: &str| line.replace("\\|", "").matches('|').count();
+        let header = columns(table.lines().next().unwrap());
+        assert!(table.lines().all(|line| columns(line) == header), "{table}");
+    }
+}
+
+#[test]
+fn a_grid_without_a_finished_cell_has_tables_without_figures() {
+    let mut results = synthetic::results();
+    results.cells.iter_mut().for_each(|cell| cell.state = State::Pending);
+    let files = files(&results);
+    assert_eq!(row(&files["tables.md"], "arm", "segment")[1..], ["0 of 3", "–", "–"]);
+    assert_eq!(csv(&files["cells.csv"]).len(), 20 * 3);
+    for name in ["curves.csv", "arms.csv", "differences.csv", "orderings.csv"] {
+        assert!(csv(&files[name]).is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn cells_hold_what_the_arms_are_the_means_of() {
+    let results = synthetic::results();
+    let files = files(&results);
+    let cells = csv(&files["cells.csv"]);
+    assert_eq!(cells.len(), 20 * 3); // 20 arms, 3 seeds
+    let arms = csv(&files["arms.csv"]);
+    let mut compared = 0;
+    for arm in arms.iter().filter(|arm| arm["arm"] != "SFT") {
+        let same =
+            |cell: &&BTreeMap<_, _>| ["experiment", "arm"].iter().all(|&k| cell[k] == arm[k]);
+        let of = cells.iter().filter(same);
+        let values: Vec<f64> = of.filter_map(|cell| cell[&arm["quantity"]].parse().ok()).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        assert_eq!(arm["n"], values.len().to_string());
+        assert_eq!(arm["mean"].parse::<f64>().unwrap(), mean, "{arm:?}");
+        compared += 1;
+    }
+    assert!(compared > 19 * 20, "{compared}");
+}
+
+#[test]
+fn every_number_of_the_csv_files_is_that_of_the_json() {
+    let results = synthetic::results();
+    let files = files(&results);
+    let analysis: Analysis = serde_json::from_str(&files["analysis.json"]).unwrap();
+    assert_eq!(analysis, Analysis::of(&results));
+    let mut differences = csv(&files["differences.csv"]).into_iter();
+    let mut orderings = csv(&files["orderings.csv"]).into_iter();
+    for experiment in &analysis.experiments {
+        for difference in &experiment.differences {
+            for (quantity, estimate) in &difference.figures {
+                let row = differences.next().unwrap();
+                assert_eq!(
+                    (&row["arm"], &row["baseline"]),
+                    (&difference.arm, &difference.baseline)
+                );
+                assert_eq!(
+                    (&row["quantity"][..], row["n"].parse()),
+                    (quantity.name(), Ok(estimate.n))
+                );
+                assert_eq!(row["mean"].parse(), Ok(estimate.mean));
+                assert_eq!(row["standard_error"].parse().ok(), estimate.error);
+                let ends = estimate.interval.map_or([None; 2], |ends| ends.map(Some));
+                assert_eq!([row["low"].parse().ok(), row["high"].parse().ok()], ends);
+            }
+        }
+        for ordering in &experiment.orderings {
+            for outcome in
+                [ordering.gold, ordering.length_controlled_win_rate].into_iter().flatten()
+            {
+                let row = orderings.next().unwrap();
+                assert_eq!((&row["better"], &row["worse"]), (&ordering.better, &ordering.worse));
+                assert_eq!(row["paper_better"].parse(), Ok(ordering.reported[0].better));
+                assert_eq!(row["mean"].parse(), Ok(outcome.difference.mean));
+                assert_eq!(row["verdict"], outcome.verdict.title());
+            }
+        }
+    }
+    assert!(differences.next().is_none() && orderings.next().is_none());
+}
+
+#[test]
+fn curves_have_a_line_for_each_iteration_and_a_hole_where_nothing_was_measured() {
+    let results = synthetic::results();
+    let curves = csv(&files(&results)["curves.csv"]);
+    let token: Vec<_> = curves
+        .iter()
+        .filter(|row| row["experiment"] == "table1" && row["arm"] == "token" && row["seed"] == "2")
+        .collect();
+    let iterations: Vec<&str> = token.iter().map(|row| &row["iteration"][..]).collect();
+    assert_eq!(iterations, ["0", "1", "2", "3", "4", "5", "6", "7", "8"]);
+    let cell = results.cells.iter().find(|cell| cell.id == results.experiments[0].arms[2].cells[1]);
+    let figures = cell.unwrap().figures().unwrap();
+    for (i, row) in token.iter().enumerate() {
+        assert_eq!(row["gold"].parse().ok(), figures.curve.gold.get(i).copied().flatten());
+        assert_eq!(row["kl"].parse().ok(), figures.curve.kl_k1.get(i).copied());
+        assert_eq!(row["held_out_gold"].is_empty(), i % 4 != 0);
+    }
+    assert_eq!(token[0].len(), 4 + Column::ALL.len());
+}
+
+#[test]
+fn names_with_commas_quotes_and_line_breaks_come_back_from_csv() {
+    let mut results = synthetic::results();
+    let name = "a \"b\", c\nd";
+    results.experiments[0].arms[0].name = name.into();
+    let files = files(&results);
+    for file in ["cells.csv", "curves.csv", "arms.csv"] {
+        assert!(csv(&files[file]).iter().any(|row| row["arm"] == name), "{file}");
+    }
+    assert!(csv(&files["differences.csv"]).iter().any(|row| row["baseline"] == name));
+}
+
+#[test]
+fn files_are_whole_and_the_same_when_written_again() {
+    let results = synthetic::results();
+    let names: Vec<String> = files(&results).into_keys().collect();
+    let expected = [
+        "analysis.json",
+        "arms.csv",
+        "cells.csv",
+        "curves.csv",
+        "differences.csv",
+        "orderings.csv",
+        "tables.md",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(files(&results), files(&results));
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_to_is_named() {
+    let results = synthetic::results();
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    let error = write(&Analysis::of(&results), &results, &missing).unwrap_err().to_string();
+    assert!(error.contains("missing/analysis.json: cannot write"), "{error}");
+}
+
+#[test]
+fn quantities_have_their_own_names_and_are_described() {
+    let names: std::collections::BTreeSet<&str> = Quantity::ALL.iter().map(|q| q.name()).collect();
+    assert_eq!(names.len(), Quantity::ALL.len());
+    for quantity in Quantity::ALL {
+        let json = serde_json::to_value(quantity).unwrap();
+        assert_eq!(json, quantity.name());
+        assert!(quantity.description().ends_with('.'), "{quantity:?}");
+    }
+}
+
+/// `UPDATE_README=1 cargo test --release --test spec the_readme` writes it.
+#[test]
+fn the_readmes_results_are_those_that_are_committed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let Ok(text) = fs::read_to_string(root.join("experiments/results/results.json")) else {
+        return eprintln!("skipped: experiments/results/results.json is not there");
+    };
+    let results: Results = serde_json::from_str(&text).unwrap();
+    let section = readme(&Analysis::of(&results));
+    assert!(section.starts_with(MARKERS[0]) && section.ends_with(MARKERS[1]));
+    let path = root.join("README.md");
+    let found = fs::read_to_string(&path).unwrap();
+    let expected = replace_section(&found, &section).expect("README.md has both markers");
+    if std::env::var_os("UPDATE_README").is_some() {
+        return fs::write(&path, expected).unwrap();
+    }
+    assert!(
+        found == expected,
+        "write it anew: UPDATE_README=1 cargo test --release --test spec the_readme"
+    );
+}
