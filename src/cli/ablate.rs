@@ -40,11 +40,17 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     }
     let overlays: Result<Vec<_>, _> =
         common.settings.iter().map(|path| Settings::read(path)).collect();
-    let experiments = file::read(&args.file, &overlays?, &common.set)?;
+    let mut sets = common.set.clone();
+    sets.extend(common.seed.map(|seed| format!("seed={seed}")));
+    let experiments = file::read(&args.file, &overlays?, &sets)?;
     let stem = args.file.file_stem().unwrap_or_default();
     let run = common.run.clone().unwrap_or_else(|| Path::new("runs").join(stem));
     use_threads(common.threads.or(Some(1)));
-    let first = common.seed.unwrap_or(0);
+    let mut firsts = experiments.iter().flat_map(|e| &e.arms).map(|arm| arm.settings.seed);
+    let first = firsts.next().unwrap_or_default();
+    if firsts.any(|other| other != first) {
+        return Err(Error::Usage("base files with different seeds: give --seed".into()));
+    }
     let seeds = (0..u64::from(args.seeds)).map(|i| first + i).collect();
     let mut context = Context::new(Settings::defaults(), common.device, run.clone())?;
     context.model = common.model.clone();
@@ -65,15 +71,24 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
 }
 
 /// Prints how far a grid is.
-pub(super) fn status(run: &Path) -> Result<(), Error> {
-    show::out(&plan(run)?.status(2))
+pub(super) fn status(common: &Common, run: Option<&Path>) -> Result<(), Error> {
+    show::out(&plan(folder(common, run)?)?.status(2))
+}
+
+/// The folder of a grid, as an argument of its own or as --run.
+fn folder<'a>(common: &'a Common, own: Option<&'a Path>) -> Result<&'a Path, Error> {
+    match (own, common.run.as_deref()) {
+        (Some(run), None) | (None, Some(run)) => Ok(run),
+        _ => Err(Error::Usage("name the folder of one grid, such as runs/table1".into())),
+    }
 }
 
 /// Arguments of `report`.
 #[derive(Args)]
 pub(super) struct ReportArgs {
-    /// The folder that `ablate` writes into
-    run: PathBuf,
+    /// The folder that `ablate` writes into; or --run
+    #[arg(id = "folder", value_name = "RUN")]
+    run: Option<PathBuf>,
     /// The folder for report.html and the files beside it [default: RUN/report]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -83,8 +98,9 @@ pub(super) struct ReportArgs {
 }
 
 /// Writes the report of what is there of a grid.
-pub(super) fn report(args: &ReportArgs) -> Result<(), Error> {
-    let plan = plan(&args.run)?;
+pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
+    let run = folder(common, args.run.as_deref())?;
+    let plan = plan(run)?;
     let results = plan.results();
     let mut corrupt = 0;
     for cell in &results.cells {
@@ -95,10 +111,10 @@ pub(super) fn report(args: &ReportArgs) -> Result<(), Error> {
     }
     let analysis = Analysis::of(&results);
     if !analysis.has_figures() {
-        return Err(GridError::NothingFinished { dir: args.run.clone() }.into());
+        return Err(GridError::NothingFinished { dir: run.to_owned() }.into());
     }
     let extras = extras(&plan)?;
-    let dir = args.out.clone().unwrap_or_else(|| args.run.join("report"));
+    let dir = args.out.clone().unwrap_or_else(|| run.join("report"));
     std::fs::create_dir_all(&dir)
         .map_err(|source| FolderError::Write { path: dir.clone(), source })?;
     write_json(&dir.join("results.json"), &results)?;

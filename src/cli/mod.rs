@@ -39,8 +39,9 @@ enum Command {
     Ablate(ablate::AblateArgs),
     /// Prints how far the experiments in a folder are
     Status {
-        /// The folder that `ablate` writes into
-        run: PathBuf,
+        /// The folder that `ablate` writes into; or --run
+        #[arg(id = "folder", value_name = "RUN")]
+        run: Option<PathBuf>,
     },
     /// Writes the page, tables and figures of the experiments in a folder, finished or not
     Report(ablate::ReportArgs),
@@ -156,8 +157,8 @@ impl Cli {
             Command::Settings => return show::out(DEFAULTS),
             Command::Reported => return show::reported(),
             Command::Ablate(args) => return ablate::ablate(&self.common, &args),
-            Command::Status { run } => return ablate::status(&run),
-            Command::Report(args) => return ablate::report(&args),
+            Command::Status { run } => return ablate::status(&self.common, run.as_deref()),
+            Command::Report(args) => return ablate::report(\&self.common, \&args),
             command => command,
         };
         let context = context(&self.common, &command)?;

@@ -1,5 +1,6 @@
 //! The program as a user types it, end to end, on models so small that a stage takes a tenth of a second.
 
+mod ablate;
 mod bad_input;
 mod benchmark;
 #[cfg(unix)]
