@@ -1,7 +1,7 @@
 //! The command line: arguments in, checked settings out, then one stage. No logic of its own.
 
-mod benchmark;
 mod ablate;
+mod benchmark;
 mod show;
 
 use std::path::PathBuf;

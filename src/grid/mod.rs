@@ -8,20 +8,14 @@
 //! A cell's stages live in folders named by a hash of all that their results depend on, so that arms share what they
 //! have in common, in one grid and in the next.
 
-<<<<<<< HEAD
 pub mod ablate;
-pub mod estimate;
-=======
 pub mod analysis;
->>>>>>> stats
+pub mod estimate;
 pub mod file;
 pub mod plan;
 pub mod reproduce;
 pub mod results;
-<<<<<<< HEAD
 pub mod schedule;
+pub mod tables;
 
 pub use file::GridError;
-=======
-pub mod tables;
->>>>>>> stats
