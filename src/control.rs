@@ -56,6 +56,8 @@ pub fn say(text: &str) {
 pub struct Progress {
     bars: MultiProgress,
     mode: Mode,
+    /// Whether bars of finished stages stay.
+    keep: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -72,13 +74,36 @@ impl Progress {
         let target =
             if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let mode = if terminal { Mode::Bars } else { Mode::Lines };
-        Self { bars: MultiProgress::with_draw_target(target), mode }
+        Self { bars: MultiProgress::with_draw_target(target), mode, keep: true }
     }
 
     /// Nothing at all, for tests and for use as a library.
     pub fn silent() -> Self {
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
-        Self { bars, mode: Mode::Silent }
+        Self { bars, mode: Mode::Silent, keep: true }
+    }
+
+    /// The same for many stages, whose bars go when they are finished.
+    #[must_use]
+    pub fn of_many(mut self) -> Self {
+        self.keep = false;
+        self
+    }
+
+    /// Whether bars are shown.
+    pub fn is_terminal(&self) -> bool {
+        self.mode == Mode::Bars
+    }
+
+    /// Starts showing how many of `total` are done, above the stages that start later; nothing outside of a terminal.
+    pub fn gauge(&self, name: &str, total: usize) -> Gauge {
+        let bar = self.bars.add(ProgressBar::new(total as u64));
+        let template = "{prefix:28} {bar:24.green/blue} {pos:>4}/{len:<4} {msg}";
+        let style = ProgressStyle::with_template(template).expect("the template parses");
+        bar.set_style(style.progress_chars("━╸─"));
+        bar.set_prefix(name.to_owned());
+        bar.tick();
+        Gauge(bar)
     }
 
     /// Starts showing a stage of `total` steps, `done` of them done before.
@@ -91,7 +116,7 @@ impl Progress {
         bar.set_style(style.progress_chars("━╸─"));
         bar.set_prefix(name.clone());
         bar.tick();
-        Stage { name, bar, mode: self.mode, start: Instant::now() }
+        Stage { name, bar, mode: self.mode, keep: self.keep, start: Instant::now() }
     }
 
     /// Prints a line without breaking the bars.
@@ -112,11 +137,23 @@ impl Default for Progress {
     }
 }
 
+/// A count on display.
+pub struct Gauge(ProgressBar);
+
+impl Gauge {
+    /// So many are done, with what to show beside.
+    pub fn set(&self, done: usize, message: String) {
+        self.0.set_position(done as u64);
+        self.0.set_message(message);
+    }
+}
+
 /// One stage on display.
 pub struct Stage {
     name: String,
     bar: ProgressBar,
     mode: Mode,
+    keep: bool,
     start: Instant,
 }
 
@@ -131,6 +168,7 @@ impl Stage {
     pub fn finish(self, message: impl AsRef<str>) {
         let message = message.as_ref();
         match self.mode {
+            Mode::Bars if !self.keep => self.bar.finish_and_clear(),
             Mode::Bars => {
                 self.bar.set_style(
                     ProgressStyle::with_template("{prefix:28} {msg} ({elapsed})")

@@ -1,6 +1,7 @@
 //! The command line: arguments in, checked settings out, then one stage. No logic of its own.
 
 mod benchmark;
+mod grid;
 mod show;
 
 use std::path::PathBuf;
@@ -34,6 +35,13 @@ enum Command {
         /// How much to run
         #[arg(long, default_value = "quick")]
         preset: Preset,
+    },
+    /// Runs the experiments of a file: every arm with every seed; what is finished is not run again
+    Ablate(grid::AblateArgs),
+    /// Prints how far the experiments in a folder are
+    Status {
+        /// The folder that `ablate` writes into
+        run: PathBuf,
     },
     /// Fine-tunes the reference model on responses
     Sft,
@@ -129,6 +137,12 @@ struct Common {
     stop_after: Option<usize>,
 }
 
+impl Common {
+    fn stop(&self) -> Stop {
+        self.stop_after.map_or_else(Stop::default, Stop::after).on_signals()
+    }
+}
+
 impl Cli {
     /// Does what the arguments ask for.
     ///
@@ -137,11 +151,13 @@ impl Cli {
     /// Every [`Error`].
     pub fn run(self) -> Result<(), Error> {
         let command = self.command.unwrap_or(Command::Reproduce { preset: Preset::Quick });
-        match command {
+        let command = match command {
             Command::Settings => return show::out(DEFAULTS),
             Command::Reported => return show::reported(),
-            _ => {}
-        }
+            Command::Ablate(args) => return grid::ablate(&self.common, &args),
+            Command::Status { run } => return grid::status(&run),
+            command => command,
+        };
         let context = context(&self.common, &command)?;
         match command {
             Command::Reproduce { .. } => {
@@ -163,8 +179,18 @@ impl Cli {
             Command::Segment(args) => show::segment(&context, &args),
             Command::Score(args) => benchmark::score(&context, &args),
             Command::Memory => show::memory(&context),
-            Command::Settings | Command::Reported => unreachable!("printed above"),
+            Command::Settings | Command::Reported | Command::Ablate(_) | Command::Status { .. } => {
+                unreachable!("done above")
+            }
         }
+    }
+}
+
+/// The CPU threads of one tensor operation; without a number, as many as there are.
+fn use_threads(threads: Option<usize>) {
+    if let Some(threads) = threads {
+        // Fails only where a pool exists already, which then serves.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
 }
 
@@ -208,17 +234,14 @@ fn context(common: &Common, command: &Command) -> Result<Context, Error> {
         ));
     }
     let threads = common.threads.or(preset.map(|_| 1));
-    if let Some(threads) = threads {
-        // Fails only where a pool exists already, which then serves.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
+    use_threads(threads);
     let run = common.run.clone().unwrap_or_else(|| PathBuf::from("runs").join(folder));
     let mut context = Context::new(settings, common.device, run)?;
     context.model = common.model.clone();
     context.reward_model = common.reward_model.clone();
     context.data = common.data.clone();
     context.prompts = common.prompts.clone();
-    context.stop = common.stop_after.map_or_else(Stop::default, Stop::after).on_signals();
+    context.stop = common.stop();
     context.progress = Progress::new();
     Ok(context)
 }

@@ -4,13 +4,55 @@
 
 use std::ops::Range;
 
+use super::letters::Gold;
+use crate::statistics::mean;
+
+/// Pearson's correlation of `x` and `y`, in [-1, 1].
+///
+/// `None` where it is not defined: fewer than two points, a side on which all values are equal, or one that
+/// is not finite.
+///
+/// # Formula
+///
+/// ρ = Σ (xᵢ - x̄)(yᵢ - ȳ) / √(Σ (xᵢ - x̄)² · Σ (yᵢ - ȳ)²).
+///
+/// # Panics
+///
+/// If `x` and `y` differ in length.
+///
+/// # Examples
+///
+/// ```
+/// use segment_rlhf::data::diagnostics::pearson;
+/// // Deviations -3, 0, 3 and -1, 2, -1: they share no direction.
+/// assert_eq!(pearson(&[0.0, 3.0, 6.0], &[1.0, 4.0, 1.0]), Some(0.0));
+/// assert_eq!(pearson(&[0.0, 3.0], &[7.0, 6.0]), Some(-1.0));
+/// ```
+pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
+    assert_eq!(x.len(), y.len(), "each point needs both coordinates");
+    let varies = |values: &[f64]| values.iter().any(|value| *value != values[0]);
+    if !varies(x) || !varies(y) {
+        return None;
+    }
+    let (x_mean, y_mean) = (mean(x.iter().copied()), mean(y.iter().copied()));
+    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+    for (x, y) in x.iter().zip(y) {
+        let (x, y) = (x - x_mean, y - y_mean);
+        xx += x * x;
+        yy += y * y;
+        xy += x * y;
+    }
+    let variances = xx * yy;
+    (variances > 0.0).then(|| xy / variances.sqrt())
+}
+
 /// Spearman's rank correlation of `x` and `y`, in [-1, 1]; equal values share the mean of their ranks.
 ///
 /// `None` where it is not defined: fewer than two points, a side on which all values are equal, or a NaN.
 ///
 /// # Formula
 ///
-/// Pearson's correlation of the ranks: ρ = Σ (rᵢ - r̄)(sᵢ - s̄) / √(Σ (rᵢ - r̄)² · Σ (sᵢ - s̄)²).
+/// [Pearson's correlation](pearson) of the ranks.
 ///
 /// # Panics
 ///
@@ -25,16 +67,8 @@ use std::ops::Range;
 /// ```
 pub fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
     assert_eq!(x.len(), y.len(), "each point needs both coordinates");
-    if x.iter().chain(y).any(|value| value.is_nan()) {
-        return None;
-    }
-    let mean = (x.len() as f64 + 1.0) / 2.0;
-    let (r, s) = (ranks(x), ranks(y));
-    let dot = |a: &[f64], b: &[f64]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum()
-    };
-    let variances = dot(&r, &r) * dot(&s, &s);
-    (variances > 0.0).then(|| dot(&r, &s) / variances.sqrt())
+    let unordered = x.iter().chain(y).any(|value| value.is_nan());
+    if unordered { None } else { pearson(&ranks(x), &ranks(y)) }
 }
 
 /// The rank of each value, from 1; equal values share the mean of their ranks.
@@ -118,9 +152,105 @@ pub fn segment_credits(segments: &[Range<usize>], credits: &[f64]) -> Vec<f64> {
     segments.iter().map(|segment| credits[segment.clone()].iter().sum()).collect()
 }
 
+/// Learned rewards beside the true credits that they stand for, gathered over responses.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LearnedCredits {
+    /// Of each segment: its reward, and the sum of the credits of its tokens.
+    pub segments: Vec<(f64, f64)>,
+    /// Of each clause: the sum of the rewards of the segments that start in it, and its credit.
+    ///
+    /// A clause in which no segment starts belongs to the one before, whose last segment reaches over it: a
+    /// sentence's reward stands beside the credits of all its clauses. Clauses before the first such start are
+    /// left out: their reward is the greeting's, too. So the bandit has none.
+    pub clauses: Vec<(f64, f64)>,
+    /// Of each topic word at which a segment starts that holds no other phrase: the segment's reward, and
+    /// its credit. Longer segments, such as sentences, say nothing of a single word.
+    pub topics: Vec<(f64, f64)>,
+    /// The same of each quality word.
+    pub qualities: Vec<(f64, f64)>,
+}
+
+impl LearnedCredits {
+    /// Adds a response: its segments, the reward of each, and the truth.
+    pub fn add(&mut self, segments: &[Range<usize>], rewards: &[f64], gold: &Gold) {
+        let credits = segment_credits(segments, &gold.credits);
+        self.segments.extend(rewards.iter().copied().zip(credits.iter().copied()));
+
+        let mut clauses: Vec<(f64, f64)> = Vec::new();
+        for clause in &gold.clauses {
+            let mut inside = (segments.iter().zip(rewards))
+                .filter(|(segment, _)| clause.range.contains(&segment.start))
+                .map(|(_, reward)| reward)
+                .peekable();
+            if inside.peek().is_some() {
+                clauses.push((inside.sum(), clause.credit));
+            } else if let Some((_, credit)) = clauses.last_mut() {
+                *credit += clause.credit;
+            }
+        }
+        self.clauses.extend(clauses);
+
+        let alone = |word: Option<usize>| {
+            let t = segments.binary_search_by_key(&word?, |segment| segment.start).ok()?;
+            let rest = segments[t].start + 1..segments[t].end;
+            (!gold.phrase_starts[rest].contains(&true)).then(|| (rewards[t], credits[t]))
+        };
+        self.topics.extend(gold.clauses.iter().filter_map(|clause| alone(clause.topic_word)));
+        self.qualities.extend(gold.clauses.iter().filter_map(|clause| alone(clause.quality)));
+    }
+}
+
+/// [Spearman's rank correlation](spearman) of points.
+pub fn rank_correlation(points: &[(f64, f64)]) -> Option<f64> {
+    let (x, y): (Vec<f64>, Vec<f64>) = points.iter().copied().unzip();
+    spearman(&x, &y)
+}
+
+/// How much of the advantage lies on the tokens that caused the reward.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CreditAssignment {
+    /// Σ |A| over tokens with a credit other than 0, as a share of Σ |A| over all; `None` where that is 0.
+    pub advantage_share: Option<f64>,
+    /// The share of tokens with a credit other than 0: the share above if all |A| were equal; `None` without
+    /// a token.
+    pub token_share: Option<f64>,
+    /// [Pearson's correlation](pearson) of advantage and credit.
+    pub correlation: Option<f64>,
+}
+
+/// Compares the advantages of tokens with their true credits.
+///
+/// # Panics
+///
+/// If the two differ in length.
+///
+/// # Examples
+///
+/// ```
+/// use segment_rlhf::data::diagnostics::credit_assignment;
+/// // Tokens 1 and 3 caused the reward: they bear 2 + 1 of a Σ |A| of 4.
+/// let credit = credit_assignment(&[0.0, 2.0, -1.0, -1.0], &[0.0, 1.5, 0.0, -1.5]);
+/// assert_eq!(credit.advantage_share, Some(0.75));
+/// assert_eq!(credit.token_share, Some(0.5));
+/// // (2 · 1.5 + 1 · 1.5) / √(6 · 4.5)
+/// assert!((credit.correlation.unwrap() - 4.5 / 27f64.sqrt()).abs() < 1e-12);
+/// ```
+pub fn credit_assignment(advantages: &[f64], credits: &[f64]) -> CreditAssignment {
+    let correlation = pearson(advantages, credits);
+    let causes = || advantages.iter().zip(credits).filter(|(_, credit)| **credit != 0.0);
+    let on_causes: f64 = causes().map(|(advantage, _)| advantage.abs()).sum();
+    let share = |part: f64, whole: f64| (whole > 0.0).then(|| part / whole);
+    CreditAssignment {
+        advantage_share: share(on_causes, advantages.iter().map(|a| a.abs()).sum()),
+        token_share: share(causes().count() as f64, credits.len() as f64),
+        correlation,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::letters::{Prompt, encode, gold};
 
     #[test]
     fn equal_order_has_rank_correlation_one_and_the_reverse_minus_one() {
@@ -196,5 +326,89 @@ mod tests {
         let sums = segment_credits(&[0..2, 2..5], &credits);
         assert_eq!(sums, [1.5, -1.8]);
         assert!(segment_credits(&[], &credits).is_empty());
+    }
+
+    #[test]
+    fn a_line_has_correlation_one_and_a_falling_one_minus_one() {
+        let x = [0.1, 5.0, -3.0, 40.0];
+        let rising = pearson(&x, &x.map(|v| 2.0 * v + 7.0)).unwrap();
+        let falling = pearson(&x, &x.map(|v| -0.5 * v)).unwrap();
+        assert!((rising - 1.0).abs() < 1e-12 && (falling + 1.0).abs() < 1e-12);
+        // Unlike the ranks', it sees how far apart points are.
+        assert!(pearson(&x, &x.map(|v: f64| v.powi(3))).unwrap() < 0.99);
+    }
+
+    #[test]
+    fn a_correlation_needs_two_finite_values_on_each_side() {
+        assert_eq!(pearson(&[], &[]), None);
+        assert_eq!(pearson(&[1.0], &[1.0]), None);
+        assert_eq!(pearson(&[1.0, f64::NAN], &[3.0, 4.0]), None);
+        assert_eq!(pearson(&[1.0, f64::INFINITY], &[3.0, 4.0]), None);
+        // Equal values whose mean is not quite theirs.
+        assert_eq!(pearson(&[0.1; 3], &[1.0, 2.0, 3.0]), None);
+    }
+
+    #[test]
+    fn a_share_of_no_advantage_is_not_defined() {
+        let flat = credit_assignment(&[0.0, 0.0], &[1.0, 0.0]);
+        assert_eq!((flat.advantage_share, flat.token_share), (None, Some(0.5)));
+        assert_eq!(flat.correlation, None);
+        assert_eq!(credit_assignment(&[], &[]).token_share, None);
+    }
+
+    #[test]
+    fn equal_advantages_put_on_the_causes_what_is_their_share_of_tokens() {
+        let credit = credit_assignment(&[0.5, -0.5, 0.5, 0.5], &[0.0, -1.0, 0.0, 0.0]);
+        assert_eq!(credit.advantage_share, credit.token_share);
+        let all_on_causes = credit_assignment(&[0.0, -4.0, 0.0, 0.0], &[0.0, -1.0, 0.0, 0.0]);
+        assert_eq!(all_on_causes.advantage_share, Some(1.0));
+        assert_eq!(all_on_causes.correlation, Some(1.0));
+    }
+
+    /// A letter to Ana, who loves food and music, with its truth: credits 1.5 at `food`, 0.8 at `superb`,
+    /// -0.5 at `people`, 1.5 at `music`, -0.8 at `dull`.
+    fn letter() -> Gold {
+        let asks = "<user> write to ana about the harbor . \
+            ana loves food and music , not nature . <answer>";
+        let prompt = Prompt::from_tokens(&encode(asks).unwrap()).unwrap();
+        let letter = "dear ana , food : cooks serve superb soup and people say many things . \
+            music : bands play dull songs . <eos>";
+        gold(&prompt, &encode(letter).unwrap())
+    }
+
+    #[test]
+    fn segments_of_the_phrases_stand_beside_clauses_topic_words_and_quality_words() {
+        // dear ana , | food : | cooks serve | superb soup and | people say many things . | music : | …
+        let segments = [0..3, 3..5, 5..7, 7..10, 10..15, 15..17, 17..19, 19..22];
+        let mut learned = LearnedCredits::default();
+        learned.add(&segments, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], &letter());
+        let credits = [0.0, 1.5, 0.0, 0.8, -0.5, 1.5, 0.0, -0.8];
+        let rewards = (0..8).map(f64::from);
+        assert_eq!(learned.segments, rewards.zip(credits).collect::<Vec<_>>());
+        assert_eq!(learned.clauses, [(6.0, 2.3), (4.0, -0.5), (18.0, 0.7)]);
+        assert_eq!(learned.topics, [(1.0, 1.5), (5.0, 1.5)]);
+        assert_eq!(learned.qualities, [(3.0, 0.8), (7.0, -0.8)]);
+    }
+
+    #[test]
+    fn a_sentence_stands_beside_its_clauses_and_no_single_word() {
+        let mut learned = LearnedCredits::default();
+        // Three sentences, the first with the greeting; the second begins at `people`, as after a full stop.
+        learned.add(&[0..10, 10..15, 15..22], &[1.0, 2.0, 3.0], &letter());
+        assert_eq!(learned.clauses, [(2.0, -0.5), (3.0, 0.7)]);
+        assert!(learned.topics.is_empty() && learned.qualities.is_empty());
+        // One segment over the last two clauses: their credits together.
+        let mut learned = LearnedCredits::default();
+        learned.add(&[0..10, 10..22], &[1.0, 2.0], &letter());
+        assert_eq!(learned.clauses, [(2.0, -0.5 + 0.7)]);
+    }
+
+    #[test]
+    fn the_whole_response_as_one_segment_has_no_clause_and_no_word() {
+        let mut learned = LearnedCredits::default();
+        learned.add(std::slice::from_ref(&(0..23)), &[1.0], &letter());
+        assert_eq!(learned.segments, [(1.0, letter().reward())]);
+        assert!(learned.clauses.is_empty() && learned.topics.is_empty());
+        assert_eq!(rank_correlation(&learned.clauses), None);
     }
 }

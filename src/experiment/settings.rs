@@ -118,7 +118,9 @@ section! {
 }
 section! {
     /// The section `[task]`.
-    TaskSettings { letters: usize, pairs: usize, held_out_pairs: usize }
+    TaskSettings {
+        letters: usize, pairs: usize, held_out_pairs: usize, label_temperature: f64,
+    }
 }
 section! {
     /// The section `[data]`.
@@ -481,6 +483,7 @@ impl Settings {
                 segmentation.entropy_cutoff,
                 Bounds::NotNegativeOrInfinite,
             ),
+            ("task.label_temperature", self.task.label_temperature, Bounds::Positive),
             ("reward.margin", reward.margin, Bounds::Finite),
             ("reward.margin_scale", reward.margin_scale, Bounds::Finite),
             ("sampling.temperature", sampling.temperature, Bounds::NotNegative),

@@ -1,6 +1,20 @@
 //! Grids of experiments: arms that differ in some settings, run with several seeds.
+//!
+//! ```text
+//! experiments/*.toml ──► arms × seeds ──► cells ──► stages, each once ──► RUN/store/STAGE-HASH ──► results.json
+//!       (file)                    (plan)                  (schedule)                 (stage)          (results)
+//! ```
+//!
+//! A cell's stages live in folders named by a hash of all that their results depend on, so that arms share what they
+//! have in common, in one grid and in the next.
 
+pub mod ablate;
 pub mod analysis;
+pub mod estimate;
 pub mod file;
+pub mod plan;
 pub mod results;
+pub mod schedule;
 pub mod tables;
+
+pub use file::GridError;

@@ -63,7 +63,9 @@ impl Stage {
     pub fn settings(self) -> &'static [&'static str] {
         match self {
             Self::Sft => &["model", "lora", "task.letters", "data", "sft"],
-            Self::Preferences => &["task.pairs", "task.held_out_pairs", "sampling"],
+            Self::Preferences => {
+                &["task.pairs", "task.held_out_pairs", "task.label_temperature", "sampling"]
+            }
             Self::TrainReward => &["data", "segmentation", "lora", "reward"],
             Self::FitNormalizer => &["method", "data", "segmentation", "normalizer", "sampling"],
             Self::Ppo => {

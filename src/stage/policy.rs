@@ -12,10 +12,11 @@ use super::context::{Context, model_fingerprint};
 use super::evaluate::{Evaluation, Evaluator, Judged};
 use super::fit_normalizer::NormalizerFile;
 use super::pipeline::Stage;
-use super::rollout::{Rollout, Sampler, metrics_of};
+use super::rollout::{Rollout, Sampler, compare_with_truth, metrics_of};
 use super::score::Scorer;
 use super::task::{Task, permutation};
 use crate::atomic::{self, NewFile};
+use crate::data::letters::Gold;
 use crate::data::store::Items;
 use crate::error::Error;
 use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder, read_json};
@@ -28,7 +29,6 @@ use crate::normalizer::Normalizer;
 use crate::ppo::{policy_loss, value_loss};
 use crate::report::metrics::{IterationMetrics, IterationTimings};
 use crate::rng::streams;
-use crate::statistics::mean;
 
 /// The result of the stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -217,9 +217,10 @@ impl<'a> Ppo<'a> {
         let rollouts = self.roll_out()?;
         let rollout_seconds = start.elapsed().as_secs_f64();
         let mut line = metrics_of(iteration, &rollouts, stops, self.state.kl_coefficient);
-        let gold = |r: &Rollout| Some(self.task.gold(&r.prompt, &r.response)?.reward());
-        let gold: Option<Vec<f64>> = rollouts.iter().map(gold).collect();
-        line.gold = gold.map(|gold| mean(gold.into_iter()));
+        let truth = rollouts.iter().map(|r| self.task.gold(&r.prompt, &r.response));
+        if let Some(truth) = truth.collect::<Option<Vec<Gold>>>() {
+            compare_with_truth(&mut line, &rollouts, &truth);
+        }
 
         let start = Instant::now();
         let update =

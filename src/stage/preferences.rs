@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::experiment::folder::FolderError;
 use crate::model::CausalLm;
 use crate::model::generate::generate;
-use crate::rng::{Fnv1a, streams};
+use crate::rng::{Fnv1a, Stream, streams};
 
 /// A prompt, two responses, and the truth about them where it is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,7 +120,8 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
             let responses = generate(&model, &config, &rows, generation, draws);
             let labels = streams(settings.seed, &purpose("labels"), start..end);
             for ((prompt, two), mut rng) in chosen.iter().zip(responses.chunks(2)).zip(labels) {
-                pairs.push(label(prompt, two[0].clone(), two[1].clone(), &mut rng));
+                let temperature = settings.task.label_temperature;
+                pairs.push(label(prompt, [two[0].clone(), two[1].clone()], temperature, &mut rng));
             }
             stage.step("");
         }
@@ -144,10 +145,11 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
 }
 
 /// Orders two responses by a label drawn from their gold rewards.
-fn label(prompt: &Prompt, first: Vec<u32>, second: Vec<u32>, rng: &mut crate::rng::Stream) -> Pair {
-    let gold = [&first, &second].map(|response| letters::gold(prompt, response).reward());
+fn label(prompt: &Prompt, two: [Vec<u32>; 2], temperature: f64, rng: &mut Stream) -> Pair {
+    let gold = two.each_ref().map(|response| letters::gold(prompt, response).reward());
+    let [first, second] = two;
     let prompt = prompt.tokens();
-    if letters::prefers_first(gold[0], gold[1], rng) {
+    if letters::prefers_first(gold[0] / temperature, gold[1] / temperature, rng) {
         Pair { prompt, chosen: first, rejected: second, gold: Some(gold), score_gap: None }
     } else {
         let gold = Some([gold[1], gold[0]]);

@@ -15,7 +15,7 @@ use super::score::{RewardCard, Segmenter};
 use super::supervised::{BatchResult, Epochs, train};
 use super::task::Task;
 use crate::bt_loss::segment_bt_loss;
-use crate::data::diagnostics::{BoundaryCounts, segment_credits, spearman};
+use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
 use crate::error::Error;
 use crate::experiment::folder::write_json;
@@ -25,6 +25,7 @@ use crate::model::optim::Trainer;
 use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
 use crate::segment_reward::{aggregate, aggregation_weights, segment_rewards, sequence_scores};
 use crate::segmentation::Actions;
+use crate::statistics::mean;
 
 /// The result of the stage, on held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,13 +34,15 @@ pub struct Summary {
     pub accuracy: f64,
     /// The same with the gold reward in place of the label, where it is known.
     pub gold_accuracy: Option<f64>,
-    /// Spearman's rank correlation of segment rewards with the true credit of their tokens.
+    /// Spearman's rank correlation of segment rewards with the true credit of their tokens, where it is
+    /// known and defined.
     pub rank_correlation: Option<f64>,
-    /// The same over clauses: the sums of the rewards of the segments that start in a clause.
+    /// The same over [clauses](LearnedCredits::clauses): of the sums of the rewards of the segments that
+    /// start in them.
     pub clause_correlation: Option<f64>,
-    /// The same over the segments that start at a topic word.
+    /// The same over the segments of [topic words](LearnedCredits::topics).
     pub topic_correlation: Option<f64>,
-    /// The same over the segments that start at a quality word.
+    /// The same over the segments of [quality words](LearnedCredits::qualities).
     pub quality_correlation: Option<f64>,
     /// Share of segment starts that are true phrase starts.
     pub boundary_precision: Option<f64>,
@@ -64,6 +67,23 @@ pub struct Calibration {
     pub observed: f64,
     /// Pairs.
     pub pairs: usize,
+}
+
+/// As equal as can be many pairs in each of up to ten groups, by how sure the model is of a pair, given the
+/// chosen score less the rejected one of each.
+fn calibration(mut gaps: Vec<f64>) -> Vec<Calibration> {
+    gaps.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
+    let (pairs, groups) = (gaps.len(), gaps.len().min(10));
+    let group = |i: usize| {
+        let gaps = &gaps[i * pairs / groups..(i + 1) * pairs / groups];
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        Calibration {
+            predicted: mean(gaps.iter().map(|gap| sigmoid(gap.abs()))),
+            observed: mean(gaps.iter().map(|&gap| is_right(gap))),
+            pairs: gaps.len(),
+        }
+    };
+    (0..groups).map(group).collect()
 }
 
 /// Pairs whose responses are cut into segments: before training where that takes the reference model's
@@ -249,10 +269,10 @@ fn evaluate(
 ) -> Result<Summary, Error> {
     let settings = &context.settings.reward;
     let count = examples.pairs.len();
-    let (mut learned, mut truth) = (Vec::new(), Vec::new());
+    let mut learned = LearnedCredits::default();
     let mut boundaries = BoundaryCounts::default();
     let (mut segments, mut segment_tokens) = (0, 0);
-    let (mut right, mut gold_right, mut gold_decided, mut gold_known) = (0.0, 0.0, 0, 0);
+    let (mut gaps, mut gold_right, mut gold_decided, mut gold_known) = (Vec::new(), 0.0, 0, 0);
     for start in (0..count).step_by(settings.rows_at_once) {
         let chunk = examples.read(start..count.min(start + settings.rows_at_once))?;
         let rows: Vec<(&[u32], &[u32])> = chunk.iter().flat_map(|e| e.pair.rows()).collect();
@@ -265,14 +285,13 @@ fn evaluate(
             segments += cut.len();
             segment_tokens += cut.last().map_or(0, |last| last.end);
             if let Some(gold) = task.gold(row.0, row.1) {
-                truth.extend(segment_credits(cut, &gold.credits));
-                learned.extend(rewards);
+                learned.add(cut, &rewards, &gold);
                 boundaries.add(cut, &gold.phrase_starts);
             }
         }
         for (example, scores) in chunk.iter().zip(sequence.chunks(2)) {
             let gap = scores[0] - scores[1];
-            right += is_right(gap);
+            gaps.push(gap);
             if let Some([chosen, rejected]) = example.pair.gold {
                 gold_known += 1;
                 if chosen != rejected {
@@ -283,18 +302,18 @@ fn evaluate(
         }
     }
     let share = |right: f64, of: usize| right / of.max(1) as f64;
-    let known = (!truth.is_empty()).then(|| boundaries.score());
+    let known = (!learned.segments.is_empty()).then(|| boundaries.score());
     Ok(Summary {
-        accuracy: share(right, count),
+        accuracy: share(gaps.iter().map(|&gap| is_right(gap)).sum(), count),
         gold_accuracy: (gold_known == count).then(|| share(gold_right, gold_decided)),
-        rank_correlation: spearman(&learned, &truth),
-        clause_correlation: None,
-        topic_correlation: None,
-        quality_correlation: None,
+        rank_correlation: rank_correlation(&learned.segments),
+        clause_correlation: rank_correlation(&learned.clauses),
+        topic_correlation: rank_correlation(&learned.topics),
+        quality_correlation: rank_correlation(&learned.qualities),
         boundary_precision: known.map(|score| score.precision),
         boundary_recall: known.map(|score| score.recall),
         boundary_f1: known.map(|score| score.f1),
-        calibration: Vec::new(),
+        calibration: calibration(gaps),
         segments: segments as f64 / (2 * count) as f64,
         segment_tokens: segment_tokens as f64 / segments.max(1) as f64,
     })
@@ -351,5 +370,34 @@ mod tests {
         let both = ["reward.margin=0.5", "reward.margin_scale=0.2"];
         close(loss(&both, &gaps), &[2.0, 0.4, 0.5]);
         close(loss(&both, &gaps[..1]), &[2.0]);
+    }
+
+    #[test]
+    fn calibration_compares_how_sure_the_model_is_with_how_often_it_is_right() {
+        // Predicted .9 and right nine times of ten; predicted .5, which is no opinion; the surest come last.
+        let sure = 9f64.ln(); // σ(ln 9) = .9
+        let gaps = [vec![sure; 9], vec![-sure], vec![0.0; 10]].concat();
+        let groups = calibration(gaps);
+        assert_eq!(groups.len(), 10);
+        assert!(groups.iter().all(|group| group.pairs == 2));
+        assert!(groups[..5].iter().all(|group| (group.predicted, group.observed) == (0.5, 0.5)));
+        assert!(groups[5..].iter().all(|group| (group.predicted - 0.9).abs() < 1e-12));
+        assert!((mean(groups[5..].iter().map(|group| group.observed)) - 0.9).abs() < 1e-12);
+    }
+
+    #[test]
+    fn groups_of_a_calibration_differ_by_one_pair_at_most() {
+        let sizes = |pairs: usize| -> Vec<usize> {
+            let gaps = (0..pairs).map(|i| i as f64 - 3.0).collect();
+            calibration(gaps).iter().map(|group| group.pairs).collect()
+        };
+        assert_eq!(sizes(23), [2, 2, 2, 3, 2, 2, 3, 2, 2, 3]);
+        assert_eq!(sizes(3), [1, 1, 1]);
+        assert!(sizes(0).is_empty());
+        // -3 and 3 are equally sure: one of them is right.
+        let groups = calibration(vec![3.0, 1.0, -3.0, 0.0]);
+        let observed: Vec<f64> = groups.iter().map(|group| group.observed).collect();
+        assert_eq!(observed[..2], [0.5, 1.0]);
+        assert_eq!(observed[2] + observed[3], 1.0);
     }
 }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use super::score::Scorer;
+use crate::data::diagnostics::credit_assignment;
+use crate::data::letters::Gold;
 use crate::error::Error;
 use crate::experiment::settings::PpoSettings;
 use crate::gae::{gae, whiten};
@@ -181,4 +183,15 @@ pub fn metrics_of(
         }),
         ..IterationMetrics::default()
     }
+}
+
+/// Fills in the fields that compare rollouts with the truth of each.
+pub fn compare_with_truth(line: &mut IterationMetrics, rollouts: &[Rollout], truth: &[Gold]) {
+    let advantages = rollouts.iter().flat_map(|r| &r.advantages).copied().collect::<Vec<_>>();
+    let credits = truth.iter().flat_map(|gold| &gold.credits).copied().collect::<Vec<_>>();
+    let credit = credit_assignment(&advantages, &credits);
+    line.gold = Some(mean(truth.iter().map(Gold::reward)));
+    line.cause_advantage_share = credit.advantage_share;
+    line.cause_token_share = credit.token_share;
+    line.credit_correlation = credit.correlation;
 }

@@ -13,13 +13,20 @@ use segment_rlhf::stage::task::Task;
 use segment_rlhf::stage::{
     Context, Stage, fit_normalizer, policy, preferences, reproduce, reward, sft,
 };
+use serde::de::DeserializeOwned;
 
-use crate::support::context;
+use crate::support::{context, pipeline};
 
 fn metrics(context: &Context) -> Vec<IterationMetrics> {
     let path = context.dir(Stage::Ppo).join("metrics.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What a finished stage of the run's method says of itself.
+fn summary<T: DeserializeOwned>(context: &Context, stage: Stage) -> T {
+    let path = context.dir(stage).join("summary.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 #[test]
@@ -36,6 +43,25 @@ fn the_first_optimizer_step_of_an_iteration_has_ratio_one() {
         assert!((line.ratio - 1.0).abs() < 1e-5, "{}", line.ratio);
         assert_eq!(line.clip_fraction, 0.0);
         assert!(line.advantage_mean.abs() < 1e-6 && (line.advantage_std - 1.0).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn where_the_truth_is_known_rewards_and_advantages_are_compared_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = pipeline(dir.path(), &["method=token", "task.held_out_pairs=25"]);
+    let reward: reward::Summary = summary(&context, Stage::TrainReward);
+    // Of topic and quality words an untrained model writes too few.
+    assert!(reward.rank_correlation.is_some() && reward.clause_correlation.is_some());
+    let sizes: Vec<usize> = reward.calibration.iter().map(|group| group.pairs).collect();
+    assert_eq!((sizes.len(), sizes.iter().sum::<usize>()), (10, 25));
+    let right: f64 = reward.calibration.iter().map(|g| g.observed * g.pairs as f64).sum();
+    assert!((right / 25.0 - reward.accuracy).abs() < 1e-12);
+    for line in metrics(&context) {
+        let (advantage, tokens) = (line.cause_advantage_share, line.cause_token_share);
+        assert!(advantage.is_some_and(|share| share > 0.0 && share < 1.0), "{advantage:?}");
+        assert!(tokens.is_some_and(|share| share > 0.0 && share < 1.0), "{tokens:?}");
+        assert!(line.credit_correlation.is_some_and(|rho| rho.abs() <= 1.0));
     }
 }
 

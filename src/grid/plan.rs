@@ -1,0 +1,303 @@
+//! A grid: experiments with seeds, as it stands in `RUN/grid.json`; its cells, stages and results.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::GridError;
+use super::file::Planned;
+use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
+use super::schedule::{FAILED, Failure, Tasks, is_running};
+use crate::control::{Progress, Stop};
+use crate::device::DeviceName;
+use crate::error::Error;
+use crate::experiment::folder::{FolderError, read_json, write_json};
+use crate::report::metrics::IterationMetrics;
+use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::policy::EvaluationLine;
+use crate::stage::{Context, Layout, Stage};
+
+/// What `RUN/grid.json` holds: everything that the grid's cells depend on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Grid {
+    /// [`FORMAT`] of the program that wrote it.
+    pub format: u32,
+    /// The device.
+    pub device: DeviceName,
+    /// The seeds, the same for every arm.
+    pub seeds: Vec<u64>,
+    /// The user's model, in place of the run's own SFT model.
+    pub model: Option<PathBuf>,
+    /// The user's reward model.
+    pub reward_model: Option<PathBuf>,
+    /// The user's data, in place of the embedded task.
+    pub data: Option<PathBuf>,
+    /// The user's prompts.
+    pub prompts: Option<PathBuf>,
+    /// The experiments.
+    pub experiments: Vec<Planned>,
+}
+
+/// One arm with one seed, ready to run.
+pub struct PlannedCell {
+    /// Which experiment and which of its arms name it first.
+    pub arm: [usize; 2],
+    /// Its seed.
+    pub seed: u64,
+    /// Its hash.
+    pub id: String,
+    /// What its stages run with.
+    pub context: Context,
+    /// The number of its last task.
+    pub last: usize,
+}
+
+/// The cells of a grid, each once, and their stages, each once.
+pub struct Plan {
+    /// The grid.
+    pub grid: Grid,
+    /// By experiment, arm and seed: the number of the cell.
+    pub numbers: Vec<Vec<Vec<usize>>>,
+    /// The cells: of the first seed first, in the order of the experiments.
+    pub cells: Vec<PlannedCell>,
+    /// Their stages.
+    pub tasks: Tasks,
+}
+
+impl Grid {
+    /// The grid of these experiments and seeds, with the device and the inputs of `context`.
+    pub fn new(context: &Context, experiments: Vec<Planned>, seeds: Vec<u64>) -> Self {
+        Self {
+            format: FORMAT,
+            device: context.device_name,
+            seeds,
+            model: context.model.clone(),
+            reward_model: context.reward_model.clone(),
+            data: context.data.clone(),
+            prompts: context.prompts.clone(),
+            experiments,
+        }
+    }
+
+    /// The grid in the folder `run`.
+    ///
+    /// # Errors
+    ///
+    /// [`GridError::NoGrid`], [`GridError::OtherFormat`], and [`Error::Folder`] for a file that cannot be read.
+    pub fn read(run: &Path) -> Result<Self, Error> {
+        let path = path(run);
+        if !path.exists() {
+            return Err(GridError::NoGrid { dir: run.to_owned() }.into());
+        }
+        check_format(&path)?;
+        Ok(read_json(&path, "ablate")?)
+    }
+
+    /// Writes the grid into the folder `run`; what another one made there stays, and what both need is shared.
+    ///
+    /// # Errors
+    ///
+    /// [`GridError::OtherFormat`] when the folder is another version's; [`Error::Folder`].
+    pub fn write(&self, run: &Path) -> Result<(), Error> {
+        let path = path(run);
+        if path.exists() {
+            check_format(&path)?;
+        }
+        fs::create_dir_all(run)
+            .map_err(|source| FolderError::Write { path: run.to_owned(), source })?;
+        Ok(write_json(&path, self)?)
+    }
+
+    /// The cells and stages of the grid in the folder `run`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`], and those of reading the user's model and data.
+    pub fn plan(self, run: &Path, stop: &Stop, progress: &Progress) -> Result<Plan, Error> {
+        let Some(any) = self.experiments.iter().flat_map(|e| &e.arms).next() else {
+            return Err(GridError::NoGrid { dir: run.to_owned() }.into());
+        };
+        let mut common = Context::new(any.settings.clone(), self.device, run.to_owned())?;
+        common.model = self.model.clone();
+        common.reward_model = self.reward_model.clone();
+        common.data = self.data.clone();
+        common.prompts = self.prompts.clone();
+        common.stop = stop.clone();
+        common.progress = progress.clone();
+        common.layout = Layout::hashed(&common)?;
+        let mut plan = Plan {
+            numbers: self.experiments.iter().map(|e| vec![Vec::new(); e.arms.len()]).collect(),
+            cells: Vec::new(),
+            tasks: Tasks::default(),
+            grid: self,
+        };
+        let mut known: HashMap<String, usize> = HashMap::new();
+        // One seed after the other, so that a grid that is stopped has all arms with some seeds.
+        for &seed in &plan.grid.seeds {
+            for (e, experiment) in plan.grid.experiments.iter().enumerate() {
+                for (a, arm) in experiment.arms.iter().enumerate() {
+                    let mut context = common.clone();
+                    context.settings = arm.settings.clone();
+                    context.settings.seed = seed;
+                    context.label = format!("{seed} {}", arm.name);
+                    let id = id(&context);
+                    let number = *known.entry(id.clone()).or_insert_with(|| {
+                        let last = plan.tasks.add(&context);
+                        plan.cells.push(PlannedCell { arm: [e, a], seed, id, context, last });
+                        plan.cells.len() - 1
+                    });
+                    plan.numbers[e][a].push(number);
+                }
+            }
+        }
+        Ok(plan)
+    }
+}
+
+/// The hash in the name of a cell's last folder: it holds all that the cell depends on.
+fn id(context: &Context) -> String {
+    let dir = context.dir(Stage::Evaluate);
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.rsplit('-').next().unwrap_or_default().to_owned()
+}
+
+fn path(run: &Path) -> PathBuf {
+    run.join("grid.json")
+}
+
+fn check_format(path: &Path) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    match read_json::<Head>(path, "ablate")?.format {
+        FORMAT => Ok(()),
+        found => Err(GridError::OtherFormat { path: path.to_owned(), found }.into()),
+    }
+}
+
+/// How far a cell is, for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progressed {
+    /// All stages are finished.
+    Finished,
+    /// A stage ended with an error.
+    Failed,
+    /// A process runs one of its stages now.
+    Running,
+    /// Some stages are finished, or have a checkpoint.
+    Begun,
+    /// Nothing is there.
+    Waiting,
+}
+
+impl Plan {
+    /// How far a cell is, without reading its results.
+    pub fn progressed(&self, cell: &PlannedCell) -> Progressed {
+        let tasks = self.tasks.all();
+        let chain = self.tasks.chain(cell.last);
+        let some = |of: &dyn Fn(&Path) -> bool| chain.iter().any(|&task| of(&tasks[task].dir));
+        if tasks[cell.last].is_finished() {
+            Progressed::Finished
+        } else if some(&is_running) {
+            Progressed::Running
+        } else if some(&|dir| dir.join(FAILED).exists()) {
+            Progressed::Failed
+        } else if some(&Path::exists) {
+            Progressed::Begun
+        } else {
+            Progressed::Waiting
+        }
+    }
+
+    /// What is there of the grid's results.
+    pub fn results(&self) -> Results {
+        let experiment = |(planned, numbers): (&Planned, &Vec<Vec<usize>>)| Experiment {
+            name: planned.name.clone(),
+            title: planned.title.clone(),
+            note: planned.note.clone(),
+            paper_table: planned.paper_table,
+            arms: (planned.arms.iter().zip(numbers))
+                .map(|(arm, numbers)| Arm {
+                    name: arm.name.clone(),
+                    ours: arm.ours,
+                    method: arm.settings.method,
+                    settings: arm.changes.clone(),
+                    cells: numbers.iter().map(|&cell| self.cells[cell].id.clone()).collect(),
+                })
+                .collect(),
+        };
+        Results {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: self.grid.device.name().into(),
+            experiments: self.grid.experiments.iter().zip(&self.numbers).map(experiment).collect(),
+            cells: (self.cells.iter())
+                .map(|cell| Cell { id: cell.id.clone(), seed: cell.seed, state: self.state(cell) })
+                .collect(),
+        }
+    }
+
+    fn state(&self, cell: &PlannedCell) -> State {
+        let tasks = self.tasks.all();
+        for number in self.tasks.chain(cell.last) {
+            let task = &tasks[number];
+            if task.is_finished() {
+                continue;
+            }
+            let failure: Option<Failure> = read_json(&task.dir.join(FAILED), "ablate").ok();
+            return match failure {
+                Some(Failure { error }) => {
+                    State::Failed { stage: task.stage.command().into(), error }
+                }
+                None => State::Pending,
+            };
+        }
+        match figures(&cell.context) {
+            Ok(figures) => State::Finished(Box::new(figures)),
+            Err(error) => State::Corrupt { error: error.to_string() },
+        }
+    }
+}
+
+/// The figures of a cell whose stages are finished.
+fn figures(context: &Context) -> Result<Figures, FolderError> {
+    let has = |stage| context.stages().any(|of| of == stage);
+    let reward_dir = match &context.reward_model {
+        Some(dir) => dir.clone(),
+        None => context.dir(Stage::TrainReward),
+    };
+    let ppo = context.dir(Stage::Ppo);
+    let normalizer = context.dir(Stage::FitNormalizer).join("normalizer.json");
+    let mut normalizer: NormalizerFile = read_json(&normalizer, "ablate")?;
+    normalizer.statistics.clear();
+    let preferences = has(Stage::Preferences)
+        .then(|| read_json(&context.dir(Stage::Preferences).join("summary.json"), "ablate"));
+    let metrics: Vec<IterationMetrics> = lines(&ppo.join("metrics.jsonl"))?;
+    let evaluations: Vec<EvaluationLine> = lines(&ppo.join("evaluations.jsonl"))?;
+    Ok(Figures {
+        preferences: preferences.transpose()?,
+        reward: read_json(&reward_dir.join("summary.json"), "ablate")?,
+        normalizer,
+        policy: read_json(&ppo.join("summary.json"), "ablate")?,
+        evaluation: read_json(&context.dir(Stage::Evaluate).join("summary.json"), "ablate")?,
+        curve: Curve::of(&metrics),
+        evaluations,
+    })
+}
+
+/// The lines of a file of JSON Lines.
+fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, FolderError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| FolderError::Read { path: path.to_owned(), source })?;
+    let parse = |(number, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|error| FolderError::Corrupt {
+            path: path.to_owned(),
+            detail: format!("line {}: {error}", number + 1),
+        })
+    };
+    text.lines().enumerate().map(parse).collect()
+}

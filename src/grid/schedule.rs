@@ -1,0 +1,284 @@
+//! Runs stages for many contexts: what they share once, what is ready side by side, in any number of processes.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::experiment::folder::{FolderError, write_json};
+use crate::stage::{Context, Stage};
+
+/// How long a worker leaves a stage alone that another process runs.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One stage to run.
+pub struct Task {
+    /// The stage.
+    pub stage: Stage,
+    /// What it is run with.
+    pub context: Context,
+    /// Its folder; no other task has it.
+    pub dir: PathBuf,
+    /// The task whose result it needs.
+    pub after: Option<usize>,
+}
+
+impl Task {
+    /// Whether its result is there.
+    pub fn is_finished(&self) -> bool {
+        self.dir.join("summary.json").exists()
+    }
+}
+
+/// Tasks, each after the one that it needs.
+#[derive(Default)]
+pub struct Tasks(Vec<Task>);
+
+impl Tasks {
+    /// Adds the stages of `context` that are not among the tasks yet; gives the number of its last.
+    pub fn add(&mut self, context: &Context) -> usize {
+        let mut last = None;
+        for stage in context.stages() {
+            let dir = context.dir(stage);
+            let known = self.0.iter().position(|task| task.dir == dir);
+            last = Some(known.unwrap_or_else(|| {
+                self.0.push(Task { stage, context: context.clone(), dir, after: last });
+                self.0.len() - 1
+            }));
+        }
+        last.expect("every run has a PPO stage")
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Task] {
+        &self.0
+    }
+
+    /// The task `last` and those before it, the first one first.
+    pub fn chain(&self, last: usize) -> Vec<usize> {
+        let before = std::iter::successors(Some(last), |&task| self.0[task].after);
+        let mut chain: Vec<usize> = before.collect();
+        chain.reverse();
+        chain
+    }
+}
+
+/// What became of a task.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Its result is there.
+    Done,
+    /// It ended with an error.
+    Failed(Error),
+    /// It needs one that failed, or a failure ended all.
+    Left,
+}
+
+/// What a failure does to the tasks that do not need the failed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They go on; the error is kept in `failed.json` in the stage's folder, until the stage is tried again.
+    KeepGoing,
+    /// None is begun any more.
+    Stop,
+}
+
+/// Runs the tasks on `jobs` threads, those that come first in the list first, and tells `finished` of each that is
+/// done with its number. A stage that another process runs is waited for.
+///
+/// # Errors
+///
+/// [`Error::Interrupted`], after the stages that run have written their checkpoints.
+pub fn run(
+    tasks: &Tasks,
+    jobs: usize,
+    on_failure: OnFailure,
+    finished: impl Fn(usize) + Sync,
+) -> Result<Vec<Outcome>, Error> {
+    let tasks = tasks.all();
+    let board = Board {
+        states: Mutex::new(tasks.iter().map(|_| Progress::Waiting(None)).collect()),
+        changed: Condvar::new(),
+    };
+    let worker = || {
+        while let Some(number) = board.take(tasks, on_failure) {
+            let progress = match run_alone(&tasks[number], on_failure) {
+                Ok(true) => {
+                    finished(number);
+                    Progress::Settled(Outcome::Done)
+                }
+                Ok(false) => Progress::Waiting(Some(Instant::now() + PATIENCE)),
+                Err(error) => Progress::Settled(Outcome::Failed(error)),
+            };
+            board.lock()[number] = progress;
+            board.changed.notify_all();
+        }
+    };
+    std::thread::scope(|scope| {
+        (1..jobs.min(tasks.len())).for_each(|_| {
+            scope.spawn(worker);
+        });
+        worker();
+    });
+    let states = board.states.into_inner().expect("the workers have ended");
+    let outcome = |progress| match progress {
+        Progress::Settled(outcome) => outcome,
+        _ => Outcome::Left,
+    };
+    let mut outcomes: Vec<Outcome> = states.into_iter().map(outcome).collect();
+    let stopped = |o: &Outcome| matches!(o, Outcome::Failed(Error::Interrupted { .. }));
+    match outcomes.iter().position(stopped) {
+        Some(at) => match outcomes.swap_remove(at) {
+            Outcome::Failed(error) => Err(error),
+            _ => unreachable!("the position of an error"),
+        },
+        None => Ok(outcomes),
+    }
+}
+
+enum Progress {
+    /// Not begun; where another process had it, not before this moment.
+    Waiting(Option<Instant>),
+    Running,
+    Settled(Outcome),
+}
+
+struct Board {
+    states: Mutex<Vec<Progress>>,
+    changed: Condvar,
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, Vec<Progress>> {
+        self.states.lock().expect("no worker panics with the lock")
+    }
+
+    /// The next task to run, which is then running; nothing when there is none left to begin.
+    fn take(&self, tasks: &[Task], on_failure: OnFailure) -> Option<usize> {
+        let mut states = self.lock();
+        loop {
+            if states.iter().any(|state| ends_all(state, on_failure)) {
+                return None;
+            }
+            leave_what_cannot_run(&mut states, tasks);
+            let now = Instant::now();
+            let ready = (0..tasks.len()).find(|&i| {
+                let begins =
+                    matches!(states[i], Progress::Waiting(from) if from.is_none_or(|at| at <= now));
+                let done = |&task: &usize| matches!(states[task], Progress::Settled(Outcome::Done));
+                begins && tasks[i].after.as_ref().is_none_or(done)
+            });
+            if let Some(number) = ready {
+                states[number] = Progress::Running;
+                return Some(number);
+            }
+            if states.iter().all(|state| matches!(state, Progress::Settled(_))) {
+                return None;
+            }
+            states = self
+                .changed
+                .wait_timeout(states, PATIENCE)
+                .expect("no worker panics with the lock")
+                .0;
+        }
+    }
+}
+
+fn ends_all(state: &Progress, on_failure: OnFailure) -> bool {
+    match state {
+        Progress::Settled(Outcome::Failed(Error::Interrupted { .. })) => true,
+        Progress::Settled(Outcome::Failed(_)) => on_failure == OnFailure::Stop,
+        _ => false,
+    }
+}
+
+fn leave_what_cannot_run(states: &mut [Progress], tasks: &[Task]) {
+    for (i, task) in tasks.iter().enumerate() {
+        let failed = |&before: &usize| {
+            matches!(states[before], Progress::Settled(Outcome::Failed(_) | Outcome::Left))
+        };
+        if matches!(states[i], Progress::Waiting(_)) && task.after.as_ref().is_some_and(failed) {
+            states[i] = Progress::Settled(Outcome::Left);
+        }
+    }
+}
+
+/// Runs a task unless its result is there; says whether it is then, which it is not while another process has it.
+fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
+    let Some(_lock) = lock(&task.dir)? else { return Ok(false) };
+    if task.is_finished() && !task.dir.join("checkpoints").exists() {
+        return Ok(true);
+    }
+    let failed = task.dir.join(FAILED);
+    let _ = fs::remove_file(&failed); // of an earlier try
+    let start = Instant::now();
+    let result = task.stage.run(&task.context);
+    Took::add(&task.dir, start.elapsed());
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            if on_failure == OnFailure::KeepGoing && !matches!(error, Error::Interrupted { .. }) {
+                write_json(&failed, &Failure { error: error.to_string() })?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// A file in a stage's folder that says why its last try ended.
+pub const FAILED: &str = "failed.json";
+
+/// The content of [`FAILED`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The error.
+    pub error: String,
+}
+
+/// What a stage took, in `took.json` in its folder; all tries together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Took {
+    /// Wall-clock seconds.
+    pub seconds: f64,
+}
+
+impl Took {
+    /// What the stage in `dir` took, where that is known.
+    pub fn read(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(dir.join("took.json")).ok()?).ok()
+    }
+
+    /// Adds to what the stage in `dir` took; a disk that is full is not the stage's failure.
+    fn add(dir: &Path, time: Duration) {
+        let before = Self::read(dir).unwrap_or_default().seconds;
+        let _ = write_json(&dir.join("took.json"), &Self { seconds: before + time.as_secs_f64() });
+    }
+}
+
+/// Whether another process runs the stage in `dir` now.
+pub fn is_running(dir: &Path) -> bool {
+    let Ok(file) = File::open(lock_path(dir)) else { return false };
+    matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock))
+}
+
+fn lock_path(dir: &Path) -> PathBuf {
+    dir.with_extension("lock")
+}
+
+/// Keeps other processes off the folder `dir` while it lives; nothing where another one has it. It goes with the
+/// process, however that ends.
+fn lock(dir: &Path) -> Result<Option<File>, Error> {
+    let path = lock_path(dir);
+    let parent = path.parent().expect("a stage's folder is in a run's");
+    let file = fs::create_dir_all(parent)
+        .and_then(|()| File::create(&path))
+        .map_err(|source| FolderError::Write { path, source })?;
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        // Where the file system knows no locks, two processes are not kept apart.
+        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Some(file)),
+    }
+}
