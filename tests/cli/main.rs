@@ -3,6 +3,8 @@
 mod bad_input;
 mod benchmark;
 #[cfg(unix)]
+mod browser;
+#[cfg(unix)]
 mod crash;
 mod display;
 mod errors;
@@ -11,6 +13,7 @@ mod export;
 mod full_disk;
 mod lora;
 mod memory;
+mod page;
 mod real_input;
 mod regressions;
 mod resume;

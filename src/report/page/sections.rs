@@ -22,9 +22,9 @@ pub fn view(page: &Page) -> View {
     let sections = [
         run(page),
         headline(page),
-        claims(page),
+        claims(page, truth),
         curves(page, truth),
-        frontier(page),
+        frontier(page, truth),
         normalizer(page),
         segments(page, truth),
         reward_model(page),
@@ -315,19 +315,23 @@ fn legend(experiment: &Experiment) -> Vec<Entry> {
     arms.map(|(i, arm)| Entry::new(Style::Series(i), title(arm))).collect()
 }
 
-fn claims(page: &Page) -> Option<Section> {
+fn claims(page: &Page, truth: bool) -> Option<Section> {
     let mut blocks = Vec::new();
     let mut verdicts: BTreeMap<&str, usize> = BTreeMap::new();
     for experiment in &page.analysis.experiments {
-        let rows = experiment.orderings.iter().filter_map(ordering_row).collect();
+        let rows = experiment.orderings.iter().filter_map(|o| ordering_row(o, truth)).collect();
         let caption = format!(
             "{}. A row is a pair of which the paper has the first ahead; our difference is paired by seed, with its \
              standard error and 95 % interval.",
             experiment.title.trim_end_matches('.')
         );
-        let header = ["the paper's ordering", "the paper's figures", "Δ gold", "verdict", "Δ LC win rate", "verdict"];
+        let header: Vec<&str> = match truth {
+            true => vec!["the paper's ordering", "the paper's figures", "Δ gold", "verdict", "Δ LC win rate", "verdict"],
+            false => vec!["the paper's ordering", "the paper's figures", "Δ LC win rate", "verdict"],
+        };
         blocks.extend(table(caption, &header, rows));
-        for outcome in experiment.orderings.iter().filter_map(|o| o.gold) {
+        let outcome = |o: &Ordering| if truth { o.gold } else { o.length_controlled_win_rate };
+        for outcome in experiment.orderings.iter().filter_map(outcome) {
             *verdicts.entry(outcome.verdict.title()).or_default() += 1;
         }
     }
@@ -335,9 +339,10 @@ fn claims(page: &Page) -> Option<Section> {
     if all > 0 {
         let of = |verdict: Verdict| verdicts.get(verdict.title()).copied().unwrap_or(0);
         let summary = format!(
-            "Of {} that the paper's tables claim, gold reward shows {} with the same sign and an interval that \
+            "Of {} that the paper's tables claim, {} shows {} with the same sign and an interval that \
              excludes 0, {} with the same sign, {} with the opposite sign. The verdicts are computed.",
             count(all, "ordering"),
+            if truth { "gold reward" } else { "the length-controlled win rate" },
             of(Verdict::SameSignExcludesZero),
             of(Verdict::SameSign),
             of(Verdict::Opposite)
@@ -347,7 +352,7 @@ fn claims(page: &Page) -> Option<Section> {
     Section::new("claims", "The paper's orderings", blocks)
 }
 
-fn ordering_row(ordering: &Ordering) -> Option<Vec<Cell>> {
+fn ordering_row(ordering: &Ordering, truth: bool) -> Option<Vec<Cell>> {
     if ordering.gold.is_none() && ordering.length_controlled_win_rate.is_none() {
         return None;
     }
@@ -366,10 +371,10 @@ fn ordering_row(ordering: &Ordering) -> Option<Vec<Cell>> {
         None => [Cell::number("–"), Cell::words("–")],
     };
     let pair = Cell::name(format!("{} > {}", ordering.better, ordering.worse));
-    let [gold, gold_verdict] = outcome(ordering.gold);
-    let [controlled, controlled_verdict] = outcome(ordering.length_controlled_win_rate);
     let figures = Cell { text: figures.join(" · "), note: None, class: "words small" };
-    Some(vec![pair, figures, gold, gold_verdict, controlled, controlled_verdict])
+    let gold = truth.then(|| outcome(ordering.gold)).into_iter().flatten();
+    let controlled = outcome(ordering.length_controlled_win_rate);
+    Some([pair, figures].into_iter().chain(gold).chain(controlled).collect())
 }
 
 /// A verdict, which a sign tells apart as well as its colour.
@@ -437,19 +442,23 @@ impl Group<'_> {
     }
 }
 
+/// The 95 % intervals of a curve.
 fn band(style: Style, points: &[BandPoint]) -> Layer {
     let point = |p: &BandPoint| p.estimate.interval.map(|[low, high]| (p.iteration as f64, low, high));
     Layer::Band(style, points.iter().filter_map(point).collect())
 }
 
+/// What a policy is judged by in training.
+fn score(truth: bool) -> (Column, &'static str) {
+    match truth {
+        true => (Column::Gold, "Gold reward of a response"),
+        false => (Column::SequenceScore, "e_φ of a response"),
+    }
+}
+
 fn curves(page: &Page, truth: bool) -> Option<Section> {
-    let score = if truth {
-        (Column::Gold, "Gold reward of a response")
-    } else {
-        (Column::SequenceScore, "e_φ of a response")
-    };
     let columns = [
-        score,
+        score(truth),
         (Column::WinRate, "Win rate over the SFT model"),
         (Column::Kl, "KL from the SFT model, nats a response"),
         (Column::Tokens, "Tokens of a response"),
@@ -477,7 +486,8 @@ fn curves(page: &Page, truth: bool) -> Option<Section> {
     Section::new("curves", "Learning curves", blocks)
 }
 
-fn frontier(page: &Page) -> Option<Section> {
+fn frontier(page: &Page, truth: bool) -> Option<Section> {
+    let (column, score) = score(truth);
     let mut blocks = vec![text(
         "A policy pays for reward in KL from the SFT model. At the same KL, the higher curve is the better method; a \
          curve that bends down has begun to exploit its reward model.",
@@ -492,14 +502,14 @@ fn frontier(page: &Page) -> Option<Section> {
                 arm.paths.iter().map(move |seed| path(&seed.points)).collect::<Vec<_>>()
             });
             let mean = arms().map(|(style, arm)| {
-                let points = arm.band(Column::Kl).iter().zip(arm.band(Column::Gold));
-                let points = points.map(|(kl, gold)| (kl.estimate.mean, gold.estimate.mean));
+                let points = arm.band(Column::Kl).iter().zip(arm.band(column));
+                let points = points.map(|(kl, score)| (kl.estimate.mean, score.estimate.mean));
                 Layer::Line { style, points: points.collect(), marked: true }
             });
             let path = Plot {
-                y: "Gold reward of a response".into(),
+                y: score.into(),
                 x: "KL from the SFT model, nats a response".into(),
-                description: "Gold reward against KL, one curve an arm".into(),
+                description: format!("{score} against KL, one curve an arm"),
                 x_range: None,
                 y_holds: Vec::new(),
                 layers: faint.chain(mean).collect(),
@@ -523,12 +533,18 @@ fn frontier(page: &Page) -> Option<Section> {
             };
             let plots = [Drawing::of(None, &path), Drawing::of(None, &matched)];
             let name = group.name.map_or(String::new(), |name| format!(", {name}"));
-            let caption = format!(
-                "{}{name}: gold reward against KL. Left: one faint line a seed, and the mean over seeds of each \
-                 iteration. Right: gold reward where training first reaches a KL of ½, 1, 2 and 4 nats, with 95 % \
-                 intervals, over the seeds that get there.",
-                experiment.title.trim_end_matches('.')
-            );
+            let title = experiment.title.trim_end_matches('.');
+            let caption = match truth {
+                true => format!(
+                    "{title}{name}. Left: gold reward against KL, one faint line a seed, and the mean over seeds of \
+                     each iteration. Right: gold reward where training first reaches a KL of ½, 1, 2 and 4 nats, \
+                     with 95 % intervals, over the seeds that get there."
+                ),
+                false => format!(
+                    "{title}{name}. e_φ against KL, means over seeds of each iteration. Every reward model has its \
+                     own scale: compare only arms that share theirs."
+                ),
+            };
             if path.is_empty() {
                 continue;
             }
@@ -780,7 +796,8 @@ fn reward_model(page: &Page) -> Option<Section> {
     ];
     let accuracy = arms_only(
         experiment,
-        "Reward models on held-out pairs, by noisy labels and, where the truth is known, by gold reward.",
+        "Reward models on held-out pairs, tokens of their segments there, and how much of the variation over \
+         locations the normalizers explain.",
         &columns,
     );
     let blocks = [accuracy, calibration];
@@ -1057,6 +1074,8 @@ fn files(page: &Page) -> Option<Section> {
 fn terms(page: &Page) -> Option<Section> {
     let known = |q: &&Quantity| arms(page.analysis).any(|arm| arm.figure(**q).is_some());
     let facts = Quantity::ALL.iter().filter(known);
-    let facts = facts.map(|q| (q.title().to_owned(), q.description().to_owned())).collect();
-    Section::new("terms", "Terms", vec![Block::Facts { facts }])
+    let facts: Vec<(String, String)> =
+        facts.map(|q| (q.title().to_owned(), q.description().to_owned())).collect();
+    let facts = (!facts.is_empty()).then_some(Block::Facts { facts });
+    Section::new("terms", "Terms", facts.into_iter().collect())
 }
