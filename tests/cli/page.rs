@@ -7,7 +7,9 @@ use segment_rlhf::data::letters;
 use segment_rlhf::grid::analysis::Analysis;
 use segment_rlhf::grid::results::{Results, State};
 use segment_rlhf::normalizer::{LocationStatistic, Normalizer};
-use segment_rlhf::report::page::{Extras, Fit, Link, Page, SampleText, SegmentLengths, StageTime, html, write};
+use segment_rlhf::report::page::{
+    Extras, Fit, Link, Page, SampleText, SegmentLengths, StageTime, html, write,
+};
 use segment_rlhf::report::segments::SegmentedText;
 use segment_rlhf::report::texts::ShadedText;
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
@@ -37,7 +39,9 @@ fn extras() -> Extras {
             StageTime { stage: "ppo".into(), runs: 24, seconds: 5400.0 },
         ],
         fits: fits.map(|(arm, slope)| fit(arm, slope)).into(),
-        segment_lengths: [("sentence", 8.0), ("segment", 2.5)].map(|(arm, mean)| lengths(arm, mean)).into(),
+        segment_lengths: [("sentence", 8.0), ("segment", 2.5)]
+            .map(|(arm, mean)| lengths(arm, mean))
+            .into(),
         texts: vec![shaded(LETTER, 0), shaded(REPEATING, 8)],
         samples: vec![SampleText {
             arm: "segment".into(),
@@ -51,7 +55,8 @@ fn extras() -> Extras {
     }
 }
 
-const LETTER: &str = "dear gina , music : choirs sing charming hymns . history : ruins hold plain graves . <eos>";
+const LETTER: &str =
+    "dear gina , music : choirs sing charming hymns . history : ruins hold plain graves . <eos>";
 const REPEATING: &str = "dear gina , music : choirs sing charming hymns . music : choirs sing charming hymns . \
      music : choirs sing charming hymns . history : ruins hold plain graves . <eos>";
 
@@ -74,7 +79,11 @@ fn fit(arm: &str, slope: f64) -> Fit {
     let (.., cell) = results.rows().find(|(_, of, _)| of.name == arm).unwrap();
     let file = &cell.figures().unwrap().normalizer;
     let statistics = (5..=300).map(statistic).collect();
-    Fit { arm: arm.into(), seed: 1, file: NormalizerFile { normalizer, statistics, ..file.clone() } }
+    Fit {
+        arm: arm.into(),
+        seed: 1,
+        file: NormalizerFile { normalizer, statistics, ..file.clone() },
+    }
 }
 
 fn lengths(arm: &str, mean: f64) -> SegmentLengths {
@@ -91,9 +100,18 @@ fn shaded(letter: &str, repeats: usize) -> ShadedText {
     let segmented = |length: usize, wave: f64| {
         let starts = (0..tokens - 1).step_by(length);
         let segments: Vec<_> = starts.map(|i| i..(i + length).min(tokens - 1)).collect();
-        let rewards: Vec<f64> = (0..segments.len()).map(|t| (t as f64 * wave).sin() * 2.0).collect();
+        let rewards: Vec<f64> =
+            (0..segments.len()).map(|t| (t as f64 * wave).sin() * 2.0).collect();
         let entropies = vec![0.5; tokens];
-        SegmentedText::new("write to gina".into(), &ids, pieces(), &entropies, &segments, &rewards, &rewards)
+        SegmentedText::new(
+            "write to gina".into(),
+            &ids,
+            pieces(),
+            &entropies,
+            &segments,
+            &rewards,
+            &rewards,
+        )
     };
     ShadedText {
         by_segment: segmented(3, 1.3),
@@ -109,8 +127,21 @@ fn sections(html: &str) -> Vec<&str> {
 }
 
 const ALL: [&str; 15] = [
-    "run", "headline", "claims", "curves", "frontier", "normalizer", "segments", "reward", "texts", "truth",
-    "experiments", "problems", "samples", "files", "terms",
+    "run",
+    "headline",
+    "claims",
+    "curves",
+    "frontier",
+    "normalizer",
+    "segments",
+    "reward",
+    "texts",
+    "truth",
+    "experiments",
+    "problems",
+    "samples",
+    "files",
+    "terms",
 ];
 
 #[test]
@@ -132,9 +163,22 @@ fn what_is_not_there_is_left_out() {
 fn without_truth() -> Results {
     fn forget(value: &mut Value) {
         const TRUTHS: [&str; 16] = [
-            "gold", "gold_error", "repeats", "gold_accuracy", "rank_correlation", "clause_correlation",
-            "topic_correlation", "quality_correlation", "boundary_precision", "boundary_recall", "boundary_f1",
-            "cause_advantage_share", "cause_token_share", "credit_correlation", "preferences", "",
+            "gold",
+            "gold_error",
+            "repeats",
+            "gold_accuracy",
+            "rank_correlation",
+            "clause_correlation",
+            "topic_correlation",
+            "quality_correlation",
+            "boundary_precision",
+            "boundary_recall",
+            "boundary_f1",
+            "cause_advantage_share",
+            "cause_token_share",
+            "credit_correlation",
+            "preferences",
+            "",
         ];
         match value {
             Value::Object(map) => map.iter_mut().for_each(|(key, value)| match value {
@@ -206,7 +250,8 @@ fn no_number_is_nan_or_infinite() {
 #[test]
 fn a_failed_write_leaves_nothing() {
     let results = results();
-    let page = Page { results: &results, analysis: &Analysis::of(&results), extras: &Extras::default() };
+    let page =
+        Page { results: &results, analysis: &Analysis::of(&results), extras: &Extras::default() };
     let folder = TempDir::new().unwrap();
     let error = write(&page, &folder.path().join("missing/report.html")).unwrap_err().to_string();
     assert!(error.contains("missing/report.html: cannot write"), "{error}");
@@ -269,8 +314,10 @@ fn a_browser_shows_every_plot_at_every_width_in_both_themes() {
             let plots = look["plots"].as_array().unwrap();
             assert!(plots.len() > 20, "{at}: {} plots", plots.len());
             for plot in plots {
-                let [left, right, wide, high] = [0, 1, 2, 3].map(|i| plot["box"][i].as_f64().unwrap());
-                let inside = left >= 0.0 && right <= f64::from(width) && wide > 250.0 && high > 150.0;
+                let [left, right, wide, high] =
+                    [0, 1, 2, 3].map(|i| plot["box"][i].as_f64().unwrap());
+                let inside =
+                    left >= 0.0 && right <= f64::from(width) && wide > 250.0 && high > 150.0;
                 assert!(inside && plot["visible"] == true, "{at}: {plot}");
                 assert!(plot["marks"].as_u64() > Some(0), "{at}: nothing is drawn: {plot}");
                 assert!(plot["text"].as_f64() > Some(10.0), "{at}: too small to read: {plot}");

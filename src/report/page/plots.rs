@@ -1,6 +1,7 @@
 //! Small plots as SVG text. Colours, dashes and strokes are classes that the page's style sheet fills in, so that one
 //! drawing suits a light and a dark page: `s1` to `s8` are the series, each with its own colour, dash and marker.
 
+use std::f64::consts::TAU;
 use std::ops::Range;
 
 use plotters::coord::Shift;
@@ -64,6 +65,8 @@ pub struct Plot {
     pub description: String,
     /// The x axis, where the points do not say.
     pub x_range: Option<[f64; 2]>,
+    /// Whether the x axis is that of the numbers' squares: what is drawn at 3 is labelled 9.
+    pub x_squares: bool,
     /// Names in place of the numbers 1, 2 and so on of the x axis.
     pub x_names: &'static [&'static str],
     /// Names of the rows in place of a y axis, from the top.
@@ -107,10 +110,15 @@ impl Plot {
             .y_label_area_size(if in_rows { 132 } else { 40 } * SCALE)
             .build_cartesian_2d(x, y)?;
         let name = |x: f64| self.x_names.get((x - 1.0) as usize).map(|&name| name.to_owned());
-        let x_label = |x: &f64| name(*x).unwrap_or_else(|| tick(*x));
+        let label = |x: f64| tick(if self.x_squares { x * x } else { x });
+        let x_label = |x: &f64| name(*x).unwrap_or_else(|| label(*x));
         let y_label = |y: &f64| if in_rows { String::new() } else { tick(*y) };
         let mut mesh = chart.configure_mesh();
-        if in_rows { mesh.disable_y_mesh() } else { mesh.disable_x_mesh() };
+        if in_rows {
+            mesh.disable_y_mesh()
+        } else {
+            mesh.disable_x_mesh()
+        };
         mesh.light_line_style(TRANSPARENT)
             .bold_line_style(RULE.stroke_width(SCALE as u32 / 2))
             .axis_style(RULE.stroke_width(SCALE as u32))
@@ -150,7 +158,8 @@ impl Plot {
             Some([left, right]) => (left, right),
             None => {
                 let (left, right) = bounds(all().map(|(x, ..)| x));
-                let upright = has(|layer| matches!(layer, Layer::Intervals(..) | Layer::Spread(..)));
+                let upright =
+                    has(|layer| matches!(layer, Layer::Intervals(..) | Layer::Spread(..)));
                 let pad = if upright { 0.04 * (right - left) } else { 0.0 };
                 (left - pad, right + pad)
             }
@@ -200,7 +209,8 @@ impl Layer {
         let one = |&(x, y): &(f64, f64)| (x, y, [y, y]);
         match self {
             Self::Band(_, points) => {
-                let middle = |&(x, low, high): &(f64, f64, f64)| (x, (low + high) / 2.0, [low, high]);
+                let middle =
+                    |&(x, low, high): &(f64, f64, f64)| (x, (low + high) / 2.0, [low, high]);
                 points.iter().map(middle).collect()
             }
             Self::Line { points, .. } | Self::Faint(_, points) | Self::Dots(_, points) => {
@@ -212,7 +222,8 @@ impl Layer {
                 points.iter().flat_map(ends).map(|x| (x, 0.0, [0.0; 2])).collect()
             }
             Self::Bars(_, bars) => {
-                let ends = |&(from, to, y): &(f64, f64, f64)| [(from, y, [0.0, y]), (to, y, [0.0, y])];
+                let ends =
+                    |&(from, to, y): &(f64, f64, f64)| [(from, y, [0.0, y]), (to, y, [0.0, y])];
                 bars.iter().flat_map(ends).collect()
             }
         }
@@ -278,22 +289,26 @@ fn scaled(x: f64, y: f64, scale: f64) -> (i32, i32) {
 }
 
 /// The outline of a series's marker, in pixels of the page about its middle.
-fn shape(number: usize) -> &'static [(f64, f64)] {
-    const CIRCLE: &[(f64, f64)] = &[
-        (3.0, 0.0), (2.6, 1.5), (1.5, 2.6), (0.0, 3.0), (-1.5, 2.6), (-2.6, 1.5), (-3.0, 0.0),
-        (-2.6, -1.5), (-1.5, -2.6), (0.0, -3.0), (1.5, -2.6), (2.6, -1.5),
-    ];
-    const SQUARE: &[(f64, f64)] = &[(-2.7, -2.7), (2.7, -2.7), (2.7, 2.7), (-2.7, 2.7)];
-    const UP: &[(f64, f64)] = &[(0.0, -3.8), (3.6, 2.5), (-3.6, 2.5)];
-    const DIAMOND: &[(f64, f64)] = &[(0.0, -4.2), (3.4, 0.0), (0.0, 4.2), (-3.4, 0.0)];
-    const DOWN: &[(f64, f64)] = &[(0.0, 3.8), (3.6, -2.5), (-3.6, -2.5)];
-    const PLUS: &[(f64, f64)] = &[
-        (-1.0, -3.8), (1.0, -3.8), (1.0, -1.0), (3.8, -1.0), (3.8, 1.0), (1.0, 1.0), (1.0, 3.8),
-        (-1.0, 3.8), (-1.0, 1.0), (-3.8, 1.0), (-3.8, -1.0), (-1.0, -1.0),
-    ];
-    const BAR: &[(f64, f64)] = &[(-1.2, -4.0), (1.2, -4.0), (1.2, 4.0), (-1.2, 4.0)];
-    const DASH: &[(f64, f64)] = &[(-4.0, -1.2), (4.0, -1.2), (4.0, 1.2), (-4.0, 1.2)];
-    [CIRCLE, SQUARE, UP, DIAMOND, DOWN, PLUS, BAR, DASH][number % SERIES]
+fn shape(number: usize) -> Vec<(f64, f64)> {
+    match number % SERIES {
+        0 => turned(&[(3.0, 0.0)], 12),
+        1 => turned(&[(2.7, 2.7)], 4),
+        2 => turned(&[(0.0, -3.8)], 3),
+        3 => vec![(0.0, -4.2), (3.4, 0.0), (0.0, 4.2), (-3.4, 0.0)],
+        4 => turned(&[(0.0, 3.8)], 3),
+        5 => turned(&[(1.0, -1.0), (3.8, -1.0), (3.8, 1.0)], 4),
+        6 => vec![(-1.2, -4.0), (1.2, -4.0), (1.2, 4.0), (-1.2, 4.0)],
+        _ => vec![(-4.0, -1.2), (4.0, -1.2), (4.0, 1.2), (-4.0, 1.2)],
+    }
+}
+
+/// These points and their like around the middle: an outline that looks the same after one of `times` turns.
+fn turned(points: &[(f64, f64)], times: usize) -> Vec<(f64, f64)> {
+    let turn = |time: usize| {
+        let (sin, cos) = (TAU * time as f64 / times as f64).sin_cos();
+        points.iter().map(move |(x, y)| (x * cos - y * sin, x * sin + y * cos))
+    };
+    (0..times).flat_map(turn).collect()
 }
 
 /// A short piece of a series's line with its marker, for a legend.
@@ -303,7 +318,8 @@ pub fn swatch(style: Style) -> String {
     let mark = match style {
         Style::Reference => String::new(),
         Style::Series(number) => {
-            let points = shape(number).iter().map(|(x, y)| format!("{},{}", 17.0 + x, 8.0 + y));
+            let points = shape(number).into_iter();
+            let points = points.map(|(x, y)| format!("{:.1},{:.1}", 17.0 + x, 8.0 + y));
             let points = points.collect::<Vec<_>>().join(" ");
             format!(r#"<polygon class="mark s{class}" points="{points}"/>"#)
         }
@@ -391,7 +407,8 @@ fn classes(svg: &str, description: &str, height: i32) -> String {
     }
     let font_size = svg.split(" font-size=\"").nth(1).and_then(|rest| rest.split('"').next());
     let font_size = format!(" font-size=\"{}\"", font_size.unwrap_or_default());
-    let defaults = [" opacity=\"1\"", " stroke=\"none\"", " font-family=\"sans-serif\"", &font_size, "\n"];
+    let defaults =
+        [" opacity=\"1\"", " stroke=\"none\"", " font-family=\"sans-serif\"", &font_size, "\n"];
     for default in defaults {
         out = out.replace(default, "");
     }

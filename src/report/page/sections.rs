@@ -7,8 +7,8 @@ use super::plots::{Layer, Plot, Style};
 use super::view::{Block, Cell, Drawing, Entry, Piece, Section, ShadedRow, View};
 use super::{Fit, Page};
 use crate::grid::analysis::{
-    Analysis, Arm, BASE, BandPoint, Benchmark, Column, Experiment, Ordering, Outcome, PathPoint, Quantity,
-    Verdict,
+    Analysis, Arm, BASE, BandPoint, Benchmark, Column, Experiment, Ordering, Outcome, PathPoint,
+    Quantity, Verdict,
 };
 use crate::grid::results::{Figures, State};
 use crate::normalizer::{LocationStatistic, Normalizer};
@@ -263,7 +263,8 @@ fn headline(page: &Page) -> Option<Section> {
     let gold = knows_gold(page.analysis);
     let columns = columns.iter().filter(|(q, _)| *q != Quantity::SequenceScore || !gold);
     let columns: Vec<Shown> = columns.copied().collect();
-    let judge = if gold { "the gold reward of the task" } else { "e_φ, the reward model's own score" };
+    let judge =
+        if gold { "the gold reward of the task" } else { "e_φ, the reward model's own score" };
     let caption = format!(
         "{}. On held-out prompts: mean ± standard error over seeds, below it the 95 % interval (Student's t). \
          Responses are judged by {judge}. The paper's figures are of other models and other judges: only the \
@@ -281,7 +282,8 @@ fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
     let quantities = [first, Quantity::WinRate, Quantity::LengthControlledWinRate];
     let plots = quantities.iter().filter_map(|&quantity| {
         let arms = experiment.arms.iter().enumerate();
-        let known: Vec<_> = arms.filter_map(|(i, arm)| Some((i, arm, arm.figure(quantity)?))).collect();
+        let known: Vec<_> =
+            arms.filter_map(|(i, arm)| Some((i, arm, arm.figure(quantity)?))).collect();
         let spreads = known.iter().enumerate().map(|(row, (i, _, of))| {
             let interval = of.interval.unwrap_or([of.mean; 2]);
             Layer::Spread(Style::Series(*i), vec![(row, of.mean, interval)])
@@ -311,7 +313,9 @@ fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
 fn capital(text: &str) -> String {
     let mut characters = text.chars();
     match characters.next() {
-        Some(first) if characters.clone().next() != Some('_') => first.to_uppercase().chain(characters).collect(),
+        Some(first) if characters.clone().next() != Some('_') => {
+            first.to_uppercase().chain(characters).collect()
+        }
         _ => text.to_owned(),
     }
 }
@@ -331,10 +335,12 @@ fn claims(page: &Page, truth: bool) -> Option<Section> {
              difference, paired by seed, with its standard error and 95 % interval.",
             experiment.title.trim_end_matches('.')
         );
-        let ours = [("Δ gold", truth), ("verdict", truth), ("Δ LC win rate", true), ("verdict", true)];
+        let ours =
+            [("Δ gold", truth), ("verdict", truth), ("Δ LC win rate", true), ("verdict", true)];
         let ours = ours.into_iter().filter(|(_, known)| *known).map(|(name, _)| name);
         let paper = benchmarks.iter().map(|benchmark| benchmark.title());
-        let header: Vec<&str> = ["the paper's ordering"].into_iter().chain(paper).chain(ours).collect();
+        let header: Vec<&str> =
+            ["the paper's ordering"].into_iter().chain(paper).chain(ours).collect();
         blocks.extend(table(caption, &header, rows));
         let outcome = |o: &Ordering| if truth { o.gold } else { o.length_controlled_win_rate };
         verdicts.extend(orderings.iter().filter_map(outcome).map(|outcome| outcome.verdict));
@@ -433,7 +439,11 @@ impl Group<'_> {
         let bands = arms.clone().map(|(i, (_, arm))| band(Style::Series(i), arm.band(column)));
         let lines = arms.map(|(i, (_, arm))| Layer::Line {
             style: Style::Series(i),
-            points: arm.band(column).iter().map(|p| (p.iteration as f64, p.estimate.mean)).collect(),
+            points: arm
+                .band(column)
+                .iter()
+                .map(|p| (p.iteration as f64, p.estimate.mean))
+                .collect(),
             marked: true,
         });
         let plot = Plot {
@@ -449,7 +459,8 @@ impl Group<'_> {
 
 /// The 95 % intervals of a curve.
 fn band(style: Style, points: &[BandPoint]) -> Layer {
-    let point = |p: &BandPoint| p.estimate.interval.map(|[low, high]| (p.iteration as f64, low, high));
+    let point =
+        |p: &BandPoint| p.estimate.interval.map(|[low, high]| (p.iteration as f64, low, high));
     Layer::Band(style, points.iter().filter_map(point).collect())
 }
 
@@ -491,6 +502,11 @@ fn curves(page: &Page, truth: bool) -> Option<Section> {
     Section::new("curves", "Learning curves", blocks)
 }
 
+/// Where a KL lies on the frontier's axis: its estimate may be a little below 0.
+fn root(kl: f64) -> f64 {
+    kl.max(0.0).sqrt()
+}
+
 fn frontier(page: &Page, truth: bool) -> Option<Section> {
     let (column, score) = score(truth);
     let mut blocks = vec![text(
@@ -499,32 +515,36 @@ fn frontier(page: &Page, truth: bool) -> Option<Section> {
     )];
     for experiment in &page.analysis.experiments {
         for group in groups(experiment) {
-            let arms = || group.arms.iter().enumerate().map(|(i, (_, arm))| (Style::Series(i), *arm));
+            let arms =
+                || group.arms.iter().enumerate().map(|(i, (_, arm))| (Style::Series(i), *arm));
             let faint = arms().flat_map(|(style, arm)| {
                 let path = |points: &[PathPoint]| {
-                    Layer::Faint(style, points.iter().map(|p| (p.kl, p.gold)).collect())
+                    Layer::Faint(style, points.iter().map(|p| (root(p.kl), p.gold)).collect())
                 };
                 arm.paths.iter().map(move |seed| path(&seed.points)).collect::<Vec<_>>()
             });
             let mean = arms().map(|(style, arm)| {
                 let points = arm.band(Column::Kl).iter().zip(arm.band(column));
-                let points = points.map(|(kl, score)| (kl.estimate.mean, score.estimate.mean));
+                let points =
+                    points.map(|(kl, score)| (root(kl.estimate.mean), score.estimate.mean));
                 Layer::Line { style, points: points.collect(), marked: true }
             });
             let path = Plot {
                 y: score.into(),
-                x: "KL from the SFT model, nats a response".into(),
+                x: "KL from the SFT model, nats a response, by its root".into(),
+                x_squares: true,
                 description: format!("{score} against KL, one curve an arm"),
-                        layers: faint.chain(mean).collect(),
+                layers: faint.chain(mean).collect(),
                 ..Plot::default()
             };
             let count = group.arms.len() as f64;
             let matched = arms().enumerate().map(|(i, (style, arm))| {
-                let levels = Quantity::AT_KL.iter().enumerate().filter_map(|(level, (_, quantity))| {
-                    let of = arm.figure(*quantity)?;
-                    let x = level as f64 + 1.0 + 0.7 * ((i as f64 + 0.5) / count - 0.5);
-                    Some((x, of.mean, of.interval.unwrap_or([of.mean; 2])))
-                });
+                let levels =
+                    Quantity::AT_KL.iter().enumerate().filter_map(|(level, (_, quantity))| {
+                        let of = arm.figure(*quantity)?;
+                        let x = level as f64 + 1.0 + 0.7 * ((i as f64 + 0.5) / count - 0.5);
+                        Some((x, of.mean, of.interval.unwrap_or([of.mean; 2])))
+                    });
                 Layer::Intervals(style, levels.collect())
             });
             let matched = Plot {
@@ -533,7 +553,7 @@ fn frontier(page: &Page, truth: bool) -> Option<Section> {
                 description: "Gold reward at matched KL, one marker an arm".into(),
                 x_range: Some([0.5, 4.5]),
                 x_names: &["½", "1", "2", "4"],
-                    layers: matched.collect(),
+                layers: matched.collect(),
                 ..Plot::default()
             };
             let plots = [Drawing::of(None, &path), Drawing::of(None, &matched)];
@@ -542,7 +562,7 @@ fn frontier(page: &Page, truth: bool) -> Option<Section> {
             let caption = match truth {
                 true => format!(
                     "{title}{name}. First: gold reward against KL, one faint line a seed, and the mean over seeds of \
-                     each iteration. Second: gold reward where training first reaches a KL of ½, 1, 2 and 4 nats, \
+                     each iteration; the KL's axis is that of its root, by which reward tends to grow evenly. Second: gold reward where training first reaches a KL of ½, 1, 2 and 4 nats, \
                      with 95 % intervals, over the seeds that get there."
                 ),
                 false => format!(
@@ -576,7 +596,9 @@ fn pooled(statistics: &[LocationStatistic]) -> Vec<LocationStatistic> {
     }
     let mut bins: BTreeMap<usize, Vec<&LocationStatistic>> = BTreeMap::new();
     for statistic in statistics {
-        bins.entry((statistic.location * LOCATIONS as f64).ceil() as usize).or_default().push(statistic);
+        bins.entry((statistic.location * LOCATIONS as f64).ceil() as usize)
+            .or_default()
+            .push(statistic);
     }
     let pool = |bin: Vec<&LocationStatistic>| {
         let count: usize = bin.iter().map(|s| s.count).sum();
@@ -612,7 +634,10 @@ fn normalizer(page: &Page) -> Option<Section> {
         let plot = Plot {
             y: "Reward of a segment".into(),
             x: "location p in the response".into(),
-            description: format!("Mean and standard deviation of segment rewards by location, {}", fit.arm),
+            description: format!(
+                "Mean and standard deviation of segment rewards by location, {}",
+                fit.arm
+            ),
             x_range: Some([0.0, 1.0]),
             layers: vec![
                 Layer::Dots(mean, points(|s| s.mean)),
@@ -624,7 +649,10 @@ fn normalizer(page: &Page) -> Option<Section> {
         };
         Drawing::of(Some(&format!("{}, seed {}", fit.arm, fit.seed)), &plot)
     });
-    let legend = vec![Entry::new(mean, "mean, and Mean(p)"), Entry::new(std, "standard deviation, and Std(p)")];
+    let legend = vec![
+        Entry::new(mean, "mean, and Mean(p)"),
+        Entry::new(std, "standard deviation, and Std(p)"),
+    ];
     let caption = format!(
         "The paper's regression: rewards of the calibration set by location p = (t + 1) / T of segment t of T. Markers \
          are the statistics of a location, weighted means of neighbours where there are more than {LOCATIONS}; the \
@@ -665,7 +693,9 @@ fn cutoff(arm: &Arm) -> Option<f64> {
 
 /// The experiment that varies the cutoff, with the arms' cutoffs.
 fn sweep(analysis: &Analysis) -> Option<Vec<(f64, &Arm)>> {
-    let swept = |experiment: &'_ Experiment| experiment.arms.iter().filter(|a| cutoff(a).is_some()).count() > 2;
+    let swept = |experiment: &'_ Experiment| {
+        experiment.arms.iter().filter(|a| cutoff(a).is_some()).count() > 2
+    };
     let experiment = analysis.experiments.iter().find(|e| swept(e))?;
     let mut arms: Vec<(f64, &Arm)> =
         experiment.arms.iter().filter_map(|arm| Some((cutoff(arm)?, arm))).collect();
@@ -690,7 +720,7 @@ fn over_cutoffs(arms: &[(f64, &Arm)], y: &str, quantities: &[Quantity]) -> Optio
         x: "entropy cutoff, nats".into(),
         description: format!("{y} over the entropy cutoff"),
         x_range: None,
-            layers: layers.collect(),
+        layers: layers.collect(),
         ..Plot::default()
     };
     Drawing::of(None, &plot)
@@ -707,7 +737,10 @@ fn segments(page: &Page, truth: bool) -> Option<Section> {
             x: "tokens of a segment".into(),
             description: format!("Lengths of segments, {}", lengths.arm),
             y_holds: vec![0.0],
-            layers: vec![Layer::Bars(Style::Series(0), lengths.counts.iter().enumerate().map(bar).collect())],
+            layers: vec![Layer::Bars(
+                Style::Series(0),
+                lengths.counts.iter().enumerate().map(bar).collect(),
+            )],
             ..Plot::default()
         };
         Drawing::of(Some(&format!("{}, seed {}", lengths.arm, lengths.seed)), &plot)
@@ -973,7 +1006,8 @@ fn experiments(page: &Page, truth: bool) -> Option<Section> {
     let mut blocks = Vec::new();
     for experiment in &page.analysis.experiments {
         let note = experiment.note.as_ref().map_or(String::new(), |note| format!(" {note}"));
-        let caption = format!("Mean ± standard error over seeds, below it the 95 % interval.{note}");
+        let caption =
+            format!("Mean ± standard error over seeds, below it the 95 % interval.{note}");
         let Some(arms) = arms_table(experiment, &caption, &columns, &[]) else { continue };
         blocks.push(heading(&experiment.title));
         blocks.push(arms);
@@ -993,7 +1027,8 @@ fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
         (Quantity::Tokens, 1),
     ];
     let known = |quantity| experiment.differences.iter().any(|d| d.figures.contains_key(&quantity));
-    let columns: Vec<Shown> = columns.into_iter().filter(|&(quantity, _)| known(quantity)).collect();
+    let columns: Vec<Shown> =
+        columns.into_iter().filter(|&(quantity, _)| known(quantity)).collect();
     let shown = experiment.differences.iter().filter(|d| !d.figures.is_empty());
     let rows: Vec<Vec<Cell>> = shown
         .map(|difference| {
@@ -1002,11 +1037,15 @@ fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
             };
             let name = Cell::name(format!("{} − {}", difference.arm, difference.baseline));
             let seeds = difference.figures.values().map(|estimate| estimate.n).max().unwrap_or(0);
-            [name, Cell::number(seeds.to_string())].into_iter().chain(columns.iter().map(of)).collect()
+            [name, Cell::number(seeds.to_string())]
+                .into_iter()
+                .chain(columns.iter().map(of))
+                .collect()
         })
         .collect();
     let header = ["pair", "seeds"].map(str::to_owned).into_iter();
-    let header = header.chain(columns.iter().map(|(quantity, _)| format!("Δ {}", quantity.title())));
+    let header =
+        header.chain(columns.iter().map(|(quantity, _)| format!("Δ {}", quantity.title())));
     let summary = Some(format!("Differences paired by seed: {}", count(rows.len(), "pair")));
     let caption = "Mean difference over the seeds that both finished ± standard error, below it the 95 % interval; \
                    bold where that excludes 0. With many pairs some exclude 0 by chance: 1 in 20 where nothing \
@@ -1074,7 +1113,9 @@ fn samples(page: &Page) -> Option<Section> {
             ],
         }
     });
-    let words = text("The first held-out prompt, answered by the SFT model and by the policy that it became.");
+    let words = text(
+        "The first held-out prompt, answered by the SFT model and by the policy that it became.",
+    );
     Section::new("samples", "Before and after", [words].into_iter().chain(samples).collect())
 }
 
