@@ -91,6 +91,15 @@ pub enum GridError {
         /// The folder.
         dir: PathBuf,
     },
+    /// A grid without a finished cell.
+    #[error(
+        "{dir}: no cell is finished, so there is nothing to report; run `segment-rlhf ablate`, and see \
+         `segment-rlhf status` for what failed"
+    )]
+    NothingFinished {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// A grid that another version of the program wrote.
     #[error(
         "{path}: format {found}, but this program reads format {FORMAT}; use the program that wrote it, or another --run"
