@@ -4,6 +4,8 @@ mod ablate;
 mod bad_input;
 mod benchmark;
 #[cfg(unix)]
+mod browser;
+#[cfg(unix)]
 mod crash;
 mod display;
 mod errors;
@@ -12,6 +14,7 @@ mod export;
 mod full_disk;
 mod lora;
 mod memory;
+mod page;
 mod real_input;
 mod regressions;
 mod resume;

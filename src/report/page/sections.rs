@@ -7,8 +7,8 @@ use super::plots::{Layer, Plot, Style};
 use super::view::{Block, Cell, Drawing, Entry, Piece, Section, ShadedRow, View};
 use super::{Fit, Page};
 use crate::grid::analysis::{
-    Analysis, Arm, BASE, BandPoint, Benchmark, Column, Experiment, Ordering, Outcome, Quantity,
-    Verdict,
+    Analysis, Arm, BASE, BandPoint, Benchmark, Column, Experiment, Ordering, Outcome, PathPoint,
+    Quantity, Verdict,
 };
 use crate::grid::results::{Figures, State};
 use crate::normalizer::{LocationStatistic, Normalizer};
@@ -23,9 +23,9 @@ pub fn view(page: &Page) -> View {
     let sections = [
         run(page),
         headline(page),
-        claims(page),
+        claims(page, truth),
         curves(page, truth),
-        frontier(page),
+        frontier(page, truth),
         normalizer(page),
         segments(page, truth),
         reward_model(page),
@@ -224,8 +224,7 @@ fn arms_table(
         .collect();
     let paper = |name: &str| {
         let cells = benchmarks.iter().map(|&b| {
-            let decimals = if b == Benchmark::ArenaHard { 1 } else { 2 };
-            let mut cell = Cell::figure(reported(name, b), decimals);
+            let mut cell = Cell::figure(reported(name, b), decimals(b));
             cell.class = "number paper";
             cell
         });
@@ -278,107 +277,116 @@ fn headline(page: &Page) -> Option<Section> {
     Section::new("headline", "Headline", main.into_iter().chain(figure).collect())
 }
 
-/// The arms of an experiment beside each other in a few quantities.
+/// The arms of an experiment below each other in a few quantities.
 fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
     let quantities = [first, Quantity::WinRate, Quantity::LengthControlledWinRate];
     let plots = quantities.iter().filter_map(|&quantity| {
-        let layers = experiment.arms.iter().enumerate().filter_map(|(i, arm)| {
-            let of = arm.figure(quantity)?;
+        let arms = experiment.arms.iter().enumerate();
+        let known: Vec<_> =
+            arms.filter_map(|(i, arm)| Some((i, arm, arm.figure(quantity)?))).collect();
+        let spreads = known.iter().enumerate().map(|(row, (i, _, of))| {
             let interval = of.interval.unwrap_or([of.mean; 2]);
-            Some(Layer::Intervals(Style::Series(i), vec![((i + 1) as f64, of.mean, interval)]))
+            Layer::Spread(Style::Series(*i), vec![(row, of.mean, interval)])
         });
-        let ends = [0.5, experiment.arms.len() as f64 + 0.5];
+        let ends = [0.5, known.len() as f64 + 0.5];
         let base = experiment.base.get(&quantity).map(|base| Layer::Line {
             style: Style::Reference,
-            points: ends.iter().map(|&x| (x, base.mean)).collect(),
+            points: ends.iter().map(|&y| (base.mean, y)).collect(),
             marked: false,
         });
-        let layers: Vec<Layer> = base.into_iter().chain(layers).collect();
         let plot = Plot {
-            y: quantity.title().to_owned(),
-            x: "row of the table".into(),
+            y: capital(quantity.title()),
             description: format!("{} of each arm, with 95 % intervals", quantity.title()),
-            x_range: Some(ends),
-            y_holds: Vec::new(),
-            layers,
+            rows: known.iter().map(|(_, arm, _)| title(arm)).collect(),
+            layers: base.into_iter().chain(spreads).collect(),
+            ..Plot::default()
         };
-        Drawing::of(None, &plot)
+        (!known.is_empty()).then(|| Drawing::of(None, &plot))?
     });
-    let plots = plots.collect();
     let caption = "The same as a picture: means and 95 % intervals over seeds; the dotted line is the SFT model. \
-                   Arms whose intervals overlap may still differ, since the same seeds share data and models: \
-                   differences paired by seed stand below.";
-    let reference = Entry::new(Style::Reference, "SFT model");
-    figure(caption, legend(experiment).into_iter().chain([reference]).collect(), plots)
+                   Arms whose intervals overlap may still differ, since the same seeds share data and models: the \
+                   differences below are paired by seed.";
+    figure(caption, vec![Entry::new(Style::Reference, "SFT model")], plots.collect())
 }
 
-fn legend(experiment: &Experiment) -> Vec<Entry> {
-    let arms = experiment.arms.iter().enumerate();
-    arms.map(|(i, arm)| Entry::new(Style::Series(i), title(arm))).collect()
+/// The text with a capital at its start; e_φ has none.
+fn capital(text: &str) -> String {
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) if characters.clone().next() != Some('_') => {
+            first.to_uppercase().chain(characters).collect()
+        }
+        _ => text.to_owned(),
+    }
 }
 
-fn claims(page: &Page) -> Option<Section> {
+fn claims(page: &Page, truth: bool) -> Option<Section> {
     let mut blocks = Vec::new();
-    let mut verdicts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut verdicts: Vec<Verdict> = Vec::new();
     for experiment in &page.analysis.experiments {
-        let rows = experiment.orderings.iter().filter_map(ordering_row).collect();
+        let orderings = &experiment.orderings;
+        let benchmarks = Benchmark::ALL.into_iter();
+        let benchmarks: Vec<Benchmark> = benchmarks
+            .filter(|b| orderings.iter().flat_map(|o| &o.reported).any(|pair| pair.benchmark == *b))
+            .collect();
+        let rows = orderings.iter().filter_map(|o| ordering_row(o, &benchmarks, truth)).collect();
         let caption = format!(
-            "{}. A row is a pair of which the paper has the first ahead; our difference is paired by seed, with its \
-             standard error and 95 % interval.",
+            "{}. A row is a pair of which the paper has the first ahead, and what its benchmarks say of it; then our \
+             difference, paired by seed, with its standard error and 95 % interval.",
             experiment.title.trim_end_matches('.')
         );
-        let header = [
-            "the paper's ordering",
-            "the paper's figures",
-            "Δ gold",
-            "verdict",
-            "Δ LC win rate",
-            "verdict",
-        ];
+        let ours =
+            [("Δ gold", truth), ("verdict", truth), ("Δ LC win rate", true), ("verdict", true)];
+        let ours = ours.into_iter().filter(|(_, known)| *known).map(|(name, _)| name);
+        let paper = benchmarks.iter().map(|benchmark| benchmark.title());
+        let header: Vec<&str> =
+            ["the paper's ordering"].into_iter().chain(paper).chain(ours).collect();
         blocks.extend(table(caption, &header, rows));
-        for outcome in experiment.orderings.iter().filter_map(|o| o.gold) {
-            *verdicts.entry(outcome.verdict.title()).or_default() += 1;
-        }
+        let outcome = |o: &Ordering| if truth { o.gold } else { o.length_controlled_win_rate };
+        verdicts.extend(orderings.iter().filter_map(outcome).map(|outcome| outcome.verdict));
     }
-    let all: usize = verdicts.values().sum();
-    if all > 0 {
-        let of = |verdict: Verdict| verdicts.get(verdict.title()).copied().unwrap_or(0);
-        let summary = format!(
-            "Of {} that the paper's tables claim, gold reward shows {} with the same sign and an interval that \
-             excludes 0, {} with the same sign, {} with the opposite sign. The verdicts are computed.",
-            count(all, "ordering"),
-            of(Verdict::SameSignExcludesZero),
-            of(Verdict::SameSign),
-            of(Verdict::Opposite)
-        );
-        blocks.insert(0, text(summary));
-    }
+    let of = |verdict: Verdict| verdicts.iter().filter(|v| **v == verdict).count();
+    let summary = format!(
+        "Of {} that the paper's tables claim, {} shows {} with the same sign and an interval that excludes 0, {} with \
+         the same sign, {} with the opposite sign.",
+        count(verdicts.len(), "ordering"),
+        if truth { "gold reward" } else { "the length-controlled win rate" },
+        of(Verdict::SameSignExcludesZero),
+        of(Verdict::SameSign),
+        of(Verdict::Opposite)
+    );
+    blocks.insert(0, text(summary));
     Section::new("claims", "The paper's orderings", blocks)
 }
 
-fn ordering_row(ordering: &Ordering) -> Option<Vec<Cell>> {
+fn ordering_row(ordering: &Ordering, benchmarks: &[Benchmark], truth: bool) -> Option<Vec<Cell>> {
     if ordering.gold.is_none() && ordering.length_controlled_win_rate.is_none() {
         return None;
     }
-    let figures: Vec<String> = ordering
-        .reported
-        .iter()
-        .map(|pair| {
-            let sign = [" < ", " = ", " > "][(1 + pair.sign.signum()) as usize];
-            format!("{}: {}{sign}{}", pair.benchmark.title(), pair.better, pair.worse)
-        })
-        .collect();
-    let outcome = |outcome: Option<Outcome>| match outcome {
+    let paper = benchmarks.iter().map(|benchmark| {
+        let pair = ordering.reported.iter().find(|pair| pair.benchmark == *benchmark);
+        let text = pair.map_or("–".into(), |pair| {
+            let sign = ["<", "=", ">"][(1 + pair.sign.signum()) as usize];
+            let decimals = decimals(*benchmark);
+            format!("{:.decimals$} {sign} {:.decimals$}", pair.better, pair.worse)
+        });
+        Cell { text, note: None, class: "number paper" }
+    });
+    let outcome = |outcome: Option<Outcome>, decimals| match outcome {
         Some(Outcome { difference, verdict }) => {
-            [Cell::difference(Some(&difference), 2), verdict_cell(verdict)]
+            [Cell::difference(Some(&difference), decimals), verdict_cell(verdict)]
         }
         None => [Cell::number("–"), Cell::words("–")],
     };
     let pair = Cell::name(format!("{} > {}", ordering.better, ordering.worse));
-    let [gold, gold_verdict] = outcome(ordering.gold);
-    let [controlled, controlled_verdict] = outcome(ordering.length_controlled_win_rate);
-    let figures = Cell { text: figures.join(" · "), note: None, class: "words small" };
-    Some(vec![pair, figures, gold, gold_verdict, controlled, controlled_verdict])
+    let gold = truth.then(|| outcome(ordering.gold, 2)).into_iter().flatten();
+    let controlled = outcome(ordering.length_controlled_win_rate, 3);
+    Some([pair].into_iter().chain(paper).chain(gold).chain(controlled).collect())
+}
+
+/// How many the paper gives.
+fn decimals(benchmark: Benchmark) -> usize {
+    if benchmark == Benchmark::ArenaHard { 1 } else { 2 }
 }
 
 /// A verdict, which a sign tells apart as well as its colour.
@@ -442,28 +450,31 @@ impl Group<'_> {
             y: y.to_owned(),
             x: "updates of the policy".into(),
             description: format!("{y} over updates of the policy, one curve an arm"),
-            x_range: None,
-            y_holds: Vec::new(),
             layers: bands.chain(lines).collect(),
+            ..Plot::default()
         };
         Drawing::of(None, &plot)
     }
 }
 
+/// The 95 % intervals of a curve.
 fn band(style: Style, points: &[BandPoint]) -> Layer {
     let point =
         |p: &BandPoint| p.estimate.interval.map(|[low, high]| (p.iteration as f64, low, high));
     Layer::Band(style, points.iter().filter_map(point).collect())
 }
 
+/// What a policy is judged by in training.
+fn score(truth: bool) -> (Column, &'static str) {
+    match truth {
+        true => (Column::Gold, "Gold reward of a response"),
+        false => (Column::SequenceScore, "e_φ of a response"),
+    }
+}
+
 fn curves(page: &Page, truth: bool) -> Option<Section> {
-    let score = if truth {
-        (Column::Gold, "Gold reward of a response")
-    } else {
-        (Column::SequenceScore, "e_φ of a response")
-    };
     let columns = [
-        score,
+        score(truth),
         (Column::WinRate, "Win rate over the SFT model"),
         (Column::Kl, "KL from the SFT model, nats a response"),
         (Column::Tokens, "Tokens of a response"),
@@ -491,7 +502,13 @@ fn curves(page: &Page, truth: bool) -> Option<Section> {
     Section::new("curves", "Learning curves", blocks)
 }
 
-fn frontier(page: &Page) -> Option<Section> {
+/// Where a KL lies on the frontier's axis: its estimate may be a little below 0.
+fn root(kl: f64) -> f64 {
+    kl.max(0.0).sqrt()
+}
+
+fn frontier(page: &Page, truth: bool) -> Option<Section> {
+    let (column, score) = score(truth);
     let mut blocks = vec![text(
         "A policy pays for reward in KL from the SFT model. At the same KL, the higher curve is the better method; a \
          curve that bends down has begun to exploit its reward model.",
@@ -501,23 +518,24 @@ fn frontier(page: &Page) -> Option<Section> {
             let arms =
                 || group.arms.iter().enumerate().map(|(i, (_, arm))| (Style::Series(i), *arm));
             let faint = arms().flat_map(|(style, arm)| {
-                let path = |points: &[crate::grid::analysis::PathPoint]| {
-                    Layer::Faint(style, points.iter().map(|p| (p.kl, p.gold)).collect())
+                let path = |points: &[PathPoint]| {
+                    Layer::Faint(style, points.iter().map(|p| (root(p.kl), p.gold)).collect())
                 };
                 arm.paths.iter().map(move |seed| path(&seed.points)).collect::<Vec<_>>()
             });
             let mean = arms().map(|(style, arm)| {
-                let points = arm.band(Column::Kl).iter().zip(arm.band(Column::Gold));
-                let points = points.map(|(kl, gold)| (kl.estimate.mean, gold.estimate.mean));
+                let points = arm.band(Column::Kl).iter().zip(arm.band(column));
+                let points =
+                    points.map(|(kl, score)| (root(kl.estimate.mean), score.estimate.mean));
                 Layer::Line { style, points: points.collect(), marked: true }
             });
             let path = Plot {
-                y: "Gold reward of a response".into(),
-                x: "KL from the SFT model, nats a response".into(),
-                description: "Gold reward against KL, one curve an arm".into(),
-                x_range: None,
-                y_holds: Vec::new(),
+                y: score.into(),
+                x: "KL from the SFT model, nats a response, by its root".into(),
+                x_squares: true,
+                description: format!("{score} against KL, one curve an arm"),
                 layers: faint.chain(mean).collect(),
+                ..Plot::default()
             };
             let count = group.arms.len() as f64;
             let matched = arms().enumerate().map(|(i, (style, arm))| {
@@ -531,26 +549,40 @@ fn frontier(page: &Page) -> Option<Section> {
             });
             let matched = Plot {
                 y: "Gold reward where the KL is first reached".into(),
-                x: "KL: 1 is ½ nat, 2 is 1 nat, 3 is 2 nats, 4 is 4 nats".into(),
+                x: "KL from the SFT model, nats a response".into(),
                 description: "Gold reward at matched KL, one marker an arm".into(),
                 x_range: Some([0.5, 4.5]),
-                y_holds: Vec::new(),
+                x_names: &["½", "1", "2", "4"],
                 layers: matched.collect(),
+                ..Plot::default()
             };
             let plots = [Drawing::of(None, &path), Drawing::of(None, &matched)];
             let name = group.name.map_or(String::new(), |name| format!(", {name}"));
-            let caption = format!(
-                "{}{name}: gold reward against KL. Left: one faint line a seed, and the mean over seeds of each \
-                 iteration. Right: gold reward where training first reaches a KL of ½, 1, 2 and 4 nats, with 95 % \
-                 intervals, over the seeds that get there.",
-                experiment.title.trim_end_matches('.')
-            );
+            let title = experiment.title.trim_end_matches('.');
+            let caption = match truth {
+                true => format!(
+                    "{title}{name}. First: gold reward against KL, one faint line a seed, and the mean over seeds of \
+                     each iteration; the KL's axis is that of its root, by which reward tends to grow evenly. Second: gold reward where training first reaches a KL of ½, 1, 2 and 4 nats, \
+                     with 95 % intervals, over the seeds that get there."
+                ),
+                false => format!(
+                    "{title}{name}. e_φ against KL, means over seeds of each iteration. Every reward model has its \
+                     own scale: compare only arms that share theirs."
+                ),
+            };
             if path.is_empty() {
                 continue;
             }
             blocks.extend(figure(caption, group.legend(), plots.into_iter().flatten().collect()));
         }
     }
+    let matched = Quantity::AT_KL.iter().map(|(_, quantity)| *quantity);
+    let columns = matched.chain([Quantity::Area, Quantity::BestGold, Quantity::BestIteration]);
+    let columns: Vec<Shown> = columns.map(|quantity| (quantity, 2)).collect();
+    let caption = "Gold reward at matched KL; the mean during training; and the best evaluation, with the update after \
+                   which it was.";
+    let table = main_experiment(page.analysis).and_then(|e| arms_only(e, caption, &columns));
+    blocks.extend(table.filter(|_| truth));
     Section::new("frontier", "Reward against KL", blocks)
 }
 
@@ -607,13 +639,13 @@ fn normalizer(page: &Page) -> Option<Section> {
                 fit.arm
             ),
             x_range: Some([0.0, 1.0]),
-            y_holds: Vec::new(),
             layers: vec![
                 Layer::Dots(mean, points(|s| s.mean)),
                 Layer::Dots(std, points(|s| s.std)),
                 line(mean, curve(&|p| normalizer.mean(p))),
                 line(std, curve(&|p| normalizer.std(p))),
             ],
+            ..Plot::default()
         };
         Drawing::of(Some(&format!("{}, seed {}", fit.arm, fit.seed)), &plot)
     });
@@ -688,8 +720,8 @@ fn over_cutoffs(arms: &[(f64, &Arm)], y: &str, quantities: &[Quantity]) -> Optio
         x: "entropy cutoff, nats".into(),
         description: format!("{y} over the entropy cutoff"),
         x_range: None,
-        y_holds: Vec::new(),
         layers: layers.collect(),
+        ..Plot::default()
     };
     Drawing::of(None, &plot)
 }
@@ -704,12 +736,12 @@ fn segments(page: &Page, truth: bool) -> Option<Section> {
             y: "Share of segments, %".into(),
             x: "tokens of a segment".into(),
             description: format!("Lengths of segments, {}", lengths.arm),
-            x_range: None,
             y_holds: vec![0.0],
             layers: vec![Layer::Bars(
                 Style::Series(0),
                 lengths.counts.iter().enumerate().map(bar).collect(),
             )],
+            ..Plot::default()
         };
         Drawing::of(Some(&format!("{}, seed {}", lengths.arm, lengths.seed)), &plot)
     });
@@ -754,6 +786,7 @@ fn finished<'a>(page: &Page<'a>, experiment: &str, arm: &str) -> Vec<&'a Figures
 fn reward_model(page: &Page) -> Option<Section> {
     let experiment = main_experiment(page.analysis)?;
     let own = experiment.arms.iter().filter(|arm| arm.method.reward_model() == arm.method);
+    let mut seen: Vec<Vec<(f64, f64, [f64; 2])>> = Vec::new(); // arms may share their reward models
     let plots = own.filter_map(|arm| {
         let bins: Vec<_> = finished(page, &experiment.name, &arm.name)
             .into_iter()
@@ -768,9 +801,10 @@ fn reward_model(page: &Page) -> Option<Section> {
             Some((predicted.mean, observed.mean, interval))
         });
         let points: Vec<_> = points.collect();
-        if points.is_empty() {
+        if points.is_empty() || seen.contains(&points) {
             return None;
         }
+        seen.push(points.clone());
         let diagonal = vec![(0.5, 0.5), (1.0, 1.0)];
         let plot = Plot {
             y: "Share of pairs that it gets right".into(),
@@ -787,6 +821,7 @@ fn reward_model(page: &Page) -> Option<Section> {
                 },
                 Layer::Intervals(Style::Series(0), points),
             ],
+            ..Plot::default()
         };
         Drawing::of(Some(&title(arm)), &plot)
     });
@@ -809,7 +844,8 @@ fn reward_model(page: &Page) -> Option<Section> {
     ];
     let accuracy = arms_only(
         experiment,
-        "Reward models on held-out pairs, by noisy labels and, where the truth is known, by gold reward.",
+        "Reward models on held-out pairs, tokens of their segments there, and how much of the variation over \
+         locations the normalizers explain.",
         &columns,
     );
     let blocks = [accuracy, calibration];
@@ -984,8 +1020,8 @@ fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
     let score = if truth { Quantity::Gold } else { Quantity::SequenceScore };
     let columns = [
         (score, 2),
-        (Quantity::WinRate, 2),
-        (Quantity::LengthControlledWinRate, 2),
+        (Quantity::WinRate, 3),
+        (Quantity::LengthControlledWinRate, 3),
         (Quantity::GoldAtTwoNats, 2),
         (Quantity::Area, 2),
         (Quantity::Tokens, 1),
@@ -1094,6 +1130,8 @@ fn files(page: &Page) -> Option<Section> {
 fn terms(page: &Page) -> Option<Section> {
     let known = |q: &&Quantity| arms(page.analysis).any(|arm| arm.figure(**q).is_some());
     let facts = Quantity::ALL.iter().filter(known);
-    let facts = facts.map(|q| (q.title().to_owned(), q.description().to_owned())).collect();
-    Section::new("terms", "Terms", vec![Block::Facts { facts }])
+    let facts: Vec<(String, String)> =
+        facts.map(|q| (q.title().to_owned(), q.description().to_owned())).collect();
+    let facts = (!facts.is_empty()).then_some(Block::Facts { facts });
+    Section::new("terms", "Terms", facts.into_iter().collect())
 }
