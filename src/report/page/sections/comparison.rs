@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     Shown, count, figure, heading, known, knows_gold, main_experiment, note, table, text, title,
 };
-use crate::grid::analysis::{
-    Arm, BASE, Benchmark, Experiment, Ordering, Outcome, Quantity, Verdict,
-};
+use crate::grid::analysis::{BASE, Benchmark, Experiment, Ordering, Outcome, Quantity, Verdict};
 use crate::report::page::Page;
 use crate::report::page::plots::{Layer, Plot, Style};
 use crate::report::page::view::{Block, Cell, Drawing, Entry, Section};

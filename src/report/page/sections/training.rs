@@ -4,7 +4,7 @@ use super::{Shown, arms_only, figure, heading, main_experiment, text, title};
 use crate::grid::analysis::{Arm, BandPoint, Column, Experiment, PathPoint, Quantity};
 use crate::report::page::Page;
 use crate::report::page::plots::{Layer, Plot, Style};
-use crate::report::page::view::{Block, Drawing, Entry, Section};
+use crate::report::page::view::{Drawing, Entry, Section};
 
 /// Arms that are drawn together: all of an experiment, or, where each has a place on an axis and they are too many
 /// for one plot, those with the same place.
