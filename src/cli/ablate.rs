@@ -5,11 +5,16 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{Common, show, use_threads};
-use crate::control::{Progress, Stop};
+use crate::control::{Progress, Stop, say};
 use crate::error::Error;
+use crate::experiment::folder::{FolderError, write_json};
 use crate::experiment::settings::Settings;
+use crate::grid::analysis::Analysis;
 use crate::grid::plan::{Grid, Plan};
-use crate::grid::{ablate, file};
+use crate::grid::results::State;
+use crate::grid::{GridError, ablate, file, tables};
+use crate::report::extras::extras;
+use crate::report::page::{self, Page};
 use crate::stage::Context;
 
 /// Arguments of `ablate`.
@@ -76,6 +81,56 @@ fn folder<'a>(common: &'a Common, own: Option<&'a Path>) -> Result<&'a Path, Err
         (Some(run), None) | (None, Some(run)) => Ok(run),
         _ => Err(Error::Usage("name the folder of one grid, such as runs/table1".into())),
     }
+}
+
+/// Arguments of `report`.
+#[derive(Args)]
+pub(super) struct ReportArgs {
+    /// The folder that `ablate` writes into; or --run
+    #[arg(id = "folder", value_name = "RUN")]
+    run: Option<PathBuf>,
+    /// The folder for report.html and the files beside it [default: RUN/report]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Open the page in the browser
+    #[arg(long)]
+    open: bool,
+}
+
+/// Writes the report of what is there of a grid.
+pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
+    let run = folder(common, args.run.as_deref())?;
+    let plan = plan(run)?;
+    let results = plan.results();
+    let mut corrupt = 0;
+    for cell in &results.cells {
+        if let State::Corrupt { error } = &cell.state {
+            say(&format!("left out: cell {}: {error}", cell.id));
+            corrupt += 1;
+        }
+    }
+    let analysis = Analysis::of(&results);
+    if !analysis.has_figures() {
+        return Err(GridError::NothingFinished { dir: run.to_owned() }.into());
+    }
+    let extras = extras(&plan, &results)?;
+    let dir = args.out.clone().unwrap_or_else(|| run.join("report"));
+    std::fs::create_dir_all(&dir)
+        .map_err(|source| FolderError::Write { path: dir.clone(), source })?;
+    write_json(&dir.join("results.json"), &results)?;
+    write_json(&dir.join("extras.json"), &extras)?;
+    tables::write(&analysis, &results, &dir)?;
+    let path = dir.join("report.html");
+    page::write(&Page { results: &results, analysis: &analysis, extras: &extras }, &path)?;
+    let finished = results.cells.iter().filter(|cell| cell.figures().is_some()).count();
+    let of = results.cells.len();
+    show::out(&format!("{finished} of {of} cells, {corrupt} left out; {}", path.display()))?;
+    if args.open {
+        open::that(&path).map_err(|error| {
+            Error::Usage(format!("--open: {error}; open {} yourself", path.display()))
+        })?;
+    }
+    Ok(())
 }
 
 /// The grid in the folder `run`, to be read.

@@ -43,6 +43,8 @@ enum Command {
         #[arg(id = "folder", value_name = "RUN")]
         run: Option<PathBuf>,
     },
+    /// Writes the page, tables and figures of the experiments in a folder, finished or not
+    Report(ablate::ReportArgs),
     /// Fine-tunes the reference model on responses
     Sft,
     /// Samples preference pairs of the embedded task from the reference model
@@ -156,6 +158,7 @@ impl Cli {
             Command::Reported => return show::reported(),
             Command::Ablate(args) => return ablate::ablate(&self.common, &args),
             Command::Status { run } => return ablate::status(&self.common, run.as_deref()),
+            Command::Report(args) => return ablate::report(&self.common, &args),
             command => command,
         };
         let context = context(&self.common, &command)?;
@@ -179,7 +182,11 @@ impl Cli {
             Command::Segment(args) => show::segment(&context, &args),
             Command::Score(args) => benchmark::score(&context, &args),
             Command::Memory => show::memory(&context),
-            Command::Settings | Command::Reported | Command::Ablate(_) | Command::Status { .. } => {
+            Command::Settings
+            | Command::Reported
+            | Command::Ablate(_)
+            | Command::Status { .. }
+            | Command::Report(_) => {
                 unreachable!("done above")
             }
         }
