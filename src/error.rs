@@ -101,12 +101,13 @@ pub enum Error {
 
 impl Error {
     /// The program's exit status: 2 for input that was refused, 130 for a stop, 1 for a run
-    /// that failed: numbers that are not finite, a disk that is full.
+    /// that failed: numbers that are not finite, a disk that is full, cells of a grid.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Interrupted { .. } => 130,
             Self::NonFinite(_)
             | Self::Output(_)
+            | Self::Grid(GridError::Cells { .. })
             | Self::Folder(FolderError::Write { .. })
             | Self::Checkpoint(CheckpointError::Write { .. })
             | Self::Data(DataError::Write { .. }) => 1,

@@ -214,8 +214,7 @@ pub(super) fn score(context: &Context, args: &ScoreArgs) -> Result<(), Error> {
             rater.encode(Text { prompt: &text.prompt, response: &text.response }, place)
         };
         let encoded = chunk.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-        for ((text, encoded), rating) in chunk.iter().zip(&encoded).zip(rater.rate(&encoded)?) {
-            let shown = rater.show(encoded, &rating, normalizer.as_ref())?;
+        for (text, shown) in chunk.iter().zip(rater.show(&encoded, normalizer.as_ref())?) {
             if args.json {
                 let line = Line { row: text.place, text: shown };
                 show::out(&serde_json::to_string(&line).expect("a plain struct serialises"))?;

@@ -1,7 +1,7 @@
 //! The command line: arguments in, checked settings out, then one stage. No logic of its own.
 
+mod ablate;
 mod benchmark;
-mod grid;
 mod show;
 
 use std::path::PathBuf;
@@ -12,9 +12,8 @@ use crate::control::{Progress, Stop};
 use crate::device::DeviceName;
 use crate::error::Error;
 use crate::experiment::settings::{DEFAULTS, FULL, Method, QUICK, Settings};
-use crate::stage::{
-    Context, evaluate, export, fit_normalizer, policy, preferences, reproduce, reward, sft,
-};
+use crate::grid::reproduce;
+use crate::stage::{Context, evaluate, export, fit_normalizer, policy, preferences, reward, sft};
 
 /// Segment-level RLHF: entropy segments, segment reward models, location-aware normalizers and PPO.
 ///
@@ -37,12 +36,15 @@ enum Command {
         preset: Preset,
     },
     /// Runs the experiments of a file: every arm with every seed; what is finished is not run again
-    Ablate(grid::AblateArgs),
+    Ablate(ablate::AblateArgs),
     /// Prints how far the experiments in a folder are
     Status {
-        /// The folder that `ablate` writes into
-        run: PathBuf,
+        /// The folder that `ablate` writes into; or --run
+        #[arg(id = "folder", value_name = "RUN")]
+        run: Option<PathBuf>,
     },
+    /// Writes the page, tables and figures of the experiments in a folder, finished or not
+    Report(ablate::ReportArgs),
     /// Fine-tunes the reference model on responses
     Sft,
     /// Samples preference pairs of the embedded task from the reference model
@@ -154,8 +156,9 @@ impl Cli {
         let command = match command {
             Command::Settings => return show::out(DEFAULTS),
             Command::Reported => return show::reported(),
-            Command::Ablate(args) => return grid::ablate(&self.common, &args),
-            Command::Status { run } => return grid::status(&run),
+            Command::Ablate(args) => return ablate::ablate(&self.common, &args),
+            Command::Status { run } => return ablate::status(&self.common, run.as_deref()),
+            Command::Report(args) => return ablate::report(\&self.common, \&args),
             command => command,
         };
         let context = context(&self.common, &command)?;
@@ -179,7 +182,11 @@ impl Cli {
             Command::Segment(args) => show::segment(&context, &args),
             Command::Score(args) => benchmark::score(&context, &args),
             Command::Memory => show::memory(&context),
-            Command::Settings | Command::Reported | Command::Ablate(_) | Command::Status { .. } => {
+            Command::Settings
+            | Command::Reported
+            | Command::Ablate(_)
+            | Command::Status { .. }
+            | Command::Report(_) => {
                 unreachable!("done above")
             }
         }

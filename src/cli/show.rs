@@ -12,19 +12,18 @@ use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::settings::Method;
+use crate::grid::reproduce::{Results, cell_context, table};
 use crate::memory::{Bytes, Estimator, Need};
 use crate::model::generate::view_tokens;
 use crate::model::{CausalLm, ModelConfig};
-use crate::normalizer::location;
 use crate::report::reported;
 use crate::report::segments::SegmentedText;
 use crate::report::table::markdown;
 use crate::rng::{stream, streams};
 use crate::stage::context::Context;
-use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::pipeline::Stage;
-use crate::stage::reproduce::{Results, cell_context, table};
-use crate::stage::score::{Scorer, Segmenter};
+use crate::stage::score::Segmenter;
+use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::task::{Task, model_tokenizer};
 
 /// Arguments of `generate`.
@@ -219,36 +218,19 @@ fn segmented(
     prompt: &[u32],
     response: &[u32],
 ) -> Result<SegmentedText, Error> {
-    let settings = &context.settings;
-    let tokenizer = &task.tokenizer;
-    let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
-    let rows = [(prompt, response)];
-    let pieces = tokenizer.pieces(response);
-    let prompt = tokenizer.decode(prompt);
-    let has_reward_model = context.reward_model.is_some() || context.reward_dir().is_ok();
-    if !has_reward_model {
-        let (model, _) = CausalLm::load(&context.reference_dir()?, context.frozen())?;
-        let view = view_tokens(&model, &rows, 1).remove(0);
-        let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
-        let segments =
-            Segmenter::new(settings, actions, ends, stops).cut(response, &view.entropies)?;
-        let entropies = &view.entropies;
-        return Ok(SegmentedText::new(prompt, response, pieces, entropies, &segments, &[], &[]));
+    if context.reward_model.is_some() || context.reward_dir().is_ok() {
+        let rater = Rater::trained(context)?;
+        let fitted = context.dir(Stage::FitNormalizer).join("normalizer.json").exists();
+        let normalizer = fitted.then(|| rater.normalizer(context)).transpose()?;
+        let text = Encoded { prompt: prompt.to_vec(), response: response.to_vec(), cut: false };
+        return Ok(rater.show(&[text], normalizer.as_ref())?.remove(0));
     }
-    let scorer = Scorer::load(context, ends, stops, 1)?;
-    let scored = scorer.score(&rows, 0)?.remove(0);
-    let file = context.dir(Stage::FitNormalizer).join("normalizer.json");
-    let normalized = if file.exists() {
-        let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
-        normalizer.check(location(0, scored.rewards.len()))?; // a text may be longer than any rollout
-        normalizer.normalize_all(&scored.rewards)
-    } else {
-        Vec::new()
-    };
-    let (entropies, segments) = (&scored.reference.entropies, &scored.segments);
-    let rewards = &scored.rewards;
-    let mut text =
-        SegmentedText::new(prompt, response, pieces, entropies, segments, rewards, &normalized);
-    text.sequence_score = Some(scored.sequence_score);
-    Ok(text)
+    let (settings, tokenizer) = (&context.settings, &task.tokenizer);
+    let (model, _) = CausalLm::load(&context.reference_dir()?, context.frozen())?;
+    let entropies = view_tokens(&model, &[(prompt, response)], 1).remove(0).entropies;
+    let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
+    let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
+    let segments = Segmenter::new(settings, actions, ends, stops).cut(response, &entropies)?;
+    let (prompt, pieces) = (tokenizer.decode(prompt), tokenizer.pieces(response));
+    Ok(SegmentedText::new(prompt, response, pieces, &entropies, &segments, &[], &[]))
 }

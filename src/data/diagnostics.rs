@@ -161,7 +161,8 @@ pub struct LearnedCredits {
     ///
     /// A clause in which no segment starts belongs to the one before, whose last segment reaches over it: a
     /// sentence's reward stands beside the credits of all its clauses. Clauses before the first such start are
-    /// left out: their reward is the greeting's, too. So the bandit has none.
+    /// left out: their reward is the greeting's, too. So the bandit has none. The join behind a clause is in
+    /// no clause: where it is an action of its own, as for tokens, its reward is left out.
     pub clauses: Vec<(f64, f64)>,
     /// Of each topic word at which a segment starts that holds no other phrase: the segment's reward, and
     /// its credit. Longer segments, such as sentences, say nothing of a single word.

@@ -470,6 +470,10 @@ impl Settings {
                 return Some((key.to_owned(), format!("{count}; {expected}")));
             }
         }
+        if self.seed > LARGEST_SEED {
+            let expected = format!("expected a whole number from 0 to {LARGEST_SEED}");
+            return Some(("seed".into(), format!("{}; {expected}", self.seed)));
+        }
         if self.reproduce.methods.is_empty() {
             return Some(("reproduce.methods".into(), "[]; expected at least one method".into()));
         }
@@ -550,6 +554,9 @@ impl Settings {
 
 /// The largest count: products of two fit in 64 bits.
 const MOST: usize = 100_000_000;
+
+/// The largest seed: readers of JSON keep it, and TOML keeps those counted up from it.
+const LARGEST_SEED: u64 = 1 << 53;
 
 /// The most parameters of a model that `sft` draws: with gradients and both moments, 16 GB.
 const LARGEST_MODEL: u128 = 1_000_000_000;

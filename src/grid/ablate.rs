@@ -5,11 +5,10 @@ use std::sync::Mutex;
 use super::GridError;
 use super::estimate::{Rates, time};
 use super::plan::{Plan, PlannedCell, Progressed};
-use super::results::Results;
+use super::results::{Cell, Results, State};
 use super::schedule::{self, OnFailure, Outcome};
 use crate::control::{Gauge, Progress};
 use crate::error::Error;
-use crate::experiment::folder::write_json;
 use crate::report::table::markdown;
 
 /// Runs what is not finished of the grid in `run`, on `jobs` threads, and writes `grid.json` and `results.json`
@@ -17,7 +16,7 @@ use crate::report::table::markdown;
 ///
 /// # Errors
 ///
-/// [`Error::Interrupted`]; [`GridError::Cells`] when cells failed, after all others are finished;
+/// [`Error::Interrupted`]; [`GridError::Cells`] when cells failed or cannot be read, after all others are finished;
 /// [`Error::Folder`].
 pub fn run(plan: &Plan, run: &std::path::Path, jobs: usize) -> Result<Results, Error> {
     plan.grid.write(run)?;
@@ -27,19 +26,22 @@ pub fn run(plan: &Plan, run: &std::path::Path, jobs: usize) -> Result<Results, E
     let outcomes = schedule::run(&plan.tasks, jobs, OnFailure::KeepGoing, finished);
     drop(board);
     let results = plan.results();
-    write_json(&run.join("results.json"), &results)?;
-    let failed: Vec<Error> = (outcomes?.into_iter())
-        .filter_map(|outcome| match outcome {
-            Outcome::Failed(error) => Some(error),
-            _ => None,
-        })
-        .collect();
-    let of = results.cells.len();
-    let finished = results.cells.iter().filter(|cell| cell.figures().is_some()).count();
-    match failed.first() {
+    schedule::write_in_turn(&run.join("results.json"), &results)?;
+    let failure = |outcome| match outcome {
+        Outcome::Failed(error) => Some(error.to_string()),
+        _ => None,
+    };
+    let corrupt = |cell: &Cell| match &cell.state {
+        State::Corrupt { error } => Some(error.clone()),
+        _ => None,
+    };
+    let mut errors = outcomes?.into_iter().filter_map(failure);
+    match errors.next().or_else(|| results.cells.iter().find_map(corrupt)) {
         None => Ok(results),
         Some(first) => {
-            Err(GridError::Cells { failed: of - finished, of, first: first.to_string() }.into())
+            let of = results.cells.len();
+            let finished = results.cells.iter().filter(|cell| cell.figures().is_some()).count();
+            Err(GridError::Cells { failed: of - finished, of, first }.into())
         }
     }
 }
@@ -162,10 +164,11 @@ impl Plan {
         let mut text =
             format!("{}\n{} with {jobs} jobs", markdown(&header, &rows), self.outlook(jobs));
         for cell in self.results().cells {
-            use super::results::State::{Corrupt, Failed};
             match cell.state {
-                Failed { stage, error } => text += &format!("\ncell {}: {stage}: {error}", cell.id),
-                Corrupt { error } => text += &format!("\ncell {}: {error}", cell.id),
+                State::Failed { stage, error } => {
+                    text += &format!("\ncell {}: {stage}: {error}", cell.id);
+                }
+                State::Corrupt { error } => text += &format!("\ncell {}: {error}", cell.id),
                 _ => {}
             }
         }

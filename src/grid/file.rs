@@ -55,9 +55,27 @@ pub struct PlannedArm {
     /// Whether the paper has no such arm.
     pub ours: bool,
     /// What it changes.
+    #[serde(with = "as_toml")]
     pub changes: Table,
     /// All its settings.
+    #[serde(with = "as_toml")]
     pub settings: Settings,
+}
+
+/// Settings as a text of TOML in a file of JSON, which knows no infinite cutoff.
+mod as_toml {
+    use serde::de::{DeserializeOwned, Error};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        toml::to_string(value).expect("settings serialise").serialize(to)
+    }
+
+    pub fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<T, D::Error> {
+        toml::from_str(&String::deserialize(from)?).map_err(Error::custom)
+    }
 }
 
 /// Why an experiment file was refused.
@@ -88,6 +106,15 @@ pub enum GridError {
     /// A folder without a grid.
     #[error("{dir}: no grid.json; name the folder that `segment-rlhf ablate` wrote into")]
     NoGrid {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A grid without a finished cell.
+    #[error(
+        "{dir}: no cell is finished, so there is nothing to report; run `segment-rlhf ablate`, and see \
+         `segment-rlhf status` for what failed"
+    )]
+    NothingFinished {
         /// The folder.
         dir: PathBuf,
     },
@@ -554,8 +581,6 @@ mod tests {
         assert!(others.is_empty(), "not in all.toml: {others:?}");
         assert_eq!(all[0].arms.len(), 6, "the methods of table 1");
         assert_eq!((all[0].paper_table, all[1].paper_table), (Some(1), Some(4)));
-        let ours = |planned: &Planned| planned.arms.iter().filter(|arm| arm.ours).count();
-        assert_eq!(all.iter().map(ours).sum::<usize>(), 2);
     }
 
     #[test]

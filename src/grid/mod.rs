@@ -13,6 +13,7 @@ pub mod analysis;
 pub mod estimate;
 pub mod file;
 pub mod plan;
+pub mod reproduce;
 pub mod results;
 pub mod schedule;
 pub mod tables;

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::GridError;
 use super::file::Planned;
 use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
-use super::schedule::{FAILED, Failure, Tasks, is_running};
+use super::schedule::{FAILED, Failure, Tasks, is_running, write_in_turn};
 use crate::control::{Progress, Stop};
 use crate::device::DeviceName;
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, read_json, write_json};
+use crate::experiment::folder::{FolderError, read_json};
 use crate::report::metrics::IterationMetrics;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::policy::EvaluationLine;
@@ -108,7 +108,7 @@ impl Grid {
         }
         fs::create_dir_all(run)
             .map_err(|source| FolderError::Write { path: run.to_owned(), source })?;
-        Ok(write_json(&path, self)?)
+        Ok(write_in_turn(&path, self)?)
     }
 
     /// The cells and stages of the grid in the folder `run`.
@@ -225,7 +225,7 @@ impl Plan {
                     name: arm.name.clone(),
                     ours: arm.ours,
                     method: arm.settings.method,
-                    settings: arm.changes.clone(),
+                    settings: for_json(arm.changes.clone()),
                     cells: numbers.iter().map(|&cell| self.cells[cell].id.clone()).collect(),
                 })
                 .collect(),
@@ -287,6 +287,18 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
         curve: Curve::of(&metrics),
         evaluations,
     })
+}
+
+/// The table with texts for numbers that JSON does not know, such as an infinite cutoff.
+fn for_json(mut table: toml::Table) -> toml::Table {
+    for (_, value) in table.iter_mut() {
+        *value = match std::mem::replace(value, false.into()) {
+            toml::Value::Table(inner) => for_json(inner).into(),
+            toml::Value::Float(number) if !number.is_finite() => number.to_string().into(),
+            other => other,
+        };
+    }
+    table
 }
 
 /// The lines of a file of JSON Lines.

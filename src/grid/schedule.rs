@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -99,11 +100,9 @@ pub fn run(
     finished: impl Fn(usize) + Sync,
 ) -> Result<Vec<Outcome>, Error> {
     let tasks = tasks.all();
-    let board = Board {
-        states: Mutex::new(tasks.iter().map(|_| Progress::Waiting(None)).collect()),
-        changed: Condvar::new(),
-    };
+    let board = Board::new(tasks);
     let worker = || {
+        let _ends = EndsAll(&board);
         while let Some(number) = board.take(tasks, on_failure) {
             let progress = match run_alone(&tasks[number], on_failure) {
                 Ok(true) => {
@@ -149,9 +148,31 @@ enum Progress {
 struct Board {
     states: Mutex<Vec<Progress>>,
     changed: Condvar,
+    /// Whether a worker has panicked: its stage will never settle, and the panic is what the run ends with.
+    panicked: AtomicBool,
+}
+
+/// Tells the other workers when this one panics.
+struct EndsAll<'a>(&'a Board);
+
+impl Drop for EndsAll<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.panicked.store(true, Ordering::SeqCst);
+            self.0.changed.notify_all();
+        }
+    }
 }
 
 impl Board {
+    fn new(tasks: &[Task]) -> Self {
+        Self {
+            states: Mutex::new(tasks.iter().map(|_| Progress::Waiting(None)).collect()),
+            changed: Condvar::new(),
+            panicked: AtomicBool::new(false),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Progress>> {
         self.states.lock().expect("no worker panics with the lock")
     }
@@ -160,7 +181,8 @@ impl Board {
     fn take(&self, tasks: &[Task], on_failure: OnFailure) -> Option<usize> {
         let mut states = self.lock();
         loop {
-            if states.iter().any(|state| ends_all(state, on_failure)) {
+            let panicked = self.panicked.load(Ordering::SeqCst);
+            if panicked || states.iter().any(|state| ends_all(state, on_failure)) {
                 return None;
             }
             leave_what_cannot_run(&mut states, tasks);
@@ -221,7 +243,11 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
         Ok(()) => Ok(true),
         Err(error) => {
             if on_failure == OnFailure::KeepGoing && !matches!(error, Error::Interrupted { .. }) {
-                write_json(&failed, &Failure { error: error.to_string() })?;
+                let Context { progress, label, .. } = &task.context;
+                progress.line(&format!("{label} {} failed: {error}", task.stage.command()));
+                // A stage can be refused before it has a folder; a disk that is full has no place for either.
+                let _ = fs::create_dir_all(&task.dir);
+                let _ = write_json(&failed, &Failure { error: error.to_string() });
             }
             Err(error)
         }
@@ -268,6 +294,18 @@ fn lock_path(dir: &Path) -> PathBuf {
     dir.with_extension("lock")
 }
 
+/// Writes `value` as JSON to `path`, one process after the other.
+///
+/// # Errors
+///
+/// [`FolderError::Write`].
+pub fn write_in_turn<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
+    let lock = lock_path(path);
+    let turn = File::create(&lock).map_err(|source| FolderError::Write { path: lock, source })?;
+    let _ = turn.lock(); // where the file system knows no locks, two processes are not kept apart
+    write_json(path, value)
+}
+
 /// Keeps other processes off the folder `dir` while it lives; nothing where another one has it. It goes with the
 /// process, however that ends.
 fn lock(dir: &Path) -> Result<Option<File>, Error> {
@@ -280,5 +318,28 @@ fn lock(dir: &Path) -> Result<Option<File>, Error> {
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         // Where the file system knows no locks, two processes are not kept apart.
         Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Some(file)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceName;
+    use crate::experiment::settings::Settings;
+
+    #[test]
+    fn a_panic_in_one_worker_ends_the_others() {
+        let run = PathBuf::from("unused");
+        let context = Context::new(Settings::defaults(), DeviceName::Flex, run).unwrap();
+        let mut tasks = Tasks::default();
+        tasks.add(&context);
+        let board = Board::new(tasks.all());
+        let take = || board.take(tasks.all(), OnFailure::KeepGoing);
+        let worker = || {
+            let _ends = EndsAll(&board);
+            assert_eq!(take(), None, "the first stage is there to be taken");
+        };
+        assert!(std::thread::scope(|scope| scope.spawn(worker).join()).is_err());
+        assert_eq!(take(), None);
     }
 }

@@ -12,7 +12,8 @@ pub struct IterationMetrics {
     pub gold: Option<f64>,
     /// e_φ: the reward model's sequence score, before normalization.
     pub sequence_score: f64,
-    /// Σ r̂ over the response's segments: normalized rewards before interpolation, clip and KL.
+    /// Σ r̂ over the response's segments: normalized rewards before interpolation, clip and KL; their mean
+    /// where `ppo.length_neutral` is set.
     pub reward: f64,
     /// Σ r̃ over the response's tokens: the return that PPO maximises (γ = 1).
     pub token_reward: f64,

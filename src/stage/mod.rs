@@ -19,7 +19,6 @@ pub mod models;
 pub mod pipeline;
 pub mod policy;
 pub mod preferences;
-pub mod reproduce;
 pub mod reward;
 pub mod rollout;
 pub mod score;

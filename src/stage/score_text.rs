@@ -156,12 +156,22 @@ impl Rater {
                     .into(),
             ));
         }
+        let rater = Self::trained(context)?;
+        Ok(Self { longest: rater.longest.min(longest), ..rater })
+    }
+
+    /// The reward model of the run, or the reward stage in the folder of `--reward-model`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Scorer::load`].
+    pub fn trained(context: &Context) -> Result<Self, Error> {
         let reference_dir = context.reference_dir()?;
         let tokenizer = model_tokenizer(&reference_dir)?;
         let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
         let rows_at_once = context.settings.ppo.rows_at_once;
         let scorer = Scorer::load(context, ends, stops, rows_at_once)?;
-        let longest = longest.min(ModelConfig::from_dir(&reference_dir)?.max_position_embeddings);
+        let longest = ModelConfig::from_dir(&reference_dir)?.max_position_embeddings;
         Ok(Self { tokenizer, models: Models::Trained(scorer), longest })
     }
 
@@ -301,34 +311,37 @@ impl Rater {
         }
     }
 
-    /// A rated text for display, with normalized rewards where there is a normalizer.
+    /// Rated texts for display, with normalized rewards where there is a normalizer.
     ///
     /// # Errors
     ///
-    /// [`Error::Normalizer`] where the response has more segments than the normalizer can serve.
+    /// Those of [`Rater::rate`]; [`Error::Normalizer`] where a response has more segments than the normalizer
+    /// can serve.
     pub fn show(
         &self,
-        text: &Encoded,
-        rating: &Rating,
+        texts: &[Encoded],
         normalizer: Option<&Normalizer>,
-    ) -> Result<SegmentedText, Error> {
-        let normalized = match normalizer {
-            Some(normalizer) => {
-                normalizer.check(location(0, rating.rewards.len()))?;
-                normalizer.normalize_all(&rating.rewards)
-            }
-            None => Vec::new(),
+    ) -> Result<Vec<SegmentedText>, Error> {
+        let show = |(text, rating): (&Encoded, Rating)| {
+            let normalized = match normalizer {
+                Some(normalizer) => {
+                    normalizer.check(location(0, rating.rewards.len()))?;
+                    normalizer.normalize_all(&rating.rewards)
+                }
+                None => Vec::new(),
+            };
+            let mut shown = SegmentedText::new(
+                self.tokenizer.decode(&text.prompt),
+                &text.response,
+                self.tokenizer.pieces(&text.response),
+                &rating.entropies,
+                &rating.segments,
+                &rating.rewards,
+                &normalized,
+            );
+            shown.sequence_score = Some(rating.sequence_score);
+            Ok(shown)
         };
-        let mut shown = SegmentedText::new(
-            self.tokenizer.decode(&text.prompt),
-            &text.response,
-            self.tokenizer.pieces(&text.response),
-            &rating.entropies,
-            &rating.segments,
-            &rating.rewards,
-            &normalized,
-        );
-        shown.sequence_score = Some(rating.sequence_score);
-        Ok(shown)
+        texts.iter().zip(self.rate(texts)?).map(show).collect()
     }
 }

@@ -1143,6 +1143,183 @@ const BENCHMARKS: &[Row] = &[
     }),
 ];
 
+/// The cells of the first of these experiment files, each a name and a text, with these arguments.
+fn experiments(files: &[(&str, &str)], arguments: &[&str]) -> Tried {
+    let folder = TempDir::new().unwrap();
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let first = folder.path().join(files[0].0);
+    try_in_empty(&[&["ablate", first.to_str().unwrap()], arguments].concat())
+}
+
+/// The experiment file `own.toml` with a title and this text.
+fn experiment(text: &str) -> Tried {
+    experiments(&[("own.toml", &format!("title = 't'\n{text}"))], &["--dry-run"])
+}
+
+/// A file that includes `one.toml`, with an arm, and whatever else stands in `rest`.
+fn include(rest: &str) -> Tried {
+    let own = format!("title = 't'\ninclude = ['one.toml']\n{rest}");
+    experiments(&[("own.toml", &own), ("one.toml", "title = '1'\n[arms]\na = {}")], &["--dry-run"])
+}
+
+/// A command on the folder of a grid in which `edit` has changed something.
+fn grid(edit: fn(&Path), command: &str) -> Tried {
+    let (run, file) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let path = file.path().join("own.toml");
+    fs::write(&path, "title = 't'\n[arms]\na = {}").unwrap();
+    let ablate = ["ablate", path.to_str().unwrap()];
+    // It ends before the first cell does.
+    program(run.path(), &[&ablate[..], &["--stop-after", "1"]].concat()).ended_with(130);
+    edit(run.path());
+    let own = [command];
+    try_in(run, if command == "ablate" { &ablate } else { &own })
+}
+
+const GRIDS: &[Row] = &[
+    ("GridError::Read", 2, &["none.toml: cannot read: No such file", "an experiment file"], |_| {
+        try_in_empty(&["ablate", "none.toml"])
+    }),
+    ("GridError::Read", 2, &["none.toml: cannot read: ", "own.toml:2 names it as base"], |_| {
+        experiment("base = 'none.toml'\n[arms]\na = {}")
+    }),
+    ("GridError::Read", 2, &["none.toml: cannot read: ", "own.toml:4 includes it"], |_| {
+        experiment("include = [\n\n'none.toml']")
+    }),
+    ("GridError::Toml", 2, &["own.toml:4: duplicate key"], |_| {
+        experiment("[arms]\na = { method = 'token' }\na = { method = 'bandit' }")
+    }),
+    ("GridError::Toml", 2, &["own.toml:3: unknown field `axis`, expected one of `title`"], |_| {
+        experiment("\naxis = 3\n[arms]\na = {}")
+    }),
+    ("SettingsError::Toml", 2, &["own.toml:4: arm \"b\": unknown field `clipp`"], |_| {
+        experiment("[arms]\na = {}\nb = { ppo.clipp = 1 }")
+    }),
+    ("SettingsError::Range", 2, &["own.toml:3: axis \"task.pairs\": task.pairs = 0; exp"], |_| {
+        experiment("[axes]\n'task.pairs' = [0]")
+    }),
+    ("GridError::Empty", 2, &["own.toml: no experiment; give [arms] or [axes], or"], |_| {
+        experiment("")
+    }),
+    (
+        "GridError::EmptyAxis",
+        2,
+        &["own.toml:3: the axis \"task.pairs\" has no values; give"],
+        |_| experiment("[axes]\n'task.pairs' = []"),
+    ),
+    (
+        "GridError::NoSuchArm",
+        2,
+        &["own.toml:2: `ours` names \"b\", but the arms are [\"a\"]"],
+        |_| experiment("ours = ['b']\n[arms]\na = {}"),
+    ),
+    (
+        "GridError::NotOfAnArm",
+        2,
+        &["own.toml:3: axis \"seed\": `seed` holds for all arms; give --seed, --seeds"],
+        |_| experiment("[axes]\nseed = [1, 2]"),
+    ),
+    (
+        "GridError::BesideInclude",
+        2,
+        &["own.toml:3: `axes` beside `include`; a file that includes others has no experiment"],
+        |_| include("[axes]"),
+    ),
+    (
+        "GridError::Cycle",
+        2,
+        &["own.toml:2: ", "own.toml includes itself; take one of them out"],
+        |_| experiment("include = ['own.toml']"),
+    ),
+    (
+        "GridError::SameName",
+        2,
+        &["one.toml: a second experiment \"one\", after ", "so rename one, or include it once"],
+        |_| {
+            let own = "title = 't'\ninclude = ['one.toml', 'one.toml']";
+            let one = ("one.toml", "title = '1'\n[arms]\na = {}");
+            experiments(&[("own.toml", own), one], &["--dry-run"])
+        },
+    ),
+    (
+        "GridError::SameSettings",
+        2,
+        &["own.toml:4: \"b\" has the same settings as \"a\"; take one of them out or change"],
+        |_| experiment("[arms]\na = {}\nb = { method = 'segment' }"),
+    ),
+    ("GridError::NoGrid", 2, &["no grid.json; name the folder that `segment-rlhf ablate`"], |_| {
+        try_in_empty(&["status"])
+    }),
+    (
+        "GridError::OtherFormat",
+        2,
+        &["grid.json: format 7, but this program reads format 1; use the program that wrote it"],
+        |_| {
+            grid(
+                |run| edit_json(&run.join("grid.json"), |grid| grid["format"] = 7.into()),
+                "status",
+            )
+        },
+    ),
+    (
+        "GridError::OtherFormat",
+        2,
+        &["grid.json: format 7, but this program reads format 1; use the program that wrote it"],
+        |_| {
+            grid(
+                |run| edit_json(&run.join("grid.json"), |grid| grid["format"] = 7.into()),
+                "ablate",
+            )
+        },
+    ),
+    ("FolderError::Corrupt", 2, &["grid.json: not the expected content: EOF while"], |_| {
+        grid(|run| fs::write(run.join("grid.json"), "{").unwrap(), "status")
+    }),
+    (
+        "GridError::Cells",
+        1,
+        &[
+            "1 of 1 cells failed, the first one with: the policy gradient",
+            "run the same command again",
+        ],
+        |_| {
+            let text = "title = 't'\n[arms]\na = { sft.optimizer.learning_rate = 1e30 }";
+            experiments(&[("own.toml", text)], &[])
+        },
+    ),
+    ("Error::Usage", 2, &["base files with different seeds: give --seed"], |_| {
+        let files = [
+            ("own.toml", "title = 't'\ninclude = ['one.toml', 'two.toml']"),
+            ("one.toml", "title = '1'\n[arms]\na = {}"),
+            ("two.toml", "title = '2'\nbase = 'base.toml'\n[arms]\na = {}"),
+            ("base.toml", "seed = 3"),
+        ];
+        experiments(&files, &["--dry-run"])
+    }),
+    ("Error::Usage", 2, &["name the folder of one grid, such as runs/table1"], |_| {
+        try_in_empty(&["status", "runs/table1"]) // and --run
+    }),
+    ("Error::Usage", 2, &["--method goes with single stages: the arms have methods"], |_| {
+        experiments(&[("own.toml", "title = 't'")], &["--method", "token"])
+    }),
+    (
+        "SettingsError::Range",
+        2,
+        &["--set seed=9007199254740993: seed = 9007199254740993; exp"],
+        |_| {
+            let text = "title = 't'\n[arms]\na = {}";
+            experiments(&[("own.toml", text)], &["--seed", "9007199254740993"])
+        },
+    ),
+    ("arguments", 2, &["invalid value '0' for '--jobs <JOBS>'"], |_| {
+        experiments(&[("own.toml", "")], &["--jobs", "0"])
+    }),
+    ("arguments", 2, &["invalid value '0' for '--seeds <SEEDS>'"], |_| {
+        experiments(&[("own.toml", "")], &["--seeds", "0"])
+    }),
+];
+
 /// Errors of the library that no command meets, each with the reason.
 const UNREACHABLE: &[(&str, &str)] = &[
     ("DataError::Limit", "the settings refuse such limits first"),
@@ -1208,9 +1385,16 @@ fn every_error_in_a_benchmark_names_its_file_or_argument() {
 }
 
 #[test]
+fn every_error_in_a_grid_names_its_file_and_line() {
+    check(GRIDS, Path::new(""));
+}
+
+#[test]
 fn every_error_in_the_source_has_a_row() {
-    let reached =
-        [DATA, MODEL, SETTINGS, RUN, BENCHMARKS].concat().into_iter().map(|(error, ..)| error);
+    let reached = [DATA, MODEL, SETTINGS, RUN, BENCHMARKS, GRIDS]
+        .concat()
+        .into_iter()
+        .map(|(error, ..)| error);
     let unreached = UNREACHABLE.iter().map(|(error, _)| *error);
     let listed: BTreeSet<String> =
         reached.chain(unreached).filter(|error| *error != "arguments").map(str::to_owned).collect();

@@ -1,7 +1,10 @@
 //! The program as a user types it, end to end, on models so small that a stage takes a tenth of a second.
 
+mod ablate;
 mod bad_input;
 mod benchmark;
+#[cfg(unix)]
+mod browser;
 #[cfg(unix)]
 mod crash;
 mod display;
@@ -11,6 +14,7 @@ mod export;
 mod full_disk;
 mod lora;
 mod memory;
+mod page;
 mod real_input;
 mod regressions;
 mod resume;

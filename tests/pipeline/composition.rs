@@ -106,12 +106,14 @@ fn cut(entropies: &[f64], cutoff: f64, ends_with_eos: bool) -> Vec<Range<usize>>
     starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
 }
 
+/// A run whose responses have several segments.
+const SEVERAL_SEGMENTS: [&str; 4] =
+    ["method=segment", "segmentation.entropy_cutoff=2.5", "sft.epochs=20", "sft.batch=8"];
+
 #[test]
 fn every_number_of_a_rollout_is_what_the_equations_give() {
     let dir = tempfile::tempdir().unwrap();
-    let more =
-        ["method=segment", "segmentation.entropy_cutoff=2.5", "sft.epochs=20", "sft.batch=8"];
-    let context = pipeline(dir.path(), &more);
+    let context = pipeline(dir.path(), &SEVERAL_SEGMENTS);
     let eos =
         Task::open(&context, Some(&context.reference_dir().unwrap())).unwrap().tokenizer.eos();
     let (rollouts, parts) = rollouts(&context, Interpolation::EvenSplit);
@@ -177,6 +179,25 @@ fn every_number_of_a_rollout_is_what_the_equations_give() {
     let whitened = rollouts.iter().flat_map(|r| &r.advantages);
     for (actual, advantage) in whitened.zip(&advantages) {
         close(*actual, (advantage - mean) / variance.sqrt(), "A, whitened");
+    }
+}
+
+#[test]
+fn a_length_neutral_return_shares_each_reward_by_the_number_of_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut context = pipeline(dir.path(), &SEVERAL_SEGMENTS);
+    let (summed, _) = rollouts(&context, Interpolation::EvenSplit);
+    context.settings.ppo.length_neutral = true;
+    let (neutral, _) = rollouts(&context, Interpolation::EvenSplit);
+    assert!(summed.iter().any(|r| r.segments.len() > 2), "more than one segment is cut");
+    for (summed, neutral) in summed.iter().zip(&neutral) {
+        assert_eq!((&summed.response, &summed.rewards), (&neutral.response, &neutral.rewards));
+        let total = |rewards: &[f64]| rewards.iter().sum::<f64>();
+        let mean = total(&summed.normalized) / summed.segments.len() as f64;
+        close(total(&neutral.normalized), mean, "Σ r̂");
+        // The KL term is the same sum in both returns.
+        let kl = total(&summed.normalized) - total(&summed.token_rewards);
+        close(total(&neutral.token_rewards), mean - kl, "Σ r̃");
     }
 }
 

@@ -4,3 +4,4 @@ mod composition;
 mod degeneracy;
 mod stages;
 mod support;
+mod texts;

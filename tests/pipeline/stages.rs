@@ -4,16 +4,14 @@ use std::path::Path;
 
 use segment_rlhf::error::Error;
 use segment_rlhf::experiment::settings::Method;
+use segment_rlhf::grid::reproduce;
 use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
 use segment_rlhf::stage::score::{Scorer, Segmenter};
 use segment_rlhf::stage::task::Task;
-use segment_rlhf::stage::{
-    Context, Stage, fit_normalizer, policy, preferences, reproduce, reward, sft,
-};
-use serde::de::DeserializeOwned;
+use segment_rlhf::stage::{Context, Stage, fit_normalizer, policy, preferences, reward, sft};
 
 use crate::support::{context, pipeline};
 
@@ -21,12 +19,6 @@ fn metrics(context: &Context) -> Vec<IterationMetrics> {
     let path = context.dir(Stage::Ppo).join("metrics.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// What a finished stage of the run's method says of itself.
-fn summary<T: DeserializeOwned>(context: &Context, stage: Stage) -> T {
-    let path = context.dir(stage).join("summary.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 #[test]
@@ -50,7 +42,7 @@ fn the_first_optimizer_step_of_an_iteration_has_ratio_one() {
 fn where_the_truth_is_known_rewards_and_advantages_are_compared_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let context = pipeline(dir.path(), &["method=token", "task.held_out_pairs=25"]);
-    let reward: reward::Summary = summary(&context, Stage::TrainReward);
+    let reward = reward::run(&context).unwrap(); // finished: read again
     // Of topic and quality words an untrained model writes too few.
     assert!(reward.rank_correlation.is_some() && reward.clause_correlation.is_some());
     let sizes: Vec<usize> = reward.calibration.iter().map(|group| group.pairs).collect();

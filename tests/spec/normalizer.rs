@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use rand::Rng;
 use segment_rlhf::normalizer::{
     HUBER_EPSILON, HUBER_RIDGE, LOCATION_EPSILON, Line, LocationStatistic, Normalizer,
-    NormalizerError, Regression, huber, least_squares, location, location_statistics,
+    NormalizerError, Regression, huber, least_squares, length_neutral, location,
+    location_statistics,
 };
 use segment_rlhf::rng::stream;
 use serde::Deserialize;
@@ -186,6 +187,19 @@ fn one_segment_or_flat_lines_leave_the_bandit_s_scalar() {
     let rewards = [3.0, -1.0, 0.5];
     let flat = fit(0.0, 0.0, 0.4705, 2.8339);
     assert_eq!(flat.normalize_all(&rewards), scalar.normalize_all(&rewards));
+}
+
+#[test]
+fn a_length_neutral_return_is_the_mean_of_the_normalized_rewards() {
+    let normalized = phi_segment().normalize_all(&[3.0, -1.0, 0.5, 2.0]);
+    let sum = |rewards: &[f64]| rewards.iter().sum::<f64>();
+    let mean = sum(&normalized) / 4.0;
+    assert_close(&[sum(&length_neutral(&normalized))], &[mean], tolerance::HOST_F64);
+    // Saying everything twice changes a sum, and not a mean.
+    let twice = [&normalized[..], &normalized].concat();
+    assert_close(&[sum(&length_neutral(&twice))], &[mean], tolerance::HOST_F64);
+    // A response of one action, the bandit's, keeps its reward.
+    assert_eq!(length_neutral(&normalized[..1]), normalized[..1]);
 }
 
 #[test]

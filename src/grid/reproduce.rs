@@ -1,17 +1,14 @@
 //! All methods on one run: SFT, then for each method its reward model, normalizer, PPO and evaluation.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use serde::{Deserialize, Serialize};
 
-use super::context::Context;
-use super::fit_normalizer::NormalizerFile;
-use super::{evaluate, fit_normalizer, policy, preferences, reward, sft};
+use super::schedule::{self, OnFailure, Outcome, Tasks};
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, write_json};
 use crate::experiment::settings::Method;
 use crate::report::table::{markdown, with_error};
+use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::{Context, evaluate, fit_normalizer, policy, reward};
 use crate::statistics::{mean, standard_error};
 
 /// The figures of one method with one seed.
@@ -50,44 +47,41 @@ pub struct Results {
 /// Every [`Error`]: the first, after the stages that run beside it have ended.
 pub fn run(context: &Context) -> Result<Results, Error> {
     let plan = &context.settings.reproduce;
-    let jobs = plan.jobs;
-    let seeds: Vec<u64> = (0..plan.seeds as u64).map(|i| context.settings.seed + i).collect();
-    let at = |seed: u64, method: Method| {
-        let mut own = cell_context(context, seed, method);
-        own.label = method.name().to_owned();
-        if seeds.len() > 1 {
-            own.label = format!("seed {seed} {}", own.label);
-        }
-        own
-    };
-    in_parallel(jobs, &seeds, |&seed| {
-        let mut own = at(seed, Method::Segment);
-        own.label = if seeds.len() > 1 { format!("seed {seed}") } else { String::new() };
-        sft::run(&own)?;
-        preferences::run(&own)
-    })?;
-    let cells: Vec<(u64, Method)> =
-        seeds.iter().flat_map(|&seed| plan.methods.iter().map(move |&m| (seed, m))).collect();
-    let mut reward_models: Vec<(u64, Method)> =
-        cells.iter().map(|&(seed, method)| (seed, method.reward_model())).collect();
-    reward_models.sort_by_key(|&(seed, method)| (seed, method.name()));
-    reward_models.dedup();
-    in_parallel(jobs, &reward_models, |&(seed, method)| reward::run(&at(seed, method)))?;
-    let cells = in_parallel(jobs, &cells, |&(seed, method)| {
-        let own = at(seed, method);
-        Ok(Cell {
-            method,
-            seed,
-            reward: reward::run(&own)?,
-            normalizer: fit_normalizer::run(&own)?,
-            policy: policy::run(&own)?,
-            evaluation: evaluate::run(&own)?,
+    let seeds = (0..plan.seeds as u64).map(|i| context.settings.seed + i);
+    let contexts: Vec<Context> = seeds
+        .flat_map(|seed| plan.methods.iter().map(move |&method| (seed, method)))
+        .map(|(seed, method)| {
+            let mut own = cell_context(context, seed, method);
+            own.label = method.name().to_owned();
+            if plan.seeds > 1 {
+                own.label = format!("seed {seed} {}", own.label);
+            }
+            own
         })
-    })?;
+        .collect();
+    let mut tasks = Tasks::default();
+    for own in &contexts {
+        tasks.add(own);
+    }
+    for outcome in schedule::run(&tasks, plan.jobs, OnFailure::Stop, |_| ())? {
+        if let Outcome::Failed(error) = outcome {
+            return Err(error);
+        }
+    }
+    let cell = |own: &Context| {
+        Ok(Cell {
+            method: own.settings.method,
+            seed: own.settings.seed,
+            reward: reward::run(own)?,
+            normalizer: fit_normalizer::run(own)?,
+            policy: policy::run(own)?,
+            evaluation: evaluate::run(own)?,
+        })
+    };
     let results = Results {
         version: env!("CARGO_PKG_VERSION").into(),
         device: context.device_name.name().into(),
-        cells,
+        cells: contexts.iter().map(cell).collect::<Result<_, Error>>()?,
     };
     write_json(&context.run.join("results.json"), &results)?;
     let path = context.run.join("table.md");
@@ -103,44 +97,6 @@ pub fn cell_context(context: &Context, seed: u64, method: Method) -> Context {
     own.settings.method = method;
     own.run = context.run.join(format!("seed-{seed}"));
     own
-}
-
-/// Does `work` for each item on up to `jobs` threads, in order; gives the results in order, or the first
-/// error, after which no further item is begun.
-fn in_parallel<T: Sync, R: Send>(
-    jobs: usize,
-    items: &[T],
-    work: impl Fn(&T) -> Result<R, Error> + Sync,
-) -> Result<Vec<R>, Error> {
-    let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<(usize, R)>> = Mutex::default();
-    let failure: Mutex<Option<Error>> = Mutex::default();
-    let worker = || {
-        while failure.lock().expect("no worker panics with the lock").is_none() {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else { return };
-            match work(item) {
-                Ok(result) => {
-                    results.lock().expect("no worker panics with the lock").push((index, result));
-                }
-                Err(error) => {
-                    failure.lock().expect("no worker panics with the lock").get_or_insert(error);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        (1..jobs.min(items.len())).for_each(|_| {
-            scope.spawn(worker);
-        });
-        worker();
-    });
-    if let Some(error) = failure.into_inner().expect("the workers have ended") {
-        return Err(error);
-    }
-    let mut results = results.into_inner().expect("the workers have ended");
-    results.sort_by_key(|&(index, _)| index);
-    Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
 /// The table: one line for the SFT model, one a method. With one seed, errors are standard errors over

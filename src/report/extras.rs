@@ -1,0 +1,183 @@
+//! What the report shows besides figures, from the folders of a grid's first seed that has it.
+
+use super::page::{Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
+use super::texts::texts;
+use crate::error::Error;
+use crate::experiment::folder::read_json;
+use crate::experiment::settings::Method;
+use crate::grid::plan::{Plan, PlannedCell};
+use crate::grid::schedule::Took;
+use crate::model::CausalLm;
+use crate::model::generate::view_tokens;
+use crate::normalizer::Normalizer;
+use crate::segmentation::Actions;
+use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::preferences::{self, Pair};
+use crate::stage::score::Segmenter;
+use crate::stage::task::Task;
+use crate::stage::{Stage, evaluate};
+
+/// The files that stand beside a report, and what they hold.
+const FILES: [(&str, &str); 9] = [
+    ("results.json", "every cell with its figures, its curve and its evaluations"),
+    ("analysis.json", "means, intervals, paired differences and orderings"),
+    ("extras.json", "normalizer fits, segment lengths, texts and samples of one seed"),
+    ("tables.md", "the tables in Markdown"),
+    ("cells.csv", "a line a cell"),
+    ("curves.csv", "a line an iteration of each cell"),
+    ("arms.csv", "a line a quantity of each arm"),
+    ("differences.csv", "a line a quantity of each pair of arms"),
+    ("orderings.csv", "a line an ordering that the paper's tables claim"),
+];
+
+/// What there is of it.
+///
+/// # Errors
+///
+/// Every [`Error`] of reading models and data; what is not finished is left out.
+pub fn extras(plan: &Plan) -> Result<Extras, Error> {
+    let settings = plan.cells.first().map(|cell| {
+        toml::to_string(&cell.context.settings).expect("settings are a table of plain values")
+    });
+    Ok(Extras {
+        settings,
+        times: times(plan),
+        fits: fits(plan)?,
+        segment_lengths: segment_lengths(plan)?,
+        texts: shaded(plan)?,
+        samples: samples(plan)?,
+        files: FILES.map(|(file, what)| Link { file: file.into(), what: what.into() }).into(),
+    })
+}
+
+fn times(plan: &Plan) -> Vec<StageTime> {
+    let tasks = plan.tasks.all();
+    let time = |stage: Stage| {
+        let of_stage = tasks.iter().filter(|task| task.stage == stage);
+        let took: Vec<f64> =
+            of_stage.filter_map(|task| Some(Took::read(&task.dir)?.seconds)).collect();
+        let (runs, seconds) = (took.len(), took.iter().sum());
+        StageTime { stage: stage.command().into(), runs, seconds }
+    };
+    Stage::ALL.map(time).into_iter().filter(|time| time.runs > 0).collect()
+}
+
+impl Plan {
+    /// Each arm of an experiment with its first cell that is finished.
+    fn arms(&self, experiment: usize) -> Vec<(&str, &PlannedCell)> {
+        let finished = self.finished();
+        let arms = self.grid.experiments[experiment].arms.iter().zip(&self.numbers[experiment]);
+        arms.filter_map(|(arm, numbers)| {
+            let number = numbers.iter().find(|&&number| finished[number])?;
+            Some((arm.name.as_str(), &self.cells[*number]))
+        })
+        .collect()
+    }
+
+    fn experiments(&self) -> std::ops::Range<usize> {
+        0..self.grid.experiments.len()
+    }
+}
+
+/// Of the first experiment that has some: its fits by location.
+fn fits(plan: &Plan) -> Result<Vec<Fit>, Error> {
+    for experiment in plan.experiments() {
+        let mut fits = Vec::new();
+        for (arm, cell) in plan.arms(experiment) {
+            let path = cell.context.dir(Stage::FitNormalizer).join("normalizer.json");
+            let file: NormalizerFile = read_json(&path, "ablate")?;
+            if matches!(file.normalizer, Normalizer::LocationAware { .. }) {
+                fits.push(Fit { arm: arm.to_owned(), seed: cell.seed, file });
+            }
+        }
+        if !fits.is_empty() {
+            return Ok(fits);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Of every cutoff that an arm has, the lengths of the segments of the held-out pairs' responses.
+fn segment_lengths(plan: &Plan) -> Result<Vec<SegmentLengths>, Error> {
+    let mut cells: Vec<(Actions, &PlannedCell)> = Vec::new();
+    for (_, cell) in plan.experiments().flat_map(|experiment| plan.arms(experiment)) {
+        let settings = &cell.context.settings;
+        let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
+        let entropy = matches!(actions, Actions::Segment { .. });
+        if entropy && !cells.iter().any(|(known, _)| *known == actions) {
+            cells.push((actions, cell));
+        }
+    }
+    let Some(&(_, first)) = cells.first() else { return Ok(Vec::new()) };
+    let context = &first.context;
+    let reference = context.reference_dir()?;
+    let task = Task::open(context, Some(&reference))?;
+    let (model, _) = CausalLm::load(&reference, context.frozen())?;
+    let pairs = preferences::load(context, &task)?.0.held_out;
+    let pairs = pairs.read(0..pairs.len().min(context.settings.normalizer.pairs))?;
+    let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
+    let views = view_tokens(&model, &rows, context.settings.ppo.rows_at_once);
+    let mut found = Vec::new();
+    for (actions, cell) in cells {
+        let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
+        let segmenter = Segmenter::new(&cell.context.settings, actions, ends, stops);
+        let mut counts = Vec::new();
+        for ((_, response), view) in rows.iter().zip(&views) {
+            for segment in segmenter.cut(response, &view.entropies)? {
+                counts.resize(counts.len().max(segment.len()), 0);
+                counts[segment.len() - 1] += 1;
+            }
+        }
+        let cutoff = cell.context.settings.segmentation.entropy_cutoff;
+        found.push((
+            cutoff,
+            SegmentLengths { arm: format!("cutoff {cutoff}"), seed: first.seed, counts },
+        ));
+    }
+    found.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    Ok(found.into_iter().map(|(_, lengths)| lengths).collect())
+}
+
+/// Figure 3 of the first experiment that has both a segment and a token arm with one seed.
+fn shaded(plan: &Plan) -> Result<Vec<super::texts::ShadedText>, Error> {
+    for experiment in plan.experiments() {
+        let arms = plan.arms(experiment);
+        let of = |method| {
+            arms.iter().map(|(_, cell)| *cell).find(|c| c.context.settings.method == method)
+        };
+        if let (Some(segment), Some(token)) = (of(Method::Segment), of(Method::Token))
+            && segment.seed == token.seed
+        {
+            return texts(&segment.context, &token.context);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Of the first experiment that has some: an answer of each arm, before and after.
+fn samples(plan: &Plan) -> Result<Vec<SampleText>, Error> {
+    for experiment in plan.experiments() {
+        let mut samples = Vec::new();
+        for (arm, cell) in plan.arms(experiment) {
+            let context = &cell.context;
+            let summary: evaluate::Summary =
+                read_json(&context.dir(Stage::Evaluate).join("summary.json"), "ablate")?;
+            let task = Task::open(context, Some(&context.reference_dir()?))?;
+            let evaluate::Sample { prompt, before, after } = summary.sample;
+            let text = |tokens: &[u32]| task.tokenizer.decode(tokens).trim().to_owned();
+            let gold = |response: &[u32]| task.gold(&prompt, response).map(|gold| gold.reward());
+            samples.push(SampleText {
+                arm: arm.to_owned(),
+                seed: cell.seed,
+                prompt: text(&prompt),
+                before: text(&before),
+                after: text(&after),
+                gold: gold(&before).zip(gold(&after)).map(|(before, after)| [before, after]),
+            });
+        }
+        if !samples.is_empty() {
+            return Ok(samples);
+        }
+    }
+    Ok(Vec::new())
+}

@@ -1,0 +1,132 @@
+//! The report: one HTML file that needs nothing beside it.
+//!
+//! It holds no script and asks nothing of a network; its content security policy forbids both, so that a model's
+//! text could do no harm even if it were not escaped, as it is. Colours follow the reader's light or dark theme.
+//! Whatever is not there yet, or cannot be known, is left out: a half-finished grid has a report, and so has a run on
+//! data whose gold reward nobody knows, in which e_φ takes its place.
+
+mod plots;
+mod sections;
+mod view;
+
+use std::path::Path;
+
+use minijinja::Environment;
+use serde::Serialize;
+
+use crate::atomic;
+use crate::experiment::folder::FolderError;
+use crate::grid::analysis::Analysis;
+use crate::grid::results::Results;
+use crate::report::texts::ShadedText;
+use crate::stage::fit_normalizer::NormalizerFile;
+
+/// What the report is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    /// What the grid gave.
+    pub results: &'a Results,
+    /// Its statistics.
+    pub analysis: &'a Analysis,
+    /// What is not in the results.
+    pub extras: &'a Extras,
+}
+
+/// What the report shows besides figures: of one seed, and whatever there is of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Extras {
+    /// The settings that all arms start from, as TOML.
+    pub settings: Option<String>,
+    /// Time spent.
+    pub times: Vec<StageTime>,
+    /// Normalizers with the statistics that they were fitted to.
+    pub fits: Vec<Fit>,
+    /// Lengths of segments.
+    pub segment_lengths: Vec<SegmentLengths>,
+    /// Texts with their rewards.
+    pub texts: Vec<ShadedText>,
+    /// Answers before and after.
+    pub samples: Vec<SampleText>,
+    /// Files beside the report.
+    pub files: Vec<Link>,
+}
+
+/// What a stage took, over all its runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StageTime {
+    /// The stage.
+    pub stage: String,
+    /// How often it ran.
+    pub runs: usize,
+    /// All runs together, seconds.
+    pub seconds: f64,
+}
+
+/// The normalizer of one arm with one seed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fit {
+    /// The arm.
+    pub arm: String,
+    /// The seed.
+    pub seed: u64,
+    /// The normalizer, with its statistics.
+    pub file: NormalizerFile,
+}
+
+/// How long the segments of one arm are, over the calibration set.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SegmentLengths {
+    /// The arm.
+    pub arm: String,
+    /// The seed.
+    pub seed: u64,
+    /// Segments of 1 token, of 2, and so on.
+    pub counts: Vec<usize>,
+}
+
+/// A held-out prompt and what was answered before and after training.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SampleText {
+    /// The arm.
+    pub arm: String,
+    /// The seed.
+    pub seed: u64,
+    /// The prompt.
+    pub prompt: String,
+    /// The SFT model's answer.
+    pub before: String,
+    /// The policy's answer.
+    pub after: String,
+    /// The gold reward of both, where it is known.
+    pub gold: Option<[f64; 2]>,
+}
+
+/// A file beside the report.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Link {
+    /// Its name.
+    pub file: String,
+    /// What it holds.
+    pub what: String,
+}
+
+/// Writes the report to `path`.
+///
+/// # Errors
+///
+/// [`FolderError::Write`]; an older file is then left as it was.
+pub fn write(page: &Page, path: &Path) -> Result<(), FolderError> {
+    atomic::write_file(path, html(page).as_bytes())
+        .map_err(|source| FolderError::Write { path: path.to_owned(), source })
+}
+
+/// The report's text.
+pub fn html(page: &Page) -> String {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    // The name's ending turns escaping on.
+    environment.add_template("page.html", include_str!("page.html")).expect("the template parses");
+    let template = environment.get_template("page.html").expect("it was just added");
+    template.render(sections::view(page)).expect("the template knows every block")
+}
