@@ -116,7 +116,7 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     if !analysis.has_figures() {
         return Err(GridError::NothingFinished { dir: run.to_owned() }.into());
     }
-    let extras = extras(&plan)?;
+    let extras = extras(&plan, &results)?;
     let dir = args.out.clone().unwrap_or_else(|| run.join("report"));
     std::fs::create_dir_all(&dir)
         .map_err(|source| FolderError::Write { path: dir.clone(), source })?;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::results::{self, Cell, Figures, Results, State};
 use crate::experiment::settings::{Method, NormalizerKind, Settings};
 use crate::interpolation::Interpolation;
+use crate::normalizer::Normalizer;
 use crate::report::reported::{self, Row, Source, Subject};
 use crate::stage::evaluate::Evaluation;
 use crate::statistics::{Estimate, mean};
@@ -371,10 +372,10 @@ quantities! {
         "Tokens of a segment in the held-out pairs." => |f| Some(f.reward.segment_tokens);
     NormalizerMeanR2 = "normalizer_mean_r2", "R² of Mean(p)":
         "Share of the variance of the locations' means that the normalizer's Mean(p) explains."
-        => |f| f.normalizer.r_squared_mean;
+        => |f| f.normalizer.r_squared_mean.filter(|_| is_line(f));
     NormalizerStdR2 = "normalizer_std_r2", "R² of Std(p)":
         "Share of the variance of the locations' standard deviations that its Std(p) explains."
-        => |f| f.normalizer.r_squared_std;
+        => |f| f.normalizer.r_squared_std.filter(|_| is_line(f));
 }
 
 impl Quantity {
@@ -568,6 +569,11 @@ pub fn gold_at_kl(path: &[PathPoint], level: f64) -> Option<f64> {
 pub fn area(path: &[PathPoint]) -> Option<f64> {
     let trapezoids = path.windows(2).map(|pair| (pair[0].gold + pair[1].gold) / 2.0);
     (path.len() > 1).then(|| mean(trapezoids))
+}
+
+/// Whether the normalizer is a line over locations: what a constant explains of their means is no measure of a fit.
+fn is_line(figures: &Figures) -> bool {
+    matches!(figures.normalizer.normalizer, Normalizer::LocationAware { .. })
 }
 
 /// The mean of the known values; nothing where none is.

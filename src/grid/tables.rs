@@ -280,7 +280,7 @@ fn verdicts(experiment: &Experiment) -> Option<String> {
             .map(|(ordering, outcome)| format!("{}{}", claim(ordering), star(&outcome.difference)))
             .collect();
         let colon = if claims.is_empty() { "" } else { ": " };
-        format!("- {}, {}{colon}{}", verdict.title(), claims.len(), claims.join(", "))
+        format!("- {} ({}){colon}{}", verdict.title(), claims.len(), claims.join(", "))
     };
     let head = format!(
         "Of the {} orderings that table {} of the paper claims, by gold reward:\n\n",

@@ -203,6 +203,13 @@ fn what_is_not_known_is_left_out() {
 }
 
 #[test]
+fn only_a_line_over_locations_has_a_share_explained() {
+    let table4 = Analysis::of(&synthetic::results()).experiments.remove(1);
+    let known = |arm: &str| table4.arm(arm).unwrap().figure(Quantity::NormalizerMeanR2).is_some();
+    assert_eq!(["none", "global", "last", "regression"].map(known), [false, false, false, true]);
+}
+
+#[test]
 fn gold_at_matched_kl_is_read_at_the_first_crossing() {
     let path = [(0.0, 1.0), (1.0, 2.0), (0.5, 9.0), (3.0, 4.0)];
     let path = path.map(|(kl, gold)| PathPoint { kl, gold });

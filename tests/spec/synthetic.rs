@@ -278,7 +278,6 @@ fn normalizer(settings: &Settings) -> NormalizerFile {
         }
         _ => Normalizer::Scalar { mean: -0.5, std: 2.2 },
     };
-    let regression = matches!(normalizer, Normalizer::LocationAware { .. });
     NormalizerFile {
         method: settings.method,
         actions: settings.method.policy_actions(settings.segmentation.entropy_cutoff),
@@ -287,8 +286,8 @@ fn normalizer(settings: &Settings) -> NormalizerFile {
         min_location: 1.0 / 64.0,
         rewards: if dense { 106_000 } else { 8_000 },
         statistics: Vec::new(),
-        r_squared_mean: regression.then_some(0.31),
-        r_squared_std: regression.then_some(0.72),
+        r_squared_mean: dense.then_some(0.31),
+        r_squared_std: dense.then_some(0.72),
     }
 }
 

@@ -94,11 +94,12 @@ fn orderings_are_counted_and_named_by_verdict() {
     // Tables 1, 4 and 5; a star where the interval excludes 0.
     assert_eq!(
         line("- same sign, interval")[1],
-        "- same sign, interval excludes 0, 2: regression > none\\*, regression > last\\*"
+        "- same sign, interval excludes 0 (2): regression > none\\*, regression > last\\*"
     );
-    assert_eq!(line("- same sign, interval")[2], "- same sign, interval excludes 0, 0");
+    assert_eq!(line("- same sign, interval")[2], "- same sign, interval excludes 0 (0)");
     assert!(
-        line("- opposite")[0].starts_with("- opposite, 4: bandit > sentence\\*, segment > token, ")
+        line("- opposite")[0]
+            .starts_with("- opposite (4): bandit > sentence\\*, segment > token, ")
     );
 }
 
