@@ -36,7 +36,7 @@
 //! | [`experiment`] | settings, run folders, checkpoints |
 //! | [`grid`] | experiments: arms that differ in some settings, with several seeds; their schedule, results and statistics |
 //! | [`memory`] | what each stage will need, told before it runs |
-//! | [`report`] | metrics, tables, texts cut into segments, what the paper reports |
+//! | [`report`] | metrics, tables, the page with its plots, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
 //! | [`statistics`] | means, variances, standard errors |
 //! | [`device`], [`rng`], [`control`], [`atomic`], [`bounds`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, ranges, every error |

@@ -92,6 +92,9 @@ pub(super) struct ReportArgs {
     /// The folder for report.html and the files beside it [default: RUN/report]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Also put the tables between the markers `<!-- results -->` and `<!-- /results -->` of this file
+    #[arg(long, value_name = "FILE")]
+    readme: Option<PathBuf>,
     /// Open the page in the browser
     #[arg(long)]
     open: bool,
@@ -113,7 +116,7 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     if !analysis.has_figures() {
         return Err(GridError::NothingFinished { dir: run.to_owned() }.into());
     }
-    let extras = extras(&plan)?;
+    let extras = extras(&plan, &results)?;
     let dir = args.out.clone().unwrap_or_else(|| run.join("report"));
     std::fs::create_dir_all(&dir)
         .map_err(|source| FolderError::Write { path: dir.clone(), source })?;
@@ -122,6 +125,9 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     tables::write(&analysis, &results, &dir)?;
     let path = dir.join("report.html");
     page::write(&Page { results: &results, analysis: &analysis, extras: &extras }, &path)?;
+    if let Some(readme) = &args.readme {
+        put_into(readme, &analysis)?;
+    }
     let finished = results.cells.iter().filter(|cell| cell.figures().is_some()).count();
     let of = results.cells.len();
     show::out(&format!("{finished} of {of} cells, {corrupt} left out; {}", path.display()))?;
@@ -131,6 +137,24 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
         })?;
     }
     Ok(())
+}
+
+/// Replaces the generated section of a README.
+fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
+    let path = readme.to_owned();
+    let text = match std::fs::read_to_string(readme) {
+        Ok(text) => text,
+        Err(source) => return Err(FolderError::Read { path, source }.into()),
+    };
+    let Some(text) = tables::replace_section(&text, &tables::readme(analysis)) else {
+        let [start, end] = tables::MARKERS;
+        return Err(Error::Usage(format!(
+            "{}: no lines {start} and {end}, between which the tables go",
+            readme.display()
+        )));
+    };
+    let written = crate::atomic::write_file(readme, text.as_bytes());
+    Ok(written.map_err(|source| FolderError::Write { path, source })?)
 }
 
 /// The grid in the folder `run`, to be read.

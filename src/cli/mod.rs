@@ -158,7 +158,7 @@ impl Cli {
             Command::Reported => return show::reported(),
             Command::Ablate(args) => return ablate::ablate(&self.common, &args),
             Command::Status { run } => return ablate::status(&self.common, run.as_deref()),
-            Command::Report(args) => return ablate::report(\&self.common, \&args),
+            Command::Report(args) => return ablate::report(&self.common, &args),
             command => command,
         };
         let context = context(&self.common, &command)?;

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::experiment::folder::read_json;
 use crate::experiment::settings::Method;
 use crate::grid::plan::{Plan, PlannedCell};
+use crate::grid::results::Results;
 use crate::grid::schedule::Took;
 use crate::model::CausalLm;
 use crate::model::generate::view_tokens;
@@ -34,18 +35,18 @@ const FILES: [(&str, &str); 9] = [
 ///
 /// # Errors
 ///
-/// Every [`Error`] of reading models and data; what is not finished is left out.
-pub fn extras(plan: &Plan) -> Result<Extras, Error> {
+/// Every [`Error`] of reading models and data; cells without figures in `results` are left out.
+pub fn extras(plan: &Plan, results: &Results) -> Result<Extras, Error> {
     let settings = plan.cells.first().map(|cell| {
         toml::to_string(&cell.context.settings).expect("settings are a table of plain values")
     });
     Ok(Extras {
         settings,
         times: times(plan),
-        fits: fits(plan)?,
-        segment_lengths: segment_lengths(plan)?,
-        texts: shaded(plan)?,
-        samples: samples(plan)?,
+        fits: fits(plan, results)?,
+        segment_lengths: segment_lengths(plan, results)?,
+        texts: shaded(plan, results)?,
+        samples: samples(plan, results)?,
         files: FILES.map(|(file, what)| Link { file: file.into(), what: what.into() }).into(),
     })
 }
@@ -63,12 +64,12 @@ fn times(plan: &Plan) -> Vec<StageTime> {
 }
 
 impl Plan {
-    /// Each arm of an experiment with its first cell that is finished.
-    fn arms(&self, experiment: usize) -> Vec<(&str, &PlannedCell)> {
-        let finished = self.finished();
+    /// Each arm of an experiment with its first cell that has figures.
+    fn arms(&self, results: &Results, experiment: usize) -> Vec<(&str, &PlannedCell)> {
         let arms = self.grid.experiments[experiment].arms.iter().zip(&self.numbers[experiment]);
         arms.filter_map(|(arm, numbers)| {
-            let number = numbers.iter().find(|&&number| finished[number])?;
+            let number =
+                numbers.iter().find(|&&number| results.cells[number].figures().is_some())?;
             Some((arm.name.as_str(), &self.cells[*number]))
         })
         .collect()
@@ -80,10 +81,10 @@ impl Plan {
 }
 
 /// Of the first experiment that has some: its fits by location.
-fn fits(plan: &Plan) -> Result<Vec<Fit>, Error> {
+fn fits(plan: &Plan, results: &Results) -> Result<Vec<Fit>, Error> {
     for experiment in plan.experiments() {
         let mut fits = Vec::new();
-        for (arm, cell) in plan.arms(experiment) {
+        for (arm, cell) in plan.arms(results, experiment) {
             let path = cell.context.dir(Stage::FitNormalizer).join("normalizer.json");
             let file: NormalizerFile = read_json(&path, "ablate")?;
             if matches!(file.normalizer, Normalizer::LocationAware { .. }) {
@@ -98,9 +99,9 @@ fn fits(plan: &Plan) -> Result<Vec<Fit>, Error> {
 }
 
 /// Of every cutoff that an arm has, the lengths of the segments of the held-out pairs' responses.
-fn segment_lengths(plan: &Plan) -> Result<Vec<SegmentLengths>, Error> {
+fn segment_lengths(plan: &Plan, results: &Results) -> Result<Vec<SegmentLengths>, Error> {
     let mut cells: Vec<(Actions, &PlannedCell)> = Vec::new();
-    for (_, cell) in plan.experiments().flat_map(|experiment| plan.arms(experiment)) {
+    for (_, cell) in plan.experiments().flat_map(|experiment| plan.arms(results, experiment)) {
         let settings = &cell.context.settings;
         let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
         let entropy = matches!(actions, Actions::Segment { .. });
@@ -139,9 +140,9 @@ fn segment_lengths(plan: &Plan) -> Result<Vec<SegmentLengths>, Error> {
 }
 
 /// Figure 3 of the first experiment that has both a segment and a token arm with one seed.
-fn shaded(plan: &Plan) -> Result<Vec<super::texts::ShadedText>, Error> {
+fn shaded(plan: &Plan, results: &Results) -> Result<Vec<super::texts::ShadedText>, Error> {
     for experiment in plan.experiments() {
-        let arms = plan.arms(experiment);
+        let arms = plan.arms(results, experiment);
         let of = |method| {
             arms.iter().map(|(_, cell)| *cell).find(|c| c.context.settings.method == method)
         };
@@ -155,10 +156,10 @@ fn shaded(plan: &Plan) -> Result<Vec<super::texts::ShadedText>, Error> {
 }
 
 /// Of the first experiment that has some: an answer of each arm, before and after.
-fn samples(plan: &Plan) -> Result<Vec<SampleText>, Error> {
+fn samples(plan: &Plan, results: &Results) -> Result<Vec<SampleText>, Error> {
     for experiment in plan.experiments() {
         let mut samples = Vec::new();
-        for (arm, cell) in plan.arms(experiment) {
+        for (arm, cell) in plan.arms(results, experiment) {
             let context = &cell.context;
             let summary: evaluate::Summary =
                 read_json(&context.dir(Stage::Evaluate).join("summary.json"), "ablate")?;

@@ -70,6 +70,10 @@ impl Grid {
         program(&self.run(), &["status"])
     }
 
+    fn report(&self) -> Output {
+        program(&self.run(), &["report"])
+    }
+
     fn results(&self) -> Vec<u8> {
         fs::read(self.run().join("results.json")).unwrap()
     }
@@ -313,24 +317,51 @@ fn status_tells_how_far_a_grid_is() {
 }
 
 #[test]
-fn metrics_that_cannot_be_read_are_named_and_their_cell_is_left_out() {
+fn a_report_stands_on_what_is_finished() {
+    let grid = Grid::new(TWO);
+    grid.ablate(&["--jobs", "1", "--stop-after", "20"]).ended_with(130);
+    let report = grid.report().ended_with(0).stdout;
+    assert!(report.starts_with("1 of 2 cells, 0 left out; "), "{report}");
+    let folder = grid.run().join("report");
+    let tables = fs::read_to_string(folder.join("tables.md")).unwrap();
+    assert!(tables.contains("bandit"), "{tables}");
+    grid.ablate(&[]).ended_with(0);
+    let report = grid.report().ended_with(0).stdout;
+    assert!(report.starts_with("2 of 2 cells, 0 left out; "), "{report}");
+    let written = fs::read(folder.join("results.json")).unwrap();
+    assert!(written == grid.results());
+    assert!(fs::read_to_string(folder.join("report.html")).unwrap().contains("</html>"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_and_its_cell_left_out() {
     let grid = Grid::new(TWO);
     grid.ablate(&[]).ended_with(0);
     let unbroken = grid.results();
-    let folder = grid.folders("ppo").remove(0);
-    let metrics = folder.join("metrics.jsonl");
-    let text = fs::read_to_string(&metrics).unwrap();
-    fs::write(&metrics, text.replacen("\"kl_k1\":", "\"kl_k1\":?", 1)).unwrap();
-    let status = grid.status().ended_with(0).stdout;
-    assert!(status.contains("metrics.jsonl: not the expected content: line 1: "), "{status}");
-    assert!(status.contains("remove the folder of this file to run its stage again"), "{status}");
-    grid.ablate(&[]).ended_with(1).says(&["metrics.jsonl: not the expected content: line 1: "]);
-    let mut states = grid.states();
-    states.sort();
-    assert_eq!(states, ["corrupt", "finished"]);
-    fs::remove_dir_all(folder).unwrap();
-    grid.ablate(&[]).ended_with(0);
-    assert!(grid.results() == unbroken);
+    for (stage, name) in [
+        ("reward", "summary.json"),
+        ("normalizer", "normalizer.json"),
+        ("ppo", "metrics.jsonl"),
+        ("ppo", "evaluations.jsonl"),
+        ("evaluation", "summary.json"),
+    ] {
+        let folder = grid.folders(stage).remove(0);
+        let text = fs::read_to_string(folder.join(name)).unwrap();
+        fs::write(folder.join(name), text.replacen(':', ":?", 1)).unwrap();
+        let named = format!("{name}: not the expected content: ");
+        let status = grid.status().ended_with(0).stdout;
+        assert!(status.contains(&named), "{status}");
+        assert!(status.contains("remove the folder of this file to run its stage again"));
+        grid.ablate(&[]).ended_with(1).says(&["1 of 2 cells failed", &named]);
+        let mut states = grid.states();
+        states.sort();
+        assert_eq!(states, ["corrupt", "finished"]);
+        let report = grid.report().ended_with(0).says(&["left out: cell ", &named]).stdout;
+        assert!(report.starts_with("1 of 2 cells, 1 left out; "), "{report}");
+        fs::remove_dir_all(folder).unwrap();
+        grid.ablate(&[]).ended_with(0);
+        assert!(grid.results() == unbroken, "{stage}");
+    }
 }
 
 #[test]

@@ -1273,6 +1273,7 @@ const GRIDS: &[Row] = &[
             )
         },
     ),
+    ("GridError::NothingFinished", 2, &["no cell is finished"], |_| grid(|_| (), "report")),
     ("FolderError::Corrupt", 2, &["grid.json: not the expected content: EOF while"], |_| {
         grid(|run| fs::write(run.join("grid.json"), "{").unwrap(), "status")
     }),

@@ -243,8 +243,8 @@ fn the_page_is_whole_in_itself() {
 fn no_number_is_nan_or_infinite() {
     let html = page(&results(), &extras());
     let shown = html.split("<body>").nth(1).unwrap();
-    assert!(!shown.contains("NaN") || shown.contains("loss is NaN"), "NaN");
-    assert!(!shown.contains(">inf"), "inf");
+    let shown = shown.replace("the policy loss is NaN", ""); // a cell's error
+    assert!(!shown.contains("NaN") && !shown.contains(">inf") && !shown.contains(">−inf"));
 }
 
 #[test]

@@ -73,7 +73,7 @@ pub struct Fit {
     pub file: NormalizerFile,
 }
 
-/// How long the segments of one arm are, over the calibration set.
+/// How long the segments of one arm are, over the responses of held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SegmentLengths {
     /// The arm.

@@ -1,0 +1,285 @@
+//! Arms beside each other and beside the paper: the headline, the orderings, every experiment.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Shown, count, figure, heading, known, knows_gold, main_experiment, note, table, text, title,
+};
+use crate::grid::analysis::{
+    Arm, BASE, Benchmark, Experiment, Ordering, Outcome, Quantity, Verdict,
+};
+use crate::report::page::Page;
+use crate::report::page::plots::{Layer, Plot, Style};
+use crate::report::page::view::{Block, Cell, Drawing, Entry, Section};
+use crate::statistics::Estimate;
+
+/// The paper's figure of an arm on a benchmark.
+fn reported_figure(experiment: &Experiment, arm: &str, benchmark: Benchmark) -> Option<f64> {
+    experiment.orderings.iter().find_map(|ordering| {
+        let pair = ordering.reported.iter().find(|pair| pair.benchmark == benchmark)?;
+        match arm {
+            arm if arm == ordering.better => Some(pair.better),
+            arm if arm == ordering.worse => Some(pair.worse),
+            _ => None,
+        }
+    })
+}
+
+/// A row an arm, a column a quantity, with the SFT model on top, and the paper's figures at the right.
+fn arms_table(
+    experiment: &Experiment,
+    caption: &str,
+    columns: &[Shown],
+    benchmarks: &[Benchmark],
+) -> Option<Block> {
+    let columns = known(&experiment.arms, columns);
+    let reported = |arm: &str, b: Benchmark| reported_figure(experiment, arm, b);
+    let benchmarks: Vec<Benchmark> = benchmarks
+        .iter()
+        .copied()
+        .filter(|&b| experiment.arms.iter().any(|arm| reported(&arm.name, b).is_some()))
+        .collect();
+    let paper = |name: &str| {
+        let cells = benchmarks.iter().map(|&b| {
+            let mut cell = Cell::figure(reported(name, b), decimals(b));
+            cell.class = "number paper";
+            cell
+        });
+        cells.collect::<Vec<_>>()
+    };
+    let row = |name: String, key: &str, n: usize, figures: &BTreeMap<Quantity, Estimate>| {
+        let figures = columns.iter().map(|(q, decimals)| Cell::estimate(figures.get(q), *decimals));
+        let head = [Cell::name(name), Cell::number(n.to_string())];
+        head.into_iter().chain(figures).chain(paper(key)).collect::<Vec<_>>()
+    };
+    let base = experiment.base.values().next().map(|estimate| estimate.n);
+    let base = base.map(|n| row("SFT model".into(), BASE, n, &experiment.base));
+    let finished = experiment.arms.iter().filter(|arm| !arm.figures.is_empty());
+    let arms = finished.map(|a| row(title(a), &a.name, a.seeds.finished.len(), &a.figures));
+    let paper_titles = benchmarks.iter().map(|b| format!("paper: {}", b.title()));
+    let header: Vec<String> = ["arm", "seeds"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(columns.iter().map(|(quantity, _)| quantity.title().to_owned()))
+        .chain(paper_titles)
+        .collect();
+    let rows: Vec<_> = base.into_iter().chain(arms).collect();
+    table(caption, &header.iter().map(String::as_str).collect::<Vec<_>>(), rows)
+}
+
+pub(super) fn headline(page: &Page) -> Option<Section> {
+    let experiment = main_experiment(page.analysis)?;
+    let columns = [
+        (Quantity::Gold, 2),
+        (Quantity::SequenceScore, 2),
+        (Quantity::WinRate, 2),
+        (Quantity::LengthControlledWinRate, 2),
+        (Quantity::Kl, 2),
+        (Quantity::Tokens, 1),
+    ];
+    let gold = knows_gold(page.analysis);
+    let columns = columns.iter().filter(|(q, _)| *q != Quantity::SequenceScore || !gold);
+    let columns: Vec<Shown> = columns.copied().collect();
+    let judge =
+        if gold { "the gold reward of the task" } else { "e_φ, the reward model's own score" };
+    let caption = format!(
+        "{}. On held-out prompts: mean ± standard error over seeds, below it the 95 % interval (Student's t). \
+         Responses are judged by {judge}. The paper's figures are of other models and other judges: only the \
+         order of rows can be compared.",
+        experiment.title.trim_end_matches('.')
+    );
+    let main = arms_table(experiment, &caption, &columns, &Benchmark::ALL);
+    let quantity = if gold { Quantity::Gold } else { Quantity::SequenceScore };
+    let figure = intervals(experiment, quantity);
+    Section::new("headline", "Headline", main.into_iter().chain(figure).collect())
+}
+
+/// The arms of an experiment below each other in a few quantities.
+fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
+    let quantities = [first, Quantity::WinRate, Quantity::LengthControlledWinRate];
+    let plots = quantities.iter().filter_map(|&quantity| {
+        let arms = experiment.arms.iter().enumerate();
+        let known: Vec<_> =
+            arms.filter_map(|(i, arm)| Some((i, arm, arm.figure(quantity)?))).collect();
+        let spreads = known.iter().enumerate().map(|(row, (i, _, of))| {
+            let interval = of.interval.unwrap_or([of.mean; 2]);
+            Layer::Spread(Style::Series(*i), vec![(row, of.mean, interval)])
+        });
+        let ends = [0.5, known.len() as f64 + 0.5];
+        let base = experiment.base.get(&quantity).map(|base| Layer::Line {
+            style: Style::Reference,
+            points: ends.iter().map(|&y| (base.mean, y)).collect(),
+            marked: false,
+        });
+        let plot = Plot {
+            y: capital(quantity.title()),
+            description: format!("{} of each arm, with 95 % intervals", quantity.title()),
+            rows: known.iter().map(|(_, arm, _)| title(arm)).collect(),
+            layers: base.into_iter().chain(spreads).collect(),
+            ..Plot::default()
+        };
+        (!known.is_empty()).then(|| Drawing::of(None, &plot))?
+    });
+    let caption = "The same as a picture: means and 95 % intervals over seeds; the dotted line is the SFT model. \
+                   Arms whose intervals overlap may still differ, since the same seeds share data and models: the \
+                   differences below are paired by seed.";
+    figure(caption, vec![Entry::new(Style::Reference, "SFT model")], plots.collect())
+}
+
+/// The text with a capital at its start; e_φ has none.
+fn capital(text: &str) -> String {
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) if characters.clone().next() != Some('_') => {
+            first.to_uppercase().chain(characters).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+pub(super) fn claims(page: &Page, truth: bool) -> Option<Section> {
+    let mut blocks = Vec::new();
+    let mut verdicts: Vec<Verdict> = Vec::new();
+    for experiment in &page.analysis.experiments {
+        let orderings = &experiment.orderings;
+        let benchmarks = Benchmark::ALL.into_iter();
+        let benchmarks: Vec<Benchmark> = benchmarks
+            .filter(|b| orderings.iter().flat_map(|o| &o.reported).any(|pair| pair.benchmark == *b))
+            .collect();
+        let rows = orderings.iter().filter_map(|o| ordering_row(o, &benchmarks, truth)).collect();
+        let caption = format!(
+            "{}. A row is a pair of which the paper has the first ahead, and what its benchmarks say of it; then our \
+             difference, paired by seed, with its standard error and 95 % interval.",
+            experiment.title.trim_end_matches('.')
+        );
+        let ours =
+            [("Δ gold", truth), ("verdict", truth), ("Δ LC win rate", true), ("verdict", true)];
+        let ours = ours.into_iter().filter(|(_, known)| *known).map(|(name, _)| name);
+        let paper = benchmarks.iter().map(|benchmark| benchmark.title());
+        let header: Vec<&str> =
+            ["the paper's ordering"].into_iter().chain(paper).chain(ours).collect();
+        blocks.extend(table(caption, &header, rows));
+        let outcome = |o: &Ordering| if truth { o.gold } else { o.length_controlled_win_rate };
+        verdicts.extend(orderings.iter().filter_map(outcome).map(|outcome| outcome.verdict));
+    }
+    let of = |verdict: Verdict| verdicts.iter().filter(|v| **v == verdict).count();
+    let summary = format!(
+        "Of {} that the paper's tables claim, {} shows {} with the same sign and an interval that excludes 0, {} with \
+         the same sign, {} with the opposite sign.",
+        count(verdicts.len(), "ordering"),
+        if truth { "gold reward" } else { "the length-controlled win rate" },
+        of(Verdict::SameSignExcludesZero),
+        of(Verdict::SameSign),
+        of(Verdict::Opposite)
+    );
+    blocks.insert(0, text(summary));
+    Section::new("claims", "The paper's orderings", blocks)
+}
+
+fn ordering_row(ordering: &Ordering, benchmarks: &[Benchmark], truth: bool) -> Option<Vec<Cell>> {
+    if ordering.gold.is_none() && ordering.length_controlled_win_rate.is_none() {
+        return None;
+    }
+    let paper = benchmarks.iter().map(|benchmark| {
+        let pair = ordering.reported.iter().find(|pair| pair.benchmark == *benchmark);
+        let text = pair.map_or("–".into(), |pair| {
+            let sign = ["<", "=", ">"][(1 + pair.sign.signum()) as usize];
+            let decimals = decimals(*benchmark);
+            format!("{:.decimals$} {sign} {:.decimals$}", pair.better, pair.worse)
+        });
+        Cell { text, note: None, class: "number paper" }
+    });
+    let outcome = |outcome: Option<Outcome>, decimals| match outcome {
+        Some(Outcome { difference, verdict }) => {
+            [Cell::difference(Some(&difference), decimals), verdict_cell(verdict)]
+        }
+        None => [Cell::number("–"), Cell::words("–")],
+    };
+    let pair = Cell::name(format!("{} > {}", ordering.better, ordering.worse));
+    let gold = truth.then(|| outcome(ordering.gold, 2)).into_iter().flatten();
+    let controlled = outcome(ordering.length_controlled_win_rate, 3);
+    Some([pair].into_iter().chain(paper).chain(gold).chain(controlled).collect())
+}
+
+/// How many the paper gives.
+fn decimals(benchmark: Benchmark) -> usize {
+    if benchmark == Benchmark::ArenaHard { 1 } else { 2 }
+}
+
+/// A verdict, which a sign tells apart as well as its colour.
+fn verdict_cell(verdict: Verdict) -> Cell {
+    let (sign, class) = match verdict {
+        Verdict::SameSignExcludesZero => ("●", "verdict yes"),
+        Verdict::SameSign => ("○", "verdict perhaps"),
+        Verdict::Opposite => ("×", "verdict no"),
+    };
+    Cell { text: format!("{sign} {}", verdict.title()), note: None, class }
+}
+
+pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
+    let columns = [
+        (Quantity::Gold, 2),
+        (Quantity::SequenceScore, 2),
+        (Quantity::WinRate, 2),
+        (Quantity::LengthControlledWinRate, 2),
+        (Quantity::Kl, 2),
+        (Quantity::Tokens, 1),
+        (Quantity::Area, 2),
+        (Quantity::BestGold, 2),
+        (Quantity::GoldAtOneNat, 2),
+        (Quantity::GoldAtTwoNats, 2),
+        (Quantity::RewardAccuracy, 3),
+        (Quantity::RankCorrelation, 2),
+    ];
+    let columns = columns.iter().filter(|(q, _)| *q != Quantity::SequenceScore || !truth);
+    let columns: Vec<Shown> = columns.copied().collect();
+    let mut blocks = Vec::new();
+    for experiment in &page.analysis.experiments {
+        let note = note(experiment).map_or(String::new(), |note| format!(" {note}"));
+        let caption =
+            format!("Mean ± standard error over seeds, below it the 95 % interval.{note}");
+        let Some(arms) = arms_table(experiment, &caption, &columns, &[]) else { continue };
+        blocks.push(heading(&experiment.title));
+        blocks.push(arms);
+        blocks.extend(differences(experiment, truth));
+    }
+    Section::new("experiments", "Every experiment", blocks)
+}
+
+fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
+    let score = if truth { Quantity::Gold } else { Quantity::SequenceScore };
+    let columns = [
+        (score, 2),
+        (Quantity::WinRate, 3),
+        (Quantity::LengthControlledWinRate, 3),
+        (Quantity::GoldAtTwoNats, 2),
+        (Quantity::Area, 2),
+        (Quantity::Tokens, 1),
+    ];
+    let known = |quantity| experiment.differences.iter().any(|d| d.figures.contains_key(&quantity));
+    let columns: Vec<Shown> =
+        columns.into_iter().filter(|&(quantity, _)| known(quantity)).collect();
+    let shown = experiment.differences.iter().filter(|d| !d.figures.is_empty());
+    let rows: Vec<Vec<Cell>> = shown
+        .map(|difference| {
+            let of = |&(quantity, decimals): &Shown| {
+                Cell::difference(difference.figures.get(&quantity), decimals)
+            };
+            let name = Cell::name(format!("{} − {}", difference.arm, difference.baseline));
+            let seeds = difference.figures.values().map(|estimate| estimate.n).max().unwrap_or(0);
+            [name, Cell::number(seeds.to_string())]
+                .into_iter()
+                .chain(columns.iter().map(of))
+                .collect()
+        })
+        .collect();
+    let header = ["pair", "seeds"].map(str::to_owned).into_iter();
+    let header =
+        header.chain(columns.iter().map(|(quantity, _)| format!("Δ {}", quantity.title())));
+    let summary = Some(format!("Differences paired by seed: {}", count(rows.len(), "pair")));
+    let caption = "Mean difference over the seeds that both finished ± standard error, below it the 95 % interval; \
+                   bold where that excludes 0. With many pairs some exclude 0 by chance: 1 in 20 where nothing \
+                   differs.";
+    let (caption, header) = (caption.into(), header.collect());
+    (!rows.is_empty()).then_some(Block::Table { caption, header, rows, summary })
+}

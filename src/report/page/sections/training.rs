@@ -1,0 +1,197 @@
+//! Policies during training: learning curves, and reward against KL.
+
+use super::{Shown, arms_only, figure, heading, main_experiment, text, title};
+use crate::grid::analysis::{Arm, BandPoint, Column, Experiment, PathPoint, Quantity};
+use crate::report::page::Page;
+use crate::report::page::plots::{Layer, Plot, Style};
+use crate::report::page::view::{Block, Drawing, Entry, Section};
+
+/// Arms that are drawn together: all of an experiment, or, where each has a place on an axis and they are too many
+/// for one plot, those with the same place.
+pub(super) struct Group<'a> {
+    name: Option<&'a str>,
+    /// Each with the name that tells it from the others.
+    arms: Vec<(String, &'a Arm)>,
+}
+
+pub(super) fn groups(experiment: &Experiment) -> Vec<Group<'_>> {
+    let one = || {
+        let arms = experiment.arms.iter().map(|arm| (title(arm), arm)).collect();
+        vec![Group { name: None, arms }]
+    };
+    if experiment.arms.len() <= 4 {
+        return one();
+    }
+    let mut groups: Vec<Group> = Vec::new();
+    for arm in &experiment.arms {
+        let Some((base, place)) = arm.name.rsplit_once(", ") else { return one() };
+        let base = if arm.ours { format!("{base} (ours)") } else { base.to_owned() };
+        match groups.iter_mut().find(|group| group.name == Some(place)) {
+            Some(group) => group.arms.push((base, arm)),
+            None => groups.push(Group { name: Some(place), arms: vec![(base, arm)] }),
+        }
+    }
+    groups
+}
+
+impl Group<'_> {
+    pub(super) fn legend(&self) -> Vec<Entry> {
+        let arms = self.arms.iter().enumerate();
+        arms.map(|(i, (name, _))| Entry::new(Style::Series(i), name)).collect()
+    }
+
+    /// One curve an arm, with a band where there are several seeds.
+    pub(super) fn plot(&self, column: Column, y: &str) -> Option<Drawing> {
+        let arms = self.arms.iter().enumerate();
+        let bands = arms.clone().map(|(i, (_, arm))| band(Style::Series(i), arm.band(column)));
+        let lines = arms.map(|(i, (_, arm))| Layer::Line {
+            style: Style::Series(i),
+            points: arm
+                .band(column)
+                .iter()
+                .map(|p| (p.iteration as f64, p.estimate.mean))
+                .collect(),
+            marked: true,
+        });
+        let plot = Plot {
+            y: y.to_owned(),
+            x: "updates of the policy".into(),
+            description: format!("{y} over updates of the policy, one curve an arm"),
+            layers: bands.chain(lines).collect(),
+            ..Plot::default()
+        };
+        Drawing::of(None, &plot)
+    }
+}
+
+/// The 95 % intervals of a curve.
+fn band(style: Style, points: &[BandPoint]) -> Layer {
+    let point =
+        |p: &BandPoint| p.estimate.interval.map(|[low, high]| (p.iteration as f64, low, high));
+    Layer::Band(style, points.iter().filter_map(point).collect())
+}
+
+/// What a policy is judged by in training.
+fn score(truth: bool) -> (Column, &'static str) {
+    match truth {
+        true => (Column::Gold, "Gold reward of a response"),
+        false => (Column::SequenceScore, "e_φ of a response"),
+    }
+}
+
+pub(super) fn curves(page: &Page, truth: bool) -> Option<Section> {
+    let columns = [
+        score(truth),
+        (Column::WinRate, "Win rate over the SFT model"),
+        (Column::Kl, "KL from the SFT model, nats a response"),
+        (Column::Tokens, "Tokens of a response"),
+        (Column::Entropy, "Entropy of the policy, nats a token"),
+    ];
+    let mut blocks = vec![text(
+        "Lines are means over seeds, bands their 95 % intervals, cut where they leave the plot; of a single seed there \
+         is no band. Win rates are of held-out prompts, the rest of rollouts, which the policy draws before its update: \
+         what stands at 0 is the SFT model.",
+    )];
+    for experiment in &page.analysis.experiments {
+        let mut figures = Vec::new();
+        for group in groups(experiment) {
+            let plots = columns.iter().filter_map(|&(column, y)| group.plot(column, y)).collect();
+            let name = group.name.map_or(String::new(), |name| format!(", {name}"));
+            let caption = format!(
+                "{}{name}: training over updates of the policy.",
+                experiment.title.trim_end_matches('.')
+            );
+            figures.extend(figure(caption, group.legend(), plots));
+        }
+        if !figures.is_empty() {
+            blocks.push(heading(&experiment.title));
+            blocks.append(&mut figures);
+        }
+    }
+    Section::new("curves", "Learning curves", blocks)
+}
+
+/// Where a KL lies on the frontier's axis: its estimate may be a little below 0.
+fn root(kl: f64) -> f64 {
+    kl.max(0.0).sqrt()
+}
+
+pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
+    let (column, score) = score(truth);
+    let mut blocks = vec![text(
+        "A policy pays for reward in KL from the SFT model. At the same KL, the higher curve is the better method; a \
+         curve that bends down has begun to exploit its reward model. The KL's axis is that of its root, by which \
+         reward tends to grow evenly.",
+    )];
+    for experiment in &page.analysis.experiments {
+        for group in groups(experiment) {
+            let arms =
+                || group.arms.iter().enumerate().map(|(i, (_, arm))| (Style::Series(i), *arm));
+            let faint = arms().flat_map(|(style, arm)| {
+                let path = |points: &[PathPoint]| {
+                    Layer::Faint(style, points.iter().map(|p| (root(p.kl), p.gold)).collect())
+                };
+                arm.paths.iter().map(move |seed| path(&seed.points)).collect::<Vec<_>>()
+            });
+            let mean = arms().map(|(style, arm)| {
+                let points = arm.band(Column::Kl).iter().zip(arm.band(column));
+                let points =
+                    points.map(|(kl, score)| (root(kl.estimate.mean), score.estimate.mean));
+                Layer::Line { style, points: points.collect(), marked: true }
+            });
+            let path = Plot {
+                y: score.into(),
+                x: "KL from the SFT model, nats a response, by its root".into(),
+                x_squares: true,
+                description: format!("{score} against KL, one curve an arm"),
+                layers: faint.chain(mean).collect(),
+                ..Plot::default()
+            };
+            let count = group.arms.len() as f64;
+            let matched = arms().enumerate().map(|(i, (style, arm))| {
+                let levels =
+                    Quantity::AT_KL.iter().enumerate().filter_map(|(level, (_, quantity))| {
+                        let of = arm.figure(*quantity)?;
+                        let x = level as f64 + 1.0 + 0.7 * ((i as f64 + 0.5) / count - 0.5);
+                        Some((x, of.mean, of.interval.unwrap_or([of.mean; 2])))
+                    });
+                Layer::Intervals(style, levels.collect())
+            });
+            let matched = Plot {
+                y: "Gold reward where the KL is first reached".into(),
+                x: "KL from the SFT model, nats a response".into(),
+                description: "Gold reward at matched KL, one marker an arm".into(),
+                x_range: Some([0.5, 4.5]),
+                x_names: &["½", "1", "2", "4"],
+                layers: matched.collect(),
+                ..Plot::default()
+            };
+            let plots = [Drawing::of(None, &path), Drawing::of(None, &matched)];
+            let name = group.name.map_or(String::new(), |name| format!(", {name}"));
+            let title = experiment.title.trim_end_matches('.');
+            let caption = match truth {
+                true => format!(
+                    "{title}{name}. First, one faint line a seed, and the mean over seeds of each iteration; second, \
+                     where training first reaches a KL of ½, 1, 2 and 4 nats, with 95 % intervals, over the seeds that \
+                     get there."
+                ),
+                false => format!(
+                    "{title}{name}. e_φ against KL, means over seeds of each iteration. Every reward model has its \
+                     own scale: compare only arms that share theirs."
+                ),
+            };
+            if path.is_empty() {
+                continue;
+            }
+            blocks.extend(figure(caption, group.legend(), plots.into_iter().flatten().collect()));
+        }
+    }
+    let matched = Quantity::AT_KL.iter().map(|(_, quantity)| *quantity);
+    let columns = matched.chain([Quantity::Area, Quantity::BestGold, Quantity::BestIteration]);
+    let columns: Vec<Shown> = columns.map(|quantity| (quantity, 2)).collect();
+    let caption = "Gold reward at matched KL; the mean during training; and the best evaluation, with the update after \
+                   which it was.";
+    let table = main_experiment(page.analysis).and_then(|e| arms_only(e, caption, &columns));
+    blocks.extend(table.filter(|_| truth));
+    Section::new("frontier", "Reward against KL", blocks)
+}
