@@ -193,7 +193,7 @@ fn two_lines(name: &str) -> Vec<String> {
         return vec![name.to_owned()];
     }
     let fits = |&(at, _): &(usize, &str)| name[..at].chars().count() <= WIDTH;
-    match name.match_indices(' ').filter(fits).last() {
+    match name.match_indices(' ').rfind(fits) {
         Some((at, _)) => vec![name[..at].to_owned(), short(&name[at + 1..])],
         None => vec![short(name)],
     }

@@ -240,11 +240,14 @@ fn problems(page: &Page) -> Option<Section> {
             ]
         })
     });
-    let pending = table(
+    let mut pending = table(
         "Cells that are still to run: the figures above are of the others.",
         &["arm", "seeds to run", "seeds finished"],
         pending.collect(),
     );
+    if let Some(Block::Table { rows, summary, .. }) = &mut pending {
+        *summary = Some(format!("Still to run: cells of {}", count(rows.len(), "arm")));
+    }
     let blocks = [failed, pending];
     Section::new("problems", "Cells without figures", blocks.into_iter().flatten().collect())
 }

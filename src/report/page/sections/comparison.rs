@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::training::series;
 use super::{
     Shown, count, figure, heading, known, knows_gold, main_experiment, note, table, text, title,
 };
-use crate::grid::analysis::{
-    Arm, BASE, Benchmark, Experiment, Ordering, Outcome, Quantity, Verdict,
-};
+use crate::grid::analysis::{BASE, Benchmark, Experiment, Ordering, Outcome, Quantity, Verdict};
 use crate::report::page::Page;
 use crate::report::page::plots::{Layer, Plot, Style};
 use crate::report::page::view::{Block, Cell, Drawing, Entry, Section};
@@ -98,12 +97,13 @@ pub(super) fn headline(page: &Page) -> Option<Section> {
 fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
     let quantities = [first, Quantity::WinRate, Quantity::LengthControlledWinRate];
     let plots = quantities.iter().filter_map(|&quantity| {
-        let arms = experiment.arms.iter().enumerate();
+        let styles = series(&experiment.arms.iter().collect::<Vec<_>>());
+        let arms = styles.iter().zip(&experiment.arms);
         let known: Vec<_> =
-            arms.filter_map(|(i, arm)| Some((i, arm, arm.figure(quantity)?))).collect();
-        let spreads = known.iter().enumerate().map(|(row, (i, _, of))| {
+            arms.filter_map(|(style, arm)| Some((*style, arm, arm.figure(quantity)?))).collect();
+        let spreads = known.iter().enumerate().map(|(row, (style, _, of))| {
             let interval = of.interval.unwrap_or([of.mean; 2]);
-            Layer::Spread(Style::Series(*i), vec![(row, of.mean, interval)])
+            Layer::Spread(*style, vec![(row, of.mean, interval)])
         });
         let ends = [0.5, known.len() as f64 + 0.5];
         let base = experiment.base.get(&quantity).map(|base| Layer::Line {
@@ -148,16 +148,24 @@ pub(super) fn claims(page: &Page, truth: bool) -> Option<Section> {
             .collect();
         let rows = orderings.iter().filter_map(|o| ordering_row(o, &benchmarks, truth)).collect();
         let caption = format!(
-            "{}. A row is a pair of which the paper has the first ahead, and what its benchmarks say of it; then our \
-             difference, paired by seed, with its standard error and 95 % interval.",
+            "{}. A row is a pair of which the paper has the first ahead: the verdict of our difference, paired by seed, \
+             with its standard error and 95 % interval; then the paper's figures of both.",
             experiment.title.trim_end_matches('.')
         );
-        let ours =
-            [("Δ gold", truth), ("verdict", truth), ("Δ LC win rate", true), ("verdict", true)];
+        let ours = [
+            ("by gold", truth),
+            ("Δ gold", truth),
+            ("by LC win rate", true),
+            ("Δ LC win rate", true),
+        ];
         let ours = ours.into_iter().filter(|(_, known)| *known).map(|(name, _)| name);
-        let paper = benchmarks.iter().map(|benchmark| benchmark.title());
-        let header: Vec<&str> =
-            ["the paper's ordering"].into_iter().chain(paper).chain(ours).collect();
+        let paper: Vec<String> =
+            benchmarks.iter().map(|b| format!("paper: {}", b.title())).collect();
+        let header: Vec<&str> = ["the paper's ordering"]
+            .into_iter()
+            .chain(ours)
+            .chain(paper.iter().map(String::as_str))
+            .collect();
         blocks.extend(table(caption, &header, rows));
         let outcome = |o: &Ordering| if truth { o.gold } else { o.length_controlled_win_rate };
         verdicts.extend(orderings.iter().filter_map(outcome).map(|outcome| outcome.verdict));
@@ -191,14 +199,14 @@ fn ordering_row(ordering: &Ordering, benchmarks: &[Benchmark], truth: bool) -> O
     });
     let outcome = |outcome: Option<Outcome>, decimals| match outcome {
         Some(Outcome { difference, verdict }) => {
-            [Cell::difference(Some(&difference), decimals), verdict_cell(verdict)]
+            [verdict_cell(verdict), Cell::difference(Some(&difference), decimals)]
         }
-        None => [Cell::number("–"), Cell::words("–")],
+        None => [Cell::words("–"), Cell::number("–")],
     };
     let pair = Cell::name(format!("{} > {}", ordering.better, ordering.worse));
     let gold = truth.then(|| outcome(ordering.gold, 2)).into_iter().flatten();
     let controlled = outcome(ordering.length_controlled_win_rate, 3);
-    Some([pair].into_iter().chain(paper).chain(gold).chain(controlled).collect())
+    Some([pair].into_iter().chain(gold).chain(controlled).chain(paper).collect())
 }
 
 /// How many the paper gives.

@@ -1,10 +1,13 @@
 //! Policies during training: learning curves, and reward against KL.
 
+use std::collections::BTreeSet;
+
 use super::{Shown, arms_only, figure, heading, main_experiment, text, title};
+use crate::experiment::settings::Method;
 use crate::grid::analysis::{Arm, BandPoint, Column, Experiment, PathPoint, Quantity};
 use crate::report::page::Page;
 use crate::report::page::plots::{Layer, Plot, Style};
-use crate::report::page::view::{Block, Drawing, Entry, Section};
+use crate::report::page::view::{Drawing, Entry, Section};
 
 /// Arms that are drawn together: all of an experiment, or, where each has a place on an axis and they are too many
 /// for one plot, those with the same place.
@@ -34,24 +37,41 @@ pub(super) fn groups(experiment: &Experiment) -> Vec<Group<'_>> {
     groups
 }
 
+/// The series of each arm: by its method where these tell the arms apart, so that a method looks the same in every
+/// figure.
+pub(super) fn series(arms: &[&Arm]) -> Vec<Style> {
+    let by_method: Vec<usize> = (arms.iter())
+        .filter_map(|arm| Method::ALL.iter().position(|method| *method == arm.method))
+        .collect();
+    let distinct = by_method.iter().collect::<BTreeSet<_>>().len() == arms.len();
+    let number = |i: usize| if distinct { by_method[i] } else { i };
+    (0..arms.len()).map(|i| Style::Series(number(i))).collect()
+}
+
 impl Group<'_> {
+    /// Its arms with their names and styles.
+    fn styled(&self) -> Vec<(Style, &str, &Arm)> {
+        let arms: Vec<&Arm> = self.arms.iter().map(|(_, arm)| *arm).collect();
+        let named = self.arms.iter().map(|(name, arm)| (name.as_str(), *arm));
+        series(&arms)
+            .into_iter()
+            .zip(named)
+            .map(|(style, (name, arm))| (style, name, arm))
+            .collect()
+    }
+
     pub(super) fn legend(&self) -> Vec<Entry> {
-        let arms = self.arms.iter().enumerate();
-        arms.map(|(i, (name, _))| Entry::new(Style::Series(i), name)).collect()
+        self.styled().into_iter().map(|(style, name, _)| Entry::new(style, name)).collect()
     }
 
     /// One curve an arm, with a band where there are several seeds.
     pub(super) fn plot(&self, column: Column, y: &str) -> Option<Drawing> {
-        let arms = self.arms.iter().enumerate();
-        let bands = arms.clone().map(|(i, (_, arm))| band(Style::Series(i), arm.band(column)));
-        let lines = arms.map(|(i, (_, arm))| Layer::Line {
-            style: Style::Series(i),
-            points: arm
-                .band(column)
-                .iter()
-                .map(|p| (p.iteration as f64, p.estimate.mean))
-                .collect(),
-            marked: true,
+        let arms = self.styled().into_iter();
+        let bands = arms.clone().map(|(style, _, arm)| band(style, arm.band(column)));
+        let lines = arms.map(|(style, _, arm)| {
+            let points = arm.band(column).iter();
+            let points = points.map(|p| (p.iteration as f64, p.estimate.mean)).collect();
+            Layer::Line { style, points, marked: true }
         });
         let plot = Plot {
             y: y.to_owned(),
@@ -125,8 +145,8 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
     )];
     for experiment in &page.analysis.experiments {
         for group in groups(experiment) {
-            let arms =
-                || group.arms.iter().enumerate().map(|(i, (_, arm))| (Style::Series(i), *arm));
+            let styled = group.styled();
+            let arms = || styled.iter().map(|&(style, _, arm)| (style, arm));
             let faint = arms().flat_map(|(style, arm)| {
                 let path = |points: &[PathPoint]| {
                     Layer::Faint(style, points.iter().map(|p| (root(p.kl), p.gold)).collect())
