@@ -117,7 +117,7 @@ fn shaded(letter: &str, repeats: usize) -> ShadedText {
         by_segment: segmented(3, 1.3),
         by_token: segmented(1, 0.7),
         credits: Some((0..tokens).map(|i| [0.0, 0.0, 1.5, -1.0, 0.8][i % 5]).collect()),
-        repeats: if repeats > 0 { vec![10..10 + repeats] } else { Vec::new() },
+        repeats: (repeats > 0).then_some(10..10 + repeats).into_iter().collect(),
     }
 }
 

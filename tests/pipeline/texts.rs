@@ -6,7 +6,6 @@ use segment_rlhf::data::letters::{encode, gold, split};
 use segment_rlhf::report::segments::Token;
 use segment_rlhf::report::texts::texts;
 use segment_rlhf::stage::preferences::Pair;
-use segment_rlhf::stage::task::Task;
 use segment_rlhf::stage::{Context, Stage, fit_normalizer, preferences, reward, sft};
 
 use crate::support::context;
