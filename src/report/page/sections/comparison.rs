@@ -221,7 +221,11 @@ fn verdict_cell(verdict: Verdict) -> Cell {
         Verdict::SameSign => ("○", "verdict perhaps"),
         Verdict::Opposite => ("×", "verdict no"),
     };
-    Cell { text: format!("{sign} {}", verdict.title()), note: None, class }
+    let (title, note) = match verdict.title().split_once(", ") {
+        Some((title, note)) => (title, Some(note.to_owned())),
+        None => (verdict.title(), None),
+    };
+    Cell { text: format!("{sign} {title}"), note, class }
 }
 
 pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
