@@ -159,6 +159,15 @@ fn what_is_not_there_is_left_out() {
     assert_eq!(sections(&page(&nothing, &Extras::default())), ["run", "problems"]);
 }
 
+#[test]
+fn policies_of_one_sft_model_answer_below_it() {
+    let mut extras = extras();
+    let other = SampleText { arm: "token".into(), ..extras.samples[0].clone() };
+    extras.samples.push(other);
+    let html = page(&results(), &extras);
+    assert_eq!(html.matches("<blockquote>").count(), 3, "before, segment, token");
+}
+
 /// What the results say of data whose gold reward nobody knows.
 fn without_truth() -> Results {
     fn forget(value: &mut Value) {

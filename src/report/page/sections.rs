@@ -4,8 +4,8 @@ mod comparison;
 mod models;
 mod training;
 
-use super::Page;
 use super::view::{Block, Cell, Drawing, Entry, Section, View};
+use super::{Page, SampleText};
 use crate::grid::analysis::{Analysis, Arm, Experiment, Quantity};
 use crate::grid::results::State;
 
@@ -253,24 +253,36 @@ fn problems(page: &Page) -> Option<Section> {
 }
 
 fn samples(page: &Page) -> Option<Section> {
-    let samples = page.extras.samples.iter().map(|sample| {
-        let gold = |which: usize| {
-            let gold = sample.gold.map(|gold| gold[which]);
-            gold.map_or(String::new(), |gold| format!(" (gold {gold:+.1})").replace('-', "−"))
+    let answer = |name: &str, gold: Option<f64>, text: &str| {
+        let gold =
+            gold.map_or(String::new(), |gold| format!(" (gold {gold:+.1})").replace('-', "−"));
+        (format!("{name}{gold}"), text.to_owned())
+    };
+    // Arms that start from the same SFT model stand below the same answer.
+    let mut blocks: Vec<(&SampleText, Vec<(String, String)>)> = Vec::new();
+    for sample in &page.extras.samples {
+        let after = answer(&sample.arm, sample.gold.map(|[_, after]| after), &sample.after);
+        let same = |first: &SampleText| {
+            (first.seed, &first.prompt, &first.before)
+                == (sample.seed, &sample.prompt, &sample.before)
         };
-        Block::Sample {
-            title: format!("{}, seed {}", sample.arm, sample.seed),
-            prompt: sample.prompt.clone(),
-            answers: vec![
-                (format!("SFT model{}", gold(0)), sample.before.clone()),
-                (format!("after PPO{}", gold(1)), sample.after.clone()),
-            ],
+        match blocks.iter_mut().find(|(first, _)| same(first)) {
+            Some((_, answers)) => answers.push(after),
+            None => {
+                let before = sample.gold.map(|[before, _]| before);
+                blocks.push((sample, vec![answer("SFT model", before, &sample.before), after]));
+            }
         }
+    }
+    let blocks = blocks.into_iter().map(|(sample, answers)| Block::Sample {
+        title: format!("Seed {}", sample.seed),
+        prompt: sample.prompt.clone(),
+        answers,
     });
     let words = text(
-        "The first held-out prompt, answered by the SFT model and by the policy that it became.",
+        "The first held-out prompt, answered by the SFT model and by the policies that it became.",
     );
-    Section::new("samples", "Before and after", [words].into_iter().chain(samples).collect())
+    Section::new("samples", "Before and after", [words].into_iter().chain(blocks).collect())
 }
 
 fn files(page: &Page) -> Option<Section> {
