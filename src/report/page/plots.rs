@@ -150,17 +150,20 @@ impl Plot {
         (self.rows.len() - row) as f64
     }
 
-    /// The axes: curves and intervals whole, bands only as far as they leave the curves readable.
+    /// The axes: means whole, intervals and bands only as far as they leave the means readable.
     fn ranges(&self) -> (Range<f64>, Range<f64>) {
         let all = || self.layers.iter().flat_map(Layer::points);
         let has = |kind: fn(&Layer) -> bool| self.layers.iter().any(kind);
         let (left, right) = match self.x_range {
             Some([left, right]) => (left, right),
             None => {
-                let (left, right) = bounds(all().map(|(x, ..)| x));
-                let upright =
-                    has(|layer| matches!(layer, Layer::Intervals(..) | Layer::Spread(..)));
-                let pad = if upright { 0.04 * (right - left) } else { 0.0 };
+                let (mut left, mut right) = bounds(all().map(|(x, ..)| x));
+                if has(|layer| matches!(layer, Layer::Spread(..))) {
+                    let spreads = self.layers.iter().filter(|l| matches!(l, Layer::Spread(..)));
+                    (left, right) = reached((left, right), 1.5, spreads);
+                }
+                let apart = has(|l| matches!(l, Layer::Intervals(..) | Layer::Spread(..)));
+                let pad = if apart { 0.04 * (right - left) } else { 0.0 };
                 (left - pad, right + pad)
             }
         };
@@ -168,18 +171,29 @@ impl Plot {
             return (left..right, 0.5..self.rows.len() as f64 + 0.5);
         }
         let (low, high) = bounds(all().map(|(_, y, _)| y).chain(self.y_holds.iter().copied()));
-        let width = high - low;
-        let wide = self.layers.iter().flat_map(|layer| {
-            let reach = if matches!(layer, Layer::Band(..)) { 0.75 } else { 5.0 } * width;
-            let ends = layer.points().into_iter().flat_map(|(.., ends)| ends);
-            ends.map(move |y| y.clamp(low - reach, high + reach))
-        });
-        let (least, most) = bounds(wide.chain([low, high]));
+        let bands = |band: bool| {
+            self.layers.iter().filter(move |layer| matches!(layer, Layer::Band(..)) == band)
+        };
+        let (least, most) = reached((low, high), 1.5, bands(false));
+        let banded = reached((low, high), 0.75, bands(true));
+        let (least, most) = (least.min(banded.0), most.max(banded.1));
         let pad = 0.04 * (most - least);
         let bars = has(|layer| matches!(layer, Layer::Bars(..)));
         let bottom = if bars { least.min(0.0) } else { least - pad };
         (left..right, bottom..most + pad)
     }
+}
+
+/// The range with the ends of the layers' intervals, which may widen it on either side by this many times its width.
+fn reached<'a>(
+    (low, high): (f64, f64),
+    times: f64,
+    layers: impl Iterator<Item = &'a Layer>,
+) -> (f64, f64) {
+    let reach = times * (high - low);
+    let ends = layers.flat_map(Layer::points).flat_map(|(.., ends)| ends);
+    let within = ends.map(|end| end.clamp(low - reach, high + reach));
+    bounds(within.chain([low, high]))
 }
 
 /// A name in at most two lines that fit beside the rows.
@@ -218,8 +232,7 @@ impl Layer {
             }
             Self::Intervals(_, points) => points.clone(),
             Self::Spread(_, points) => {
-                let ends = |&(_, x, [low, high]): &(usize, f64, [f64; 2])| [low, x, high];
-                points.iter().flat_map(ends).map(|x| (x, 0.0, [0.0; 2])).collect()
+                points.iter().map(|&(row, x, ends)| (x, row as f64, ends)).collect()
             }
             Self::Bars(_, bars) => {
                 let ends =
@@ -262,8 +275,10 @@ impl Layer {
             }),
             Self::Spread(style, points) => points.iter().try_for_each(|&(row, x, [low, high])| {
                 let y = plot.row(row);
+                let x_range = plane.get_x_range();
+                let cut = |x: f64| x.clamp(x_range.start, x_range.end);
                 let stroke = role(*style, Role::Whisker).stroke_width(width(1.5));
-                plane.draw(&PathElement::new(vec![(low, y), (high, y)], stroke))?;
+                plane.draw(&PathElement::new(vec![(cut(low), y), (cut(high), y)], stroke))?;
                 marker(plane, *style, Role::Mark, (x, y))
             }),
             Self::Bars(style, bars) => bars.iter().try_for_each(|&(from, to, y)| {

@@ -120,7 +120,7 @@ fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
         };
         (!known.is_empty()).then(|| Drawing::of(None, &plot))?
     });
-    let caption = "The same as a picture: means and 95 % intervals over seeds; the dotted line is the SFT model. \
+    let caption = "The same as a picture: means and 95 % intervals over seeds, cut where they leave the plot; the dotted line is the SFT model. \
                    Arms whose intervals overlap may still differ, since the same seeds share data and models: the \
                    differences below are paired by seed.";
     figure(caption, vec![Entry::new(Style::Reference, "SFT model")], plots.collect())
@@ -221,7 +221,11 @@ fn verdict_cell(verdict: Verdict) -> Cell {
         Verdict::SameSign => ("○", "verdict perhaps"),
         Verdict::Opposite => ("×", "verdict no"),
     };
-    Cell { text: format!("{sign} {}", verdict.title()), note: None, class }
+    let (title, note) = match verdict.title().split_once(", ") {
+        Some((title, note)) => (title, Some(note.to_owned())),
+        None => (verdict.title(), None),
+    };
+    Cell { text: format!("{sign} {title}"), note, class }
 }
 
 pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
