@@ -331,6 +331,8 @@ quantities! {
         "Gold reward of the best evaluation during training." => |f| f.policy.best.gold;
     BestIteration = "best_iteration", "best at":
         "The iteration after which that evaluation was." => |f| Some(f.policy.best_iteration as f64);
+    GoldAtQuarterNat = "gold_at_quarter_nat", "gold at KL 0.25":
+        "Gold reward where the way of training first reaches a KL of 0.25 nats." => |f| gold_at_kl(&path(f)?, 0.25);
     GoldAtHalfNat = "gold_at_half_nat", "gold at KL 0.5":
         "Gold reward where the way of training first reaches a KL of 0.5 nats." => |f| gold_at_kl(&path(f)?, 0.5);
     GoldAtOneNat = "gold_at_one_nat", "gold at KL 1":
@@ -388,6 +390,7 @@ impl Quantity {
         Self::Kl,
         Self::Tokens,
         Self::Area,
+        Self::GoldAtQuarterNat,
         Self::GoldAtHalfNat,
         Self::GoldAtOneNat,
         Self::GoldAtTwoNats,
@@ -395,7 +398,8 @@ impl Quantity {
     ];
 
     /// The gold reward at matched KL, with its level in nats.
-    pub const AT_KL: [(f64, Self); 4] = [
+    pub const AT_KL: [(f64, Self); 5] = [
+        (0.25, Self::GoldAtQuarterNat),
         (0.5, Self::GoldAtHalfNat),
         (1.0, Self::GoldAtOneNat),
         (2.0, Self::GoldAtTwoNats),

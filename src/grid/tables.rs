@@ -67,7 +67,10 @@ pub fn markdown(analysis: &Analysis) -> String {
         let mut section = |title: &str, body: Option<String>| {
             parts.extend(body.into_iter().flat_map(|body| [format!("### {title}"), body]));
         };
-        section("Gold reward at matched KL", arms(experiment, AT_KL));
+        section(
+            "Gold reward at matched KL",
+            arms(experiment, &Quantity::AT_KL.map(|(_, quantity)| quantity)),
+        );
         section("Policy", arms(experiment, POLICY));
         section("Reward model and normalizer", arms(experiment, REWARD));
         section("Differences paired by seed", differences(experiment));
@@ -127,12 +130,6 @@ const SHORT: &[Quantity] = &[
     Quantity::Area,
     Quantity::GoldAtOneNat,
 ];
-const AT_KL: &[Quantity] = &[
-    Quantity::GoldAtHalfNat,
-    Quantity::GoldAtOneNat,
-    Quantity::GoldAtTwoNats,
-    Quantity::GoldAtFourNats,
-];
 const POLICY: &[Quantity] = &[
     Quantity::Segments,
     Quantity::EosRate,
@@ -158,6 +155,7 @@ const DIFFERENCES: &[Quantity] = &[
     Quantity::Gold,
     Quantity::LengthControlledWinRate,
     Quantity::Area,
+    Quantity::GoldAtQuarterNat,
     Quantity::GoldAtOneNat,
     Quantity::Tokens,
 ];

@@ -406,7 +406,7 @@ pub fn open(dir: &Path) -> Result<(Vec<Adapter>, PathBuf), CheckpointError> {
 }
 
 impl<'a> ModelSource<'a> {
-    /// A source over what [`open`] gave, for a decoder of this many layers, but for the parameter `fresh`.
+    /// A source over what [`open()`] gave, for a decoder of this many layers, but for the parameter `fresh`.
     ///
     /// # Errors
     ///

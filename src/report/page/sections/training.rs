@@ -181,8 +181,8 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
                 y: "Gold reward where the KL is first reached".into(),
                 x: "KL from the SFT model, nats a response".into(),
                 description: "Gold reward at matched KL, one marker an arm".into(),
-                x_range: Some([0.5, 4.5]),
-                x_names: &["½", "1", "2", "4"],
+                x_range: Some([0.5, 5.5]),
+                x_names: &["¼", "½", "1", "2", "4"],
                 layers: matched.collect(),
                 ..Plot::default()
             };
@@ -192,7 +192,7 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
             let caption = match truth {
                 true => format!(
                     "{title}{name}. First, one faint line a seed, and the mean over seeds of each iteration; second, \
-                     where training first reaches a KL of ½, 1, 2 and 4 nats, with 95 % intervals, over the seeds that \
+                     where training first reaches a KL of ¼, ½, 1, 2 and 4 nats, with 95 % intervals, over the seeds that \
                      get there."
                 ),
                 false => format!(
