@@ -14,8 +14,8 @@ use tempfile::TempDir;
 
 use crate::support::{PROGRAM, characters};
 
-/// Width, MLP, layers, vocabulary: 7, 40 and 100 million parameters.
-const SIZES: [[usize; 4]; 3] = [[256, 688, 4, 8192], [512, 1376, 8, 16384], [768, 2048, 10, 32000]];
+/// Width, MLP, layers, vocabulary: 7, 19 and 40 million parameters.
+const SIZES: [[usize; 4]; 3] = [[256, 688, 4, 8192], [384, 1032, 6, 12288], [512, 1376, 8, 16384]];
 const STAGES: [&str; 5] = ["sft", "train-reward", "fit-normalizer", "ppo", "evaluate"];
 /// Two rows at once, with a minibatch of two chunks.
 const SETTINGS: &str = r#"
