@@ -7,15 +7,14 @@ use clap::Args;
 use super::{Common, show, use_threads};
 use crate::control::{Progress, Stop, say};
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, write_json};
+use crate::experiment::folder::{FolderError, write_file, write_json};
 use crate::experiment::settings::Settings;
 use crate::grid::analysis::Analysis;
 use crate::grid::plan::{Grid, Plan};
-use crate::grid::results::State;
+use crate::grid::results::{FORMAT, State};
 use crate::grid::{GridError, ablate, file, tables};
 use crate::report::extras::extras;
 use crate::report::page::{self, Page};
-use crate::stage::Context;
 
 /// Arguments of `ablate`.
 #[derive(Args)]
@@ -52,14 +51,17 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
         return Err(Error::Usage("base files with different seeds: give --seed".into()));
     }
     let seeds = (0..u64::from(args.seeds)).map(|i| first + i).collect();
-    let mut context = Context::new(Settings::defaults(), common.device, run.clone())?;
-    context.model = common.model.clone();
-    context.reward_model = common.reward_model.clone();
-    context.data = common.data.clone();
-    context.prompts = common.prompts.clone();
-    let stop = common.stop();
-    let progress = Progress::new().of_many();
-    let plan = Grid::new(&context, experiments, seeds).plan(&run, &stop, &progress)?;
+    let grid = Grid {
+        format: FORMAT,
+        device: common.device,
+        seeds,
+        model: common.model.clone(),
+        reward_model: common.reward_model.clone(),
+        data: common.data.clone(),
+        prompts: common.prompts.clone(),
+        experiments,
+    };
+    let plan = grid.plan(&run, &common.stop(), &Progress::new().of_many())?;
     let jobs = usize::from(args.jobs);
     if args.dry_run {
         return show::out(&plan.list(jobs));
@@ -128,8 +130,7 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     if let Some(readme) = &args.readme {
         put_into(readme, &analysis)?;
     }
-    let finished = results.cells.iter().filter(|cell| cell.figures().is_some()).count();
-    let of = results.cells.len();
+    let (finished, of) = (results.finished(), results.cells.len());
     show::out(&format!("{finished} of {of} cells, {corrupt} left out; {}", path.display()))?;
     if args.open {
         open::that(&path).map_err(|error| {
@@ -141,11 +142,8 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
 
 /// Replaces the generated section of a README.
 fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
-    let path = readme.to_owned();
-    let text = match std::fs::read_to_string(readme) {
-        Ok(text) => text,
-        Err(source) => return Err(FolderError::Read { path, source }.into()),
-    };
+    let text = std::fs::read_to_string(readme)
+        .map_err(|source| FolderError::Read { path: readme.to_owned(), source })?;
     let Some(text) = tables::replace_section(&text, &tables::readme(analysis)) else {
         let [start, end] = tables::MARKERS;
         return Err(Error::Usage(format!(
@@ -153,8 +151,7 @@ fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
             readme.display()
         )));
     };
-    let written = crate::atomic::write_file(readme, text.as_bytes());
-    Ok(written.map_err(|source| FolderError::Write { path, source })?)
+    Ok(write_file(readme, text.as_bytes())?)
 }
 
 /// The grid in the folder `run`, to be read.

@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -143,7 +143,7 @@ impl StageFolder {
         } else {
             fs::create_dir_all(&dir).map_err(writing(&dir))?;
             let text = toml::to_string(record).expect("a table serialises");
-            atomic::write_file(&path, text.as_bytes()).map_err(writing(&path))?;
+            write_file(&path, text.as_bytes())?;
         }
         Ok(Self { dir, warnings: Vec::new() })
     }
@@ -262,7 +262,7 @@ impl StageFolder {
                 format!("{} lines, but the checkpoint was written after {lines}", kept.len());
             return Err(FolderError::Corrupt { path, detail });
         }
-        atomic::write_file(&path, &kept.concat()).map_err(writing(&path))?;
+        write_file(&path, &kept.concat())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(writing(&path))?;
         Ok(Log { path, file, lines })
     }
@@ -327,8 +327,35 @@ impl Log {
 ///
 /// [`FolderError::Write`].
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
-    let text = serde_json::to_vec_pretty(value).expect("a plain struct serialises");
-    atomic::write_file(path, &text).map_err(writing(path))
+    write_file(path, &serde_json::to_vec_pretty(value).expect("a plain struct serialises"))
+}
+
+/// Writes `bytes` to `path`, whole or not at all.
+///
+/// # Errors
+///
+/// [`FolderError::Write`].
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
+    atomic::write_file(path, bytes).map_err(writing(path))
+}
+
+/// Reads a file of JSON Lines.
+///
+/// # Errors
+///
+/// [`FolderError::Read`], and [`FolderError::Corrupt`] with the line.
+pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, FolderError> {
+    let parse = |(number, line): (usize, io::Result<String>)| {
+        serde_json::from_str(&line.map_err(reading(path))?).map_err(|error| FolderError::Corrupt {
+            path: path.to_owned(),
+            detail: format!("line {}: {error}", number + 1),
+        })
+    };
+    BufReader::new(File::open(path).map_err(reading(path))?)
+        .lines()
+        .enumerate()
+        .map(parse)
+        .collect()
 }
 
 /// Reads JSON from `path`; `command` is what makes the file where it is missing.

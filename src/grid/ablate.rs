@@ -11,8 +11,8 @@ use crate::control::{Gauge, Progress};
 use crate::error::Error;
 use crate::report::table::markdown;
 
-/// Runs what is not finished of the grid in `run`, on `jobs` threads, and writes `grid.json` and `results.json`
-/// into its folder; the second after each cell, too, so that `report` finds it.
+/// Runs what is not finished of the grid in `run`, on `jobs` threads; writes `grid.json` into its folder before, and
+/// `results.json` after it.
 ///
 /// # Errors
 ///
@@ -21,8 +21,8 @@ use crate::report::table::markdown;
 pub fn run(plan: &Plan, run: &std::path::Path, jobs: usize) -> Result<Results, Error> {
     plan.grid.write(run)?;
     let board = Mutex::new(Board::new(plan, jobs));
-    let finished = |_| board.lock().expect("no worker panics with the lock").update(plan, jobs);
-    finished(0);
+    let finished = || board.lock().expect("no worker panics with the lock").update(plan, jobs);
+    finished();
     let outcomes = schedule::run(&plan.tasks, jobs, OnFailure::KeepGoing, finished);
     drop(board);
     let results = plan.results();
@@ -40,8 +40,7 @@ pub fn run(plan: &Plan, run: &std::path::Path, jobs: usize) -> Result<Results, E
         None => Ok(results),
         Some(first) => {
             let of = results.cells.len();
-            let finished = results.cells.iter().filter(|cell| cell.figures().is_some()).count();
-            Err(GridError::Cells { failed: of - finished, of, first }.into())
+            Err(GridError::Cells { failed: of - results.finished(), of, first }.into())
         }
     }
 }
@@ -63,24 +62,27 @@ impl Board {
         };
         let experiments = experiments.map(gauge).collect();
         let all = progress.gauge("all cells", plan.cells.len());
-        let finished = plan.finished().iter().filter(|finished| **finished).count();
         progress.line(&format!("{} with {jobs} jobs", plan.outlook(jobs)));
-        Self { progress, experiments, all, finished }
+        Self { progress, experiments, all, finished: count(&plan.finished()) }
     }
 
     fn update(&mut self, plan: &Plan, jobs: usize) {
         let finished = plan.finished();
-        let count = |numbers: &[usize]| numbers.iter().filter(|&&cell| finished[cell]).count();
+        let of_arm = |numbers: &[usize]| numbers.iter().filter(|&&cell| finished[cell]).count();
         for (gauge, arms) in self.experiments.iter().zip(&plan.numbers) {
-            gauge.set(arms.iter().map(|numbers| count(numbers)).sum(), String::new());
+            gauge.set(arms.iter().map(|numbers| of_arm(numbers)).sum(), String::new());
         }
-        let done = finished.iter().filter(|finished| **finished).count();
+        let done = count(&finished);
         self.all.set(done, format!("{} left", time(plan.seconds_left() / jobs as f64)));
         if done > self.finished && !self.progress.is_terminal() {
             self.progress.line(&plan.outlook(jobs));
         }
         self.finished = done;
     }
+}
+
+fn count(finished: &[bool]) -> usize {
+    finished.iter().filter(|finished| **finished).count()
 }
 
 impl Plan {
@@ -99,7 +101,7 @@ impl Plan {
 
     /// How many cells are finished, and how long the others will take.
     pub fn outlook(&self, jobs: usize) -> String {
-        let finished = self.finished().iter().filter(|finished| **finished).count();
+        let finished = count(&self.finished());
         let left = time(self.seconds_left() / jobs as f64);
         format!("{finished} of {} cells finished, about {left} left", self.cells.len())
     }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::GridError;
@@ -14,7 +13,7 @@ use super::schedule::{FAILED, Failure, Tasks, is_running, write_in_turn};
 use crate::control::{Progress, Stop};
 use crate::device::DeviceName;
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, read_json};
+use crate::experiment::folder::{FolderError, read_json, read_json_lines};
 use crate::report::metrics::IterationMetrics;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::policy::EvaluationLine;
@@ -68,20 +67,6 @@ pub struct Plan {
 }
 
 impl Grid {
-    /// The grid of these experiments and seeds, with the device and the inputs of `context`.
-    pub fn new(context: &Context, experiments: Vec<Planned>, seeds: Vec<u64>) -> Self {
-        Self {
-            format: FORMAT,
-            device: context.device_name,
-            seeds,
-            model: context.model.clone(),
-            reward_model: context.reward_model.clone(),
-            data: context.data.clone(),
-            prompts: context.prompts.clone(),
-            experiments,
-        }
-    }
-
     /// The grid in the folder `run`.
     ///
     /// # Errors
@@ -276,8 +261,8 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
     normalizer.statistics.clear();
     let preferences = has(Stage::Preferences)
         .then(|| read_json(&context.dir(Stage::Preferences).join("summary.json"), "ablate"));
-    let metrics: Vec<IterationMetrics> = lines(&ppo.join("metrics.jsonl"))?;
-    let evaluations: Vec<EvaluationLine> = lines(&ppo.join("evaluations.jsonl"))?;
+    let metrics: Vec<IterationMetrics> = read_json_lines(&ppo.join("metrics.jsonl"))?;
+    let evaluations: Vec<EvaluationLine> = read_json_lines(&ppo.join("evaluations.jsonl"))?;
     Ok(Figures {
         preferences: preferences.transpose()?,
         reward: read_json(&reward_dir.join("summary.json"), "ablate")?,
@@ -299,17 +284,4 @@ fn for_json(mut table: toml::Table) -> toml::Table {
         };
     }
     table
-}
-
-/// The lines of a file of JSON Lines.
-fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, FolderError> {
-    let text = fs::read_to_string(path)
-        .map_err(|source| FolderError::Read { path: path.to_owned(), source })?;
-    let parse = |(number, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|error| FolderError::Corrupt {
-            path: path.to_owned(),
-            detail: format!("line {}: {error}", number + 1),
-        })
-    };
-    text.lines().enumerate().map(parse).collect()
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::{self, OnFailure, Outcome, Tasks};
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, write_json};
+use crate::experiment::folder::{write_file, write_json};
 use crate::experiment::settings::Method;
 use crate::report::table::{markdown, with_error};
 use crate::stage::fit_normalizer::NormalizerFile;
@@ -63,7 +63,7 @@ pub fn run(context: &Context) -> Result<Results, Error> {
     for own in &contexts {
         tasks.add(own);
     }
-    for outcome in schedule::run(&tasks, plan.jobs, OnFailure::Stop, |_| ())? {
+    for outcome in schedule::run(&tasks, plan.jobs, OnFailure::Stop, || ())? {
         if let Outcome::Failed(error) = outcome {
             return Err(error);
         }
@@ -84,9 +84,7 @@ pub fn run(context: &Context) -> Result<Results, Error> {
         cells: contexts.iter().map(cell).collect::<Result<_, Error>>()?,
     };
     write_json(&context.run.join("results.json"), &results)?;
-    let path = context.run.join("table.md");
-    crate::atomic::write_file(&path, table(&results).as_bytes())
-        .map_err(|source| FolderError::Write { path, source })?;
+    write_file(&context.run.join("table.md"), table(&results).as_bytes())?;
     Ok(results)
 }
 

@@ -28,6 +28,11 @@ pub struct Results {
 }
 
 impl Results {
+    /// How many cells have figures.
+    pub fn finished(&self) -> usize {
+        self.cells.iter().filter(|cell| cell.figures().is_some()).count()
+    }
+
     /// Every cell of every arm of every experiment, in their order.
     pub fn rows(&self) -> impl Iterator<Item = (&Experiment, &Arm, &Cell)> {
         let cells: HashMap<&str, &Cell> = self.cells.iter().map(|c| (c.id.as_str(), c)).collect();

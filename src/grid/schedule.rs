@@ -87,8 +87,8 @@ pub enum OnFailure {
     Stop,
 }
 
-/// Runs the tasks on `jobs` threads, those that come first in the list first, and tells `finished` of each that is
-/// done with its number. A stage that another process runs is waited for.
+/// Runs the tasks on `jobs` threads, those that come first in the list first, and calls `finished` after each that is
+/// done. A stage that another process runs is waited for.
 ///
 /// # Errors
 ///
@@ -97,7 +97,7 @@ pub fn run(
     tasks: &Tasks,
     jobs: usize,
     on_failure: OnFailure,
-    finished: impl Fn(usize) + Sync,
+    finished: impl Fn() + Sync,
 ) -> Result<Vec<Outcome>, Error> {
     let tasks = tasks.all();
     let board = Board::new(tasks);
@@ -106,7 +106,7 @@ pub fn run(
         while let Some(number) = board.take(tasks, on_failure) {
             let progress = match run_alone(&tasks[number], on_failure) {
                 Ok(true) => {
-                    finished(number);
+                    finished();
                     Progress::Settled(Outcome::Done)
                 }
                 Ok(false) => Progress::Waiting(Some(Instant::now() + PATIENCE)),

@@ -6,8 +6,7 @@ use super::analysis::{
     Analysis, Arm, BASE, Column, Difference, Experiment, Ordering, Outcome, Quantity, Verdict,
 };
 use super::results::{Results, State};
-use crate::atomic;
-use crate::experiment::folder::FolderError;
+use crate::experiment::folder::{FolderError, write_file};
 use crate::report::table;
 use crate::statistics::Estimate;
 
@@ -37,9 +36,7 @@ pub fn write(analysis: &Analysis, results: &Results, dir: &Path) -> Result<(), F
         ("orderings.csv", orderings_csv(analysis)),
     ];
     for (name, text) in texts {
-        let path = dir.join(name);
-        atomic::write_file(&path, text.as_bytes())
-            .map_err(|source| FolderError::Write { path, source })?;
+        write_file(&dir.join(name), text.as_bytes())?;
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! Preference pairs: the user's, or for the embedded task two SFT samples a prompt with a noisy label.
 
-use std::io::BufRead;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -8,11 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::context::{Context, model_fingerprint};
 use super::pipeline::Stage;
 use super::task::{Data, Split, Task, permutation};
-use crate::atomic;
 use crate::data::letters::{self, Prompt};
 use crate::data::store::{Items, StoredRow};
 use crate::error::Error;
-use crate::experiment::folder::FolderError;
+use crate::experiment::folder::{FolderError, read_json_lines, write_file};
 use crate::model::CausalLm;
 use crate::model::generate::generate;
 use crate::rng::{Fnv1a, Stream, streams};
@@ -70,7 +68,7 @@ pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
     }
     let dir = run(context)?.1;
     let [train, held_out] =
-        ["train.jsonl", "held_out.jsonl"].map(|name| read_pairs(&dir.join(name)));
+        ["train.jsonl", "held_out.jsonl"].map(|name| read_json_lines::<Pair>(&dir.join(name)));
     let (train, held_out) = (train?, held_out?);
     let mut hash = Fnv1a::default();
     for pair in train.iter().chain(&held_out) {
@@ -160,21 +158,5 @@ fn label(prompt: &Prompt, two: [Vec<u32>; 2], temperature: f64, rng: &mut Stream
 fn write_pairs(path: &Path, pairs: &[Pair]) -> Result<(), FolderError> {
     let line = |pair: &Pair| serde_json::to_string(pair).expect("a plain struct serialises") + "\n";
     let text: String = pairs.iter().map(line).collect();
-    atomic::write_file(path, text.as_bytes())
-        .map_err(|source| FolderError::Write { path: path.to_owned(), source })
-}
-
-fn read_pairs(path: &Path) -> Result<Vec<Pair>, FolderError> {
-    let io = |source| FolderError::Read { path: path.to_owned(), source };
-    let file = std::io::BufReader::new(std::fs::File::open(path).map_err(io)?);
-    let mut pairs = Vec::new();
-    for (number, line) in file.lines().enumerate() {
-        let pair =
-            serde_json::from_str(&line.map_err(io)?).map_err(|error| FolderError::Corrupt {
-                path: path.to_owned(),
-                detail: format!("line {}: {error}", number + 1),
-            })?;
-        pairs.push(pair);
-    }
-    Ok(pairs)
+    write_file(path, text.as_bytes())
 }

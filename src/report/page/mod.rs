@@ -14,8 +14,7 @@ use std::path::Path;
 use minijinja::Environment;
 use serde::Serialize;
 
-use crate::atomic;
-use crate::experiment::folder::FolderError;
+use crate::experiment::folder::{FolderError, write_file};
 use crate::grid::analysis::Analysis;
 use crate::grid::results::Results;
 use crate::report::texts::ShadedText;
@@ -116,8 +115,7 @@ pub struct Link {
 ///
 /// [`FolderError::Write`]; an older file is then left as it was.
 pub fn write(page: &Page, path: &Path) -> Result<(), FolderError> {
-    atomic::write_file(path, html(page).as_bytes())
-        .map_err(|source| FolderError::Write { path: path.to_owned(), source })
+    write_file(path, html(page).as_bytes())
 }
 
 /// The report's text.

@@ -66,8 +66,8 @@ fn arms_table(
     table(caption, &header.iter().map(String::as_str).collect::<Vec<_>>(), rows)
 }
 
-pub(super) fn headline(page: &Page) -> Option<Section> {
-    let experiment = main_experiment(page.analysis)?;
+/// How the policy was judged, then `further` columns; e_φ is left out where the gold reward is known.
+fn judged(gold: bool, further: &[Shown]) -> Vec<Shown> {
     let columns = [
         (Quantity::Gold, 2),
         (Quantity::SequenceScore, 2),
@@ -76,9 +76,14 @@ pub(super) fn headline(page: &Page) -> Option<Section> {
         (Quantity::Kl, 2),
         (Quantity::Tokens, 1),
     ];
-    let gold = knows_gold(page.analysis);
     let columns = columns.iter().filter(|(q, _)| *q != Quantity::SequenceScore || !gold);
-    let columns: Vec<Shown> = columns.copied().collect();
+    columns.chain(further).copied().collect()
+}
+
+pub(super) fn headline(page: &Page) -> Option<Section> {
+    let experiment = main_experiment(page.analysis)?;
+    let gold = knows_gold(page.analysis);
+    let columns = judged(gold, &[]);
     let judge =
         if gold { "the gold reward of the task" } else { "e_φ, the reward model's own score" };
     let caption = format!(
@@ -229,13 +234,7 @@ fn verdict_cell(verdict: Verdict) -> Cell {
 }
 
 pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
-    let columns = [
-        (Quantity::Gold, 2),
-        (Quantity::SequenceScore, 2),
-        (Quantity::WinRate, 2),
-        (Quantity::LengthControlledWinRate, 2),
-        (Quantity::Kl, 2),
-        (Quantity::Tokens, 1),
+    let further = [
         (Quantity::Area, 2),
         (Quantity::BestGold, 2),
         (Quantity::GoldAtOneNat, 2),
@@ -243,8 +242,7 @@ pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
         (Quantity::RewardAccuracy, 3),
         (Quantity::RankCorrelation, 2),
     ];
-    let columns = columns.iter().filter(|(q, _)| *q != Quantity::SequenceScore || !truth);
-    let columns: Vec<Shown> = columns.copied().collect();
+    let columns = judged(truth, &further);
     let mut blocks = Vec::new();
     for experiment in &page.analysis.experiments {
         let note = note(experiment).map_or(String::new(), |note| format!(" {note}"));
