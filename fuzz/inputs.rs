@@ -9,7 +9,7 @@ use segment_rlhf::data::pairs::{Limits, read_conversations, read_pairs, read_pro
 use segment_rlhf::data::tokenizer::Tokenizer;
 use segment_rlhf::experiment::folder::StageFolder;
 use segment_rlhf::experiment::settings::Settings;
-use segment_rlhf::model::{CausalLm, ScalarModel};
+use segment_rlhf::model::{CausalLm, FreshHead, ScalarModel};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
 use tempfile::TempDir;
 
@@ -129,7 +129,8 @@ pub fn model(bytes: &[u8]) {
         if let Err(error) = CausalLm::load(&dir, &device) {
             self::names(&dir, error);
         }
-        if let Err(error) = ScalarModel::from_language_model(&dir, "critic", 0, &device) {
+        let head = FreshHead::official("critic", 0);
+        if let Err(error) = ScalarModel::from_language_model(&dir, head, &device) {
             self::names(&dir, error);
         }
     }

@@ -82,6 +82,7 @@ pub struct Settings {
     pub model: ModelSettings,
     pub precision: PrecisionSettings,
     pub lora: LoraSettings,
+    pub heads: HeadsSettings,
     pub task: TaskSettings,
     pub data: DataSettings,
     pub segmentation: SegmentationSettings,
@@ -161,6 +162,15 @@ section! {
 section! {
     /// The section `[checkpoint]`.
     CheckpointSettings { every: usize }
+}
+
+/// The section `[heads]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
+pub struct HeadsSettings {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_std: Option<f64>,
 }
 
 /// The section `[normalizer]`.
@@ -487,6 +497,7 @@ impl Settings {
                 segmentation.entropy_cutoff,
                 Bounds::NotNegativeOrInfinite,
             ),
+            ("heads.init_std", self.heads.init_std.unwrap_or(0.0), Bounds::NotNegative),
             ("task.label_temperature", self.task.label_temperature, Bounds::Positive),
             ("reward.margin", reward.margin, Bounds::Finite),
             ("reward.margin_scale", reward.margin_scale, Bounds::Finite),

@@ -327,9 +327,30 @@ pub struct ScalarModel {
 /// The name of the scalar head's parameter.
 pub(super) const HEAD: &str = "score.weight";
 
-/// How a fresh head over this many channels starts.
-fn head_init(channels: usize) -> Init {
-    Init::Normal(1.0 / ((channels + 1) as f64).sqrt())
+/// How the head of a critic or a reward model starts over a language model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FreshHead<'a> {
+    /// What it is drawn for: two heads of one run start differently.
+    pub purpose: &'a str,
+    /// The run's seed.
+    pub seed: u64,
+    /// The standard deviation of its weights; `None` is the official 1/(d+1) over d channels.
+    pub std: Option<f64>,
+}
+
+impl<'a> FreshHead<'a> {
+    /// A head as the official code draws it, from a normal distribution of standard deviation 1/(d+1).
+    ///
+    /// # Source
+    ///
+    /// `denserlhf/models/model.py:170` of the official code.
+    pub fn official(purpose: &'a str, seed: u64) -> Self {
+        Self { purpose, seed, std: None }
+    }
+
+    fn init(self, channels: usize) -> Init {
+        Init::Normal(self.std.unwrap_or(1.0 / (channels + 1) as f64))
+    }
 }
 
 impl ScalarModel {
@@ -337,24 +358,21 @@ impl ScalarModel {
         let d = config.hidden_size;
         Self {
             model: Decoder::new(source, config),
-            score: Linear::new(source, "score", [1, d], head_init(d)),
+            score: Linear::new(source, "score", [1, d], Init::Zeros), // a fresh head brings its own
         }
     }
 
-    /// The decoder of the language model in `dir` under a fresh head, drawn for `purpose` from
-    /// N(0, 1/(d+1)).
+    /// The decoder of the language model in `dir` under a fresh head.
     ///
     /// # Errors
     ///
     /// Every [`CheckpointError`] but `Write`.
     pub fn from_language_model(
         dir: &Path,
-        purpose: &str,
-        seed: u64,
+        head: FreshHead<'_>,
         placement: impl Into<Placement>,
     ) -> Result<(Self, ModelConfig), CheckpointError> {
-        let fresh = FreshParam { name: HEAD, purpose: purpose.to_owned(), seed };
-        Self::read(dir, placement.into(), Some(fresh), &["lm_head.weight"])
+        Self::read(dir, placement.into(), Some(head), &["lm_head.weight"])
     }
 
     /// Reads the scalar model in the folder `dir`.
@@ -372,11 +390,17 @@ impl ScalarModel {
     fn read(
         dir: &Path,
         placement: Placement,
-        fresh: Option<FreshParam>,
+        head: Option<FreshHead<'_>>,
         ignored: &[&str],
     ) -> Result<(Self, ModelConfig), CheckpointError> {
         let config = ModelConfig::from_dir(dir)?;
         let files = lora::open(dir)?;
+        let fresh = head.map(|head| FreshParam {
+            name: HEAD,
+            purpose: head.purpose.to_owned(),
+            seed: head.seed,
+            init: head.init(config.hidden_size),
+        });
         let mut source = ModelSource::new(&files, &config, placement, fresh)?;
         let model = Self::new(&mut source, &config);
         source.finish(ignored)?;
@@ -400,10 +424,11 @@ impl ScalarModel {
 
     /// The decoder of `language_model`, whose tensors it shares, under a fresh head of its own, drawn as that
     /// of [`ScalarModel::from_language_model`].
-    pub fn over(language_model: &CausalLm, purpose: &str, seed: u64) -> Self {
+    pub fn over(language_model: &CausalLm, head: FreshHead<'_>) -> Self {
         let (model, device) = (language_model.model.clone(), language_model.device());
         let d = model.norm.weight.dims()[0];
-        let values = fresh_values(seed, &format!("{purpose} {HEAD}"), &[1, d], head_init(d));
+        let purpose = format!("{} {HEAD}", head.purpose);
+        let values = fresh_values(head.seed, &purpose, &[1, d], head.init(d));
         let weight = named_param(HEAD, Tensor::from_data(values, (&device, DType::F32)));
         Self { model, score: Linear { weight, bias: None } }
     }

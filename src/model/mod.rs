@@ -21,6 +21,6 @@ pub use cache::KvCache;
 pub use checkpoint::CheckpointError;
 pub use config::ModelConfig;
 pub use config_json::Head;
-pub use decoder::{CausalLm, ScalarModel};
+pub use decoder::{CausalLm, FreshHead, ScalarModel};
 pub use grid::Grid;
 pub use source::Placement;

@@ -107,6 +107,8 @@ pub struct FreshParam {
     pub purpose: String,
     /// The run's seed.
     pub seed: u64,
+    /// How it is drawn.
+    pub init: Init,
 }
 
 impl<'a> FileSource<'a> {
@@ -239,14 +241,14 @@ impl<'a> FileSource<'a> {
 }
 
 impl Source for FileSource<'_> {
-    fn values(&mut self, name: &str, shape: &[usize], init: Init) -> Option<TensorData> {
+    fn values(&mut self, name: &str, shape: &[usize], _: Init) -> Option<TensorData> {
         if let Some(fresh) = self.fresh.as_ref().filter(|fresh| fresh.name == name) {
             // A shape that the file does not bear out may be of any size.
             let purpose = format!("{} {name}", fresh.purpose);
             return self
                 .problems
                 .is_empty()
-                .then(|| fresh_values(fresh.seed, &purpose, shape, init));
+                .then(|| fresh_values(fresh.seed, &purpose, shape, fresh.init));
         }
         let place = self.layout.place(name, shape[0]);
         let read = self.read(&place, shape);

@@ -14,7 +14,7 @@ use super::sft::write_model;
 use super::task::Task;
 use crate::error::Error;
 use crate::model::lora::{Adapter, is_adapted};
-use crate::model::{CausalLm, CheckpointError, ModelConfig, Placement, ScalarModel};
+use crate::model::{CausalLm, CheckpointError, FreshHead, ModelConfig, Placement, ScalarModel};
 
 /// The model in the folder `dir`, whose tensors those that were trained over it can share.
 pub struct Base<'a> {
@@ -104,10 +104,11 @@ impl Context {
         let (precision, lora, seed) =
             (&self.settings.precision, &self.settings.lora, self.settings.seed);
         let device = precision.checkpointing.autodiff(&self.device);
+        let head = FreshHead { purpose, seed, std: self.settings.heads.init_std };
         let model = match lora.rank {
-            0 => ScalarModel::from_language_model(dir, purpose, seed, &device)?.0,
+            0 => ScalarModel::from_language_model(dir, head, &device)?.0,
             _ => {
-                let scalar = ScalarModel::over(&self.base(dir, base)?, purpose, seed);
+                let scalar = ScalarModel::over(&self.base(dir, base)?, head);
                 lora.attach(scalar, &device, purpose, seed)
             }
         };

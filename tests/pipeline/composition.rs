@@ -6,7 +6,7 @@ use std::path::Path;
 
 use segment_rlhf::interpolation::Interpolation;
 use segment_rlhf::model::generate::to_vec;
-use segment_rlhf::model::{CausalLm, Grid, ScalarModel};
+use segment_rlhf::model::{CausalLm, FreshHead, Grid, ScalarModel};
 use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::rng::streams;
@@ -43,7 +43,10 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, P
     let scorer = Scorer::load(context, ends, stops, 3).unwrap();
     let (policy, config) =
         CausalLm::load(&context.policy_dir().unwrap().join("model"), device).unwrap();
-    let critic = ScalarModel::from_language_model(&reference_dir, "critic", 7, device).unwrap().0;
+    let critic =
+        ScalarModel::from_language_model(&reference_dir, FreshHead::official("critic", 7), device)
+            .unwrap()
+            .0;
     let reward_dir = context.reward_dir().unwrap().join("model");
     let parts = Parts {
         reference: CausalLm::load(&reference_dir, device).unwrap().0,
@@ -219,8 +222,11 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
     let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
     let scorer = Scorer::load(&context, ends, stops, 3).unwrap();
     let (policy, config) = CausalLm::load(&reference_dir, &context.device).unwrap();
-    let critic =
-        ScalarModel::from_language_model(&reference_dir, "critic", settings.seed, &context.device);
+    let critic = ScalarModel::from_language_model(
+        &reference_dir,
+        FreshHead::official("critic", settings.seed),
+        &context.device,
+    );
     let normalizer = fit_normalizer::run(&context).unwrap().normalizer;
     let sampler = Sampler {
         policy: &policy,
@@ -248,6 +254,12 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
     close(first.policy_loss, -mean_of(&|r, i| r.advantages[i]), "E9");
     let error = |r: &Rollout, i: usize| r.returns[i] - f64::from(r.values[i]);
     close(first.value_loss, 0.5 * mean_of(&|r, i| error(r, i).powi(2)), "E10");
+    // Whitening divided the advantages, returns less values, by their spread.
+    let row = &rollouts[0];
+    let (last, spread) = (row.response.len() - 1, first.advantage_spread);
+    let before = error(row, last) - error(row, 0);
+    assert!(before.abs() > 0.01, "{before}");
+    close((row.advantages[last] - row.advantages[0]) * spread, before, "spread");
 }
 
 #[test]

@@ -8,7 +8,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use segment_rlhf::model::checkpoint::{fingerprint, parameters, restore, write_trained};
 use segment_rlhf::model::config::{Family, SlidingWindow, WindowedLayers};
 use segment_rlhf::model::weights::{self, INDEX, WEIGHTS};
-use segment_rlhf::model::{CausalLm, CheckpointError, Head, ModelConfig, Placement, ScalarModel};
+use segment_rlhf::model::{
+    CausalLm, CheckpointError, FreshHead, Head, ModelConfig, Placement, ScalarModel,
+};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -528,7 +530,8 @@ fn a_tensor_too_many_is_listed_but_for_a_head_that_the_model_does_not_have() {
     let untied = ModelConfig { tie_word_embeddings: false, ..grouped() };
     let device = Device::flex();
     CausalLm::fresh(&untied, 5, &device).save(&untied, dir.path()).unwrap();
-    ScalarModel::from_language_model(dir.path(), "critic", 0, &device).unwrap();
+    ScalarModel::from_language_model(dir.path(), FreshHead::official("critic", 0), &device)
+        .unwrap();
     assert_eq!(
         problems(ScalarModel::load(dir.path(), &device)),
         ["score.weight: missing, expected shape [1, 16]", "lm_head.weight: extra"]

@@ -14,7 +14,9 @@ use segment_rlhf::model::checkpoint::{fingerprint, parameters};
 use segment_rlhf::model::generate::response_log_probs;
 use segment_rlhf::model::lora::{ADAPTER_WEIGHTS, Adapter, LoraSettings, PROJECTIONS, is_adapted};
 use segment_rlhf::model::optim::{OptimizerSettings, Trainer};
-use segment_rlhf::model::{CausalLm, CheckpointError, Grid, ModelConfig, Placement, ScalarModel};
+use segment_rlhf::model::{
+    CausalLm, CheckpointError, FreshHead, Grid, ModelConfig, Placement, ScalarModel,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -123,7 +125,7 @@ fn training_changes_adapters_and_a_scalar_head_alone() {
     for (device, _) in devices() {
         for checkpointing in [Checkpointing::None, Checkpointing::Layers] {
             let autodiff = device.clone().autodiff();
-            let scalar = ScalarModel::over(&base(&device), "critic", 0);
+            let scalar = ScalarModel::over(&base(&device), FreshHead::official("critic", 0));
             let model = lora().attach(scalar, &autodiff, "critic", 0);
             let model = model.computing(Precision::F32, checkpointing);
             let before = parameters(&model);
@@ -144,8 +146,12 @@ fn training_changes_adapters_and_a_scalar_head_alone() {
             let bytes = std::fs::read(dir.path().join("critic.safetensors")).unwrap();
             let names = SafeTensors::deserialize(&bytes).unwrap();
             assert_eq!(names.len(), 4 * PROJECTIONS.len() + 1, "what is trained is what is saved");
-            let again =
-                lora().attach(ScalarModel::over(&base(&device), "other", 1), &autodiff, "other", 1);
+            let again = lora().attach(
+                ScalarModel::over(&base(&device), FreshHead::official("other", 1)),
+                &autodiff,
+                "other",
+                1,
+            );
             let again = Trainer::new("critic", again, &optimizer, 4);
             let again = again.resume(2, dir.path()).unwrap();
             assert_eq!(fingerprint(again.model()), fingerprint(trainer.model()));
@@ -209,10 +215,16 @@ fn a_scalar_model_of_adapters_keeps_its_head() {
     for (device, tolerance) in devices() {
         let (base_dir, dir) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         base(&device).save(&grouped(), base_dir.path()).unwrap();
-        let scalar = ScalarModel::over(&base(&device), "reward", 0);
+        let scalar = ScalarModel::over(&base(&device), FreshHead::official("reward", 0));
         let read = |seed| {
             let autodiff = &device;
-            ScalarModel::from_language_model(base_dir.path(), "reward", seed, autodiff).unwrap().0
+            ScalarModel::from_language_model(
+                base_dir.path(),
+                FreshHead::official("reward", seed),
+                autodiff,
+            )
+            .unwrap()
+            .0
         };
         assert_eq!(fingerprint(&scalar), fingerprint(&read(0)), "the head is drawn alike");
         let model = spoken(lora().attach(scalar, &device.clone().autodiff(), "reward", 0)).valid();
@@ -357,7 +369,7 @@ fn peft_agrees(python: &OsStr, base_dir: &Path) {
     let autodiff = device.clone().autodiff();
     let policy = spoken(lora().attach(base.clone(), &autodiff, "policy", 0)).valid();
     policy.save_adapter(&config, &lora(), base_dir, policy_dir.path()).unwrap();
-    let reward = ScalarModel::over(&base, "reward", 0);
+    let reward = ScalarModel::over(&base, FreshHead::official("reward", 0));
     let reward = spoken(lora().attach(reward, &autodiff, "reward", 0)).valid();
     reward.save_adapter(&config, &lora(), base_dir, reward_dir.path()).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf/peft_logits.py");

@@ -15,7 +15,7 @@ use segment_rlhf::model::layers::Norm;
 use segment_rlhf::model::rope::Rope;
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::source::Fresh;
-use segment_rlhf::model::{CausalLm, Grid, KvCache, ModelConfig, ScalarModel};
+use segment_rlhf::model::{CausalLm, FreshHead, Grid, KvCache, ModelConfig, ScalarModel};
 use segment_rlhf::ppo::{policy_loss, value_loss};
 use segment_rlhf::rng::{stream, streams};
 use segment_rlhf::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
@@ -396,8 +396,12 @@ fn a_fresh_head_stands_on_the_language_model_and_differs_by_purpose_and_seed() {
     let language_model = CausalLm::fresh(&config, 5, &device);
     language_model.save(&config, dir.path()).unwrap();
     let of = |purpose, seed| {
-        let (model, _) =
-            ScalarModel::from_language_model(dir.path(), purpose, seed, &device).unwrap();
+        let (model, _) = ScalarModel::from_language_model(
+            dir.path(),
+            FreshHead::official(purpose, seed),
+            &device,
+        )
+        .unwrap();
         let mut own = parameters(&model);
         let head = own.remove("score.weight").unwrap();
         assert_eq!(own, parameters(&language_model));
@@ -409,17 +413,40 @@ fn a_fresh_head_stands_on_the_language_model_and_differs_by_purpose_and_seed() {
 }
 
 #[test]
-fn a_fresh_head_has_variance_one_over_d_plus_one() {
-    // The draws of a head, in units of its spread: the same at any width.
+fn a_fresh_head_has_standard_deviation_one_over_d_plus_one() {
+    // The draws of a head, in units of its standard deviation: the same at any width.
     let units = |d: usize| -> Vec<f64> {
         let config = ModelConfig { hidden_size: d, ..grouped() };
         let head = parameters(&scalar_model(&config, 0, &cpu())).remove("score.weight").unwrap();
-        head.iter::<f64>().map(|x| x * ((d + 1) as f64).sqrt()).collect()
+        head.iter::<f64>().map(|x| x * (d + 1) as f64).collect()
     };
     let many = units(1000);
     assert_close(&units(8), &many[..8], tolerance::CPU_F32);
     let mean_square = many.iter().map(|x| x * x).sum::<f64>() / 1000.0;
     assert!((mean_square - 1.0).abs() < 0.15, "{mean_square}"); // three standard errors
+}
+
+#[test]
+fn a_fresh_head_takes_any_standard_deviation_and_starts_from_nothing_with_0() {
+    let (config, dir, device) = (grouped(), tempfile::tempdir().unwrap(), cpu());
+    let language_model = CausalLm::fresh(&config, 5, &device);
+    language_model.save(&config, dir.path()).unwrap();
+    let d = config.hidden_size as f64;
+    let heads = |std: Option<f64>| -> [Vec<f64>; 2] {
+        let head = FreshHead { std, ..FreshHead::official("critic", 0) };
+        let (read, _) = ScalarModel::from_language_model(dir.path(), head, &device).unwrap();
+        [read, ScalarModel::over(&language_model, head)]
+            .map(|model| parameters(&model).remove("score.weight").unwrap().iter().collect())
+    };
+    let [official, shared] = heads(None);
+    assert_eq!(official, shared);
+    let doubled: Vec<f64> = official.iter().map(|x| 2.0 * x).collect();
+    let [read, shared] = heads(Some(2.0 / (d + 1.0)));
+    assert_eq!(read, shared);
+    assert_close(&read, &doubled, tolerance::CPU_F32);
+    for head in heads(Some(0.0)) {
+        assert!(head.len() == config.hidden_size && head.iter().all(|&x| x == 0.0));
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use rand::Rng;
 use segment_rlhf::model::config::{
     Activation, AttentionBias, Family, Residual, RopeScaling, SlidingWindow, WindowedLayers,
 };
-use segment_rlhf::model::{CausalLm, ModelConfig, ScalarModel};
+use segment_rlhf::model::{CausalLm, FreshHead, ModelConfig, ScalarModel};
 use segment_rlhf::rng::stream;
 
 use crate::support::{assert_close, host};
@@ -120,7 +120,9 @@ pub fn tokens(seed: u64, len: usize) -> Vec<u32> {
 pub fn scalar_model(config: &ModelConfig, seed: u64, device: &Device) -> ScalarModel {
     let dir = tempfile::tempdir().unwrap();
     CausalLm::fresh(config, seed, device).save(config, dir.path()).unwrap();
-    ScalarModel::from_language_model(dir.path(), "test", seed, device).unwrap().0
+    ScalarModel::from_language_model(dir.path(), FreshHead::official("test", seed), device)
+        .unwrap()
+        .0
 }
 
 /// `model` in `dtype`, each parameter's values, row by row, as `edit` leaves them.
