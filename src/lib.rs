@@ -102,6 +102,10 @@ pub mod stage;
 pub mod statistics;
 pub mod walkthrough;
 
+/// The commit that the program was built from, with `-dirty` behind it where files were changed; `None` where git
+/// did not know.
+pub const COMMIT: Option<&str> = option_env!("SEGMENT_RLHF_COMMIT");
+
 /// The examples of the README, as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

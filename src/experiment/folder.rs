@@ -1,7 +1,7 @@
 //! A stage's folder: its settings, its metrics, its checkpoints, its result.
 //!
 //! ```text
-//! settings.toml    what the folder was started with: settings, inputs, version, device, seed
+//! settings.toml    what the folder was started with: settings, inputs, version, commit, numerics, device, seed
 //! metrics.jsonl    one line a step or iteration; the same numbers in every run with one seed
 //! timings.jsonl    seconds and tokens a second of the same steps
 //! checkpoints/     the last two, each whole: step-00000100/{*.safetensors, *.adamw, state.json, manifest.json}
@@ -321,6 +321,29 @@ impl Log {
     }
 }
 
+/// Which program began a stage, as its `settings.toml` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The number of the stage's numerics.
+    pub numerics: u32,
+    /// The program's commit, where it was known.
+    pub commit: Option<String>,
+}
+
+impl Origin {
+    /// That of the stage in the folder `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Read`], and [`FolderError::Corrupt`] for settings without the number.
+    pub fn read(dir: &Path) -> Result<Self, FolderError> {
+        let path = dir.join("settings.toml");
+        let text = fs::read_to_string(&path).map_err(reading(&path))?;
+        toml::from_str(&text)
+            .map_err(|error| FolderError::Corrupt { path, detail: error.to_string() })
+    }
+}
+
 /// Writes `value` as JSON to `path`, whole or not at all.
 ///
 /// # Errors
@@ -408,7 +431,7 @@ fn read_checkpoint(dir: &Path) -> Result<Checkpoint, String> {
     Ok(Checkpoint { step: manifest.step, dir: dir.to_owned() })
 }
 
-/// Each key in which two tables differ, with both values; the program's version may differ.
+/// Each key in which two tables differ, with both values; the program's version and commit may differ.
 fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
     fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
         match value {
@@ -428,6 +451,7 @@ fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
         let mut flat = BTreeMap::new();
         flatten("", &toml::Value::Table(table.clone()), &mut flat);
         flat.remove("version");
+        flat.remove("commit");
         flat
     };
     let (old, new) = (flat(old), flat(new));

@@ -1,6 +1,6 @@
 //! A grid: experiments with seeds, as it stands in `RUN/grid.json`; its cells, stages and results.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use super::schedule::{FAILED, Failure, Tasks, is_running, write_in_turn};
 use crate::control::{Progress, Stop};
 use crate::device::DeviceName;
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, read_json, read_json_lines};
+use crate::experiment::folder::{FolderError, Origin, read_json, read_json_lines};
 use crate::report::metrics::IterationMetrics;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::policy::EvaluationLine;
@@ -220,10 +220,19 @@ impl Plan {
             version: env!("CARGO_PKG_VERSION").into(),
             device: self.grid.device.name().into(),
             experiments: self.grid.experiments.iter().zip(&self.numbers).map(experiment).collect(),
-            cells: (self.cells.iter())
-                .map(|cell| Cell { id: cell.id.clone(), seed: cell.seed, state: self.state(cell) })
-                .collect(),
+            cells: self.cells.iter().map(|cell| self.cell(cell)).collect(),
         }
+    }
+
+    fn cell(&self, cell: &PlannedCell) -> Cell {
+        let (state, stages) = match self.state(cell) {
+            finished @ State::Finished(_) => match origins(&cell.context) {
+                Ok(stages) => (finished, stages),
+                Err(error) => (State::Corrupt { error: error.to_string() }, BTreeMap::new()),
+            },
+            other => (other, BTreeMap::new()),
+        };
+        Cell { id: cell.id.clone(), seed: cell.seed, state, stages }
     }
 
     fn state(&self, cell: &PlannedCell) -> State {
@@ -246,6 +255,12 @@ impl Plan {
             Err(error) => State::Corrupt { error: error.to_string() },
         }
     }
+}
+
+/// Which program made each of a cell's stages.
+pub(super) fn origins(context: &Context) -> Result<BTreeMap<String, Origin>, FolderError> {
+    let origin = |stage: Stage| Ok((stage.folder().to_owned(), Origin::read(&context.dir(stage))?));
+    context.stages().map(origin).collect()
 }
 
 /// The figures of a cell whose stages are finished.

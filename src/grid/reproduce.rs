@@ -1,10 +1,13 @@
 //! All methods on one run: SFT, then for each method its reward model, normalizer, PPO and evaluation.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use super::plan::origins;
 use super::schedule::{self, OnFailure, Outcome, Tasks};
 use crate::error::Error;
-use crate::experiment::folder::{write_file, write_json};
+use crate::experiment::folder::{Origin, write_file, write_json};
 use crate::experiment::settings::Method;
 use crate::report::table::{markdown, with_error};
 use crate::stage::fit_normalizer::NormalizerFile;
@@ -18,6 +21,8 @@ pub struct Cell {
     pub method: Method,
     /// The seed.
     pub seed: u64,
+    /// By the name of its stages: which program made each.
+    pub stages: BTreeMap<String, Origin>,
     /// Its reward model on held-out pairs.
     pub reward: reward::Summary,
     /// Its normalizer.
@@ -72,6 +77,7 @@ pub fn run(context: &Context) -> Result<Results, Error> {
         Ok(Cell {
             method: own.settings.method,
             seed: own.settings.seed,
+            stages: origins(own)?,
             reward: reward::run(own)?,
             normalizer: fit_normalizer::run(own)?,
             policy: policy::run(own)?,

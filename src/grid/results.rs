@@ -1,16 +1,17 @@
 //! What a grid of experiments gave: `results.json`, the same to the last bit however often the run was killed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use crate::experiment::folder::Origin;
 use crate::experiment::settings::Method;
 use crate::report::metrics::IterationMetrics;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::{evaluate, policy, preferences, reward};
 
 /// The layout of `grid.json` and `results.json` that this version writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// All experiments of a grid, and the cells that they share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,6 +85,8 @@ pub struct Cell {
     pub seed: u64,
     /// How far it is.
     pub state: State,
+    /// By the name of its stages: which program made each; empty unless it is finished.
+    pub stages: BTreeMap<String, Origin>,
 }
 
 impl Cell {
@@ -150,6 +153,7 @@ pub struct Curve {
     pub eos_rate: Vec<f64>,
     pub clip_fraction: Vec<f64>,
     pub explained_variance: Vec<Option<f64>>,
+    pub advantage_spread: Vec<f64>,
     pub cause_advantage_share: Vec<Option<f64>>,
     pub cause_token_share: Vec<Option<f64>>,
     pub credit_correlation: Vec<Option<f64>>,
@@ -171,6 +175,7 @@ impl Curve {
             eos_rate: column(lines, |l| l.eos_rate),
             clip_fraction: column(lines, |l| l.clip_fraction),
             explained_variance: column(lines, |l| l.explained_variance),
+            advantage_spread: column(lines, |l| l.advantage_spread),
             cause_advantage_share: column(lines, |l| l.cause_advantage_share),
             cause_token_share: column(lines, |l| l.cause_token_share),
             credit_correlation: column(lines, |l| l.credit_correlation),

@@ -27,6 +27,9 @@ pub struct IterationMetrics {
     pub return_mean: f64,
     /// Its standard deviation over tokens.
     pub return_std: f64,
+    /// Standard deviation of a token's advantage before whitening, over the iteration's tokens. Whitening divides
+    /// by it, the KL term included: β / this is the strength of that term in units of the whitened advantage.
+    pub advantage_spread: f64,
     /// Mean whitened advantage of a token; 0 but for rounding.
     pub advantage_mean: f64,
     /// Its standard deviation; 1 but for rounding.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 
 use super::pipeline::{Layout, Stage};
+use crate::COMMIT;
 use crate::control::{Progress, Stop};
 use crate::data::error::DataError;
 use crate::data::rows::files;
@@ -129,6 +130,7 @@ impl Context {
     ) -> Result<StageFolder, FolderError> {
         let mut record = toml::Table::new();
         record.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        record.extend(COMMIT.map(|commit| ("commit".to_owned(), commit.into())));
         let settings = self.record(stage);
         let mut table = toml::Table::new();
         table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));

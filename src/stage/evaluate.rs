@@ -19,6 +19,8 @@ use crate::statistics::{mean, standard_error};
 /// over prompts, whose samples are averaged first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
+    /// Responses, to all prompts together: what every share below is a share of.
+    pub responses: usize,
     /// Gold reward, where the truth is known.
     pub gold: Option<f64>,
     /// Its standard error.
@@ -67,7 +69,26 @@ pub struct Judged {
     pub evaluation: Evaluation,
 }
 
-/// Evaluation of models on one set of prompts, with the same random draws for every model.
+/// Whose responses are sampled: each side of a comparison draws from streams of its own, so that a win rate
+/// compares independent responses and not the same draws before and after an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The policy.
+    Policy,
+    /// The SFT model that it is compared with.
+    Baseline,
+}
+
+impl Side {
+    fn purpose(self) -> &'static str {
+        match self {
+            Self::Policy => "evaluation",
+            Self::Baseline => "evaluation of the baseline",
+        }
+    }
+}
+
+/// Evaluation of models on one set of prompts, with the same random draws for every model of one [`Side`].
 pub struct Evaluator<'a> {
     /// Settings and seed.
     pub context: &'a Context,
@@ -95,14 +116,19 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     ///
     /// [`Error::Segmentation`] and [`Error::NonFinite`].
-    pub fn judge(&self, model: &CausalLm, config: &ModelConfig) -> Result<Judged, Error> {
+    pub fn judge(
+        &self,
+        model: &CausalLm,
+        config: &ModelConfig,
+        side: Side,
+    ) -> Result<Judged, Error> {
         let settings = &self.context.settings;
         let stops = self.task.tokenizer.stop_tokens();
         let samples = settings.evaluation.samples;
         let prompts: Vec<Vec<u32>> =
             self.prompts.iter().flat_map(|p| std::iter::repeat_n(p.clone(), samples)).collect();
         let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let draws = streams(settings.seed, "evaluation", 0..rows.len());
+        let draws = streams(settings.seed, side.purpose(), 0..rows.len());
         let responses = generate(model, config, &rows, settings.generation(stops), draws);
         let rows: Vec<(&[u32], &[u32])> =
             prompts.iter().zip(&responses).map(|(p, r)| (&p[..], &r[..])).collect();
@@ -120,6 +146,7 @@ impl<'a> Evaluator<'a> {
             mean(gold.iter().map(|g| g.count(ClauseKind::Repeat) as f64))
         };
         let evaluation = Evaluation {
+            responses: responses.len(),
             gold: rewards.as_ref().map(|rewards| mean(rewards.iter().copied())),
             gold_error: rewards.as_ref().and_then(|rewards| by_prompt(rewards)),
             sequence_score: mean(sequence.iter().copied()),
@@ -225,9 +252,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let policy = scorer.base().language_model(&policy_dir, context.frozen())?;
     let evaluator = Evaluator::new(context, &task, &scorer)?;
     let stage = context.progress.stage(context.title("evaluate"), 2, 0);
-    let before = evaluator.judge(&scorer.reference, &config)?;
+    let before = evaluator.judge(&scorer.reference, &config, Side::Baseline)?;
     stage.step("SFT");
-    let mut after = evaluator.judge(&policy, &config)?;
+    let mut after = evaluator.judge(&policy, &config, Side::Policy)?;
     evaluator.compare(&mut after, &before);
     let sample = Sample {
         prompt: after.prompts[0].clone(),

@@ -66,12 +66,29 @@ impl Stage {
             Self::Preferences => {
                 &["task.pairs", "task.held_out_pairs", "task.label_temperature", "sampling"]
             }
-            Self::TrainReward => &["data", "segmentation", "lora", "reward"],
+            Self::TrainReward => &["data", "segmentation", "lora", "heads", "reward"],
             Self::FitNormalizer => &["method", "data", "segmentation", "normalizer", "sampling"],
-            Self::Ppo => {
-                &["method", "data", "segmentation", "lora", "sampling", "ppo", "evaluation"]
-            }
+            Self::Ppo => &[
+                "method",
+                "data",
+                "segmentation",
+                "lora",
+                "heads",
+                "sampling",
+                "ppo",
+                "evaluation",
+            ],
             Self::Evaluate => &["method", "data", "segmentation", "sampling", "evaluation"],
+        }
+    }
+
+    /// The number of its numerics: with another one, the same settings and inputs give other results. It goes
+    /// into the stage's record and key, so that no result of an earlier program passes for this one's.
+    /// `tests/pipeline/numerics.rs` pins what each stage computes to it.
+    pub fn numerics(self) -> u32 {
+        match self {
+            Self::Sft | Self::Preferences | Self::FitNormalizer => 1,
+            Self::TrainReward | Self::Ppo | Self::Evaluate => 1,
         }
     }
 
@@ -165,7 +182,7 @@ impl Context {
         hash.finish()
     }
 
-    /// What the result of `stage` depends on: the device, the number format, settings and seed.
+    /// What the result of `stage` depends on: the device, the number format, the stage's numerics, settings and seed.
     pub(super) fn record(&self, stage: Stage) -> toml::Table {
         let all = toml::Table::try_from(&self.settings).expect("settings serialise");
         let mut record = toml::Table::new();
@@ -176,6 +193,7 @@ impl Context {
         if stage == Stage::TrainReward {
             put("method", self.settings.method.reward_model().name());
         }
+        record.insert("numerics".into(), stage.numerics().into());
         let mut settings = toml::Table::new();
         for name in ["seed"].iter().chain(stage.settings()) {
             match name.split_once('.') {

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
-use super::evaluate::{Evaluation, Evaluator, Judged};
+use super::evaluate::{Evaluation, Evaluator, Judged, Side};
 use super::fit_normalizer::NormalizerFile;
 use super::pipeline::Stage;
 use super::rollout::{Rollout, Sampler, compare_with_truth, metrics_of};
@@ -177,8 +177,9 @@ impl<'a> Ppo<'a> {
         let mut evaluations = folder.log("evaluations.jsonl", self.state.evaluations)?;
         let stage =
             self.context.progress.stage(self.context.title("ppo"), ppo.iterations, self.done);
-        // Every evaluation is compared with the SFT model's, which is the policy after 0 iterations.
-        let baseline = self.evaluator.judge(&self.scorer.reference, &self.config)?;
+        // Every evaluation is compared with the SFT model's own responses; it is the policy after 0 iterations.
+        let baseline =
+            self.evaluator.judge(&self.scorer.reference, &self.config, Side::Baseline)?;
         if self.state.evaluations == 0 {
             let evaluation = baseline.evaluation.clone();
             evaluations.write(&EvaluationLine { iteration: 0, evaluation })?;
@@ -271,7 +272,7 @@ impl<'a> Ppo<'a> {
     /// Judges the policy on held-out prompts, and keeps it if it is the best so far.
     fn evaluate(&mut self, baseline: &Judged, log: &mut Log) -> Result<(), Error> {
         let model = self.policy.model().inference();
-        let mut judged = self.evaluator.judge(&model, &self.config)?;
+        let mut judged = self.evaluator.judge(&model, &self.config, Side::Policy)?;
         self.evaluator.compare(&mut judged, baseline);
         let evaluation = judged.evaluation;
         log.write(&EvaluationLine { iteration: self.done, evaluation: evaluation.clone() })?;

@@ -30,12 +30,17 @@ use crate::statistics::mean;
 /// The result of the stage, on held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// Held-out pairs.
+    pub pairs: usize,
     /// Share of pairs whose chosen response scores higher; ties count half.
     pub accuracy: f64,
-    /// The same with the gold reward in place of the label, where it is known.
+    /// The same with the gold reward in place of the label, where it is known, over the pairs that it decides.
     pub gold_accuracy: Option<f64>,
-    /// Spearman's rank correlation of segment rewards with the true credit of their tokens, where it is
-    /// known and defined.
+    /// Spearman's rank correlation of the sequence score with the gold reward, over responses, where that is
+    /// known and the correlation defined.
+    pub sequence_rank_correlation: Option<f64>,
+    /// The same of segment rewards with the true credit of their tokens; absent where every response is one
+    /// segment, as for the bandit.
     pub rank_correlation: Option<f64>,
     /// The same over [clauses](LearnedCredits::clauses): of the sums of the rewards of the segments that
     /// start in them.
@@ -272,6 +277,7 @@ fn evaluate(
     let mut learned = LearnedCredits::default();
     let mut boundaries = BoundaryCounts::default();
     let (mut segments, mut segment_tokens) = (0, 0);
+    let mut sequences = Vec::new();
     let (mut gaps, mut gold_right, mut gold_decided, mut gold_known) = (Vec::new(), 0.0, 0, 0);
     for start in (0..count).step_by(settings.rows_at_once) {
         let chunk = examples.read(start..count.min(start + settings.rows_at_once))?;
@@ -286,6 +292,7 @@ fn evaluate(
             segment_tokens += cut.last().map_or(0, |last| last.end);
             if let Some(gold) = task.gold(row.0, row.1) {
                 learned.add(cut, &rewards, &gold);
+                sequences.extend(sequence.last().map(|&score| (score, gold.reward())));
                 boundaries.add(cut, &gold.phrase_starts);
             }
         }
@@ -302,11 +309,14 @@ fn evaluate(
         }
     }
     let share = |right: f64, of: usize| right / of.max(1) as f64;
+    let dense = segments > 2 * count;
     let known = (!learned.segments.is_empty()).then(|| boundaries.score());
     Ok(Summary {
+        pairs: count,
         accuracy: share(gaps.iter().map(|&gap| is_right(gap)).sum(), count),
         gold_accuracy: (gold_known == count).then(|| share(gold_right, gold_decided)),
-        rank_correlation: rank_correlation(&learned.segments),
+        sequence_rank_correlation: rank_correlation(&sequences),
+        rank_correlation: rank_correlation(&learned.segments).filter(|_| dense),
         clause_correlation: rank_correlation(&learned.clauses),
         topic_correlation: rank_correlation(&learned.topics),
         quality_correlation: rank_correlation(&learned.qualities),

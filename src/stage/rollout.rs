@@ -156,6 +156,7 @@ pub fn metrics_of(
         })
     };
     let (returns, advantages) = (tokens(|r| r.returns.clone()), tokens(|r| r.advantages.clone()));
+    // The advantages before whitening: what the critic did not foresee.
     let residuals =
         tokens(|r| r.returns.iter().zip(&r.values).map(|(a, &v)| a - f64::from(v)).collect());
     let segment = |r: &Rollout| r.segments.iter().map(ExactSizeIterator::len).collect::<Vec<_>>();
@@ -169,6 +170,7 @@ pub fn metrics_of(
         kl_coefficient,
         return_mean: mean(returns.iter().copied()),
         return_std: variance(&returns).sqrt(),
+        advantage_spread: variance(&residuals).sqrt(),
         advantage_mean: mean(advantages.iter().copied()),
         advantage_std: variance(&advantages).sqrt(),
         advantage_max: advantages.iter().fold(0.0, |max, a| a.abs().max(max)),

@@ -2,6 +2,7 @@
 
 mod composition;
 mod degeneracy;
+mod numerics;
 mod stages;
 mod support;
 mod texts;

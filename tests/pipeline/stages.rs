@@ -1,5 +1,6 @@
 //! The stages on a tiny embedded task: crossings, normalizers, and the first PPO step.
 
+use std::fs;
 use std::path::Path;
 
 use segment_rlhf::error::Error;
@@ -9,6 +10,7 @@ use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
+use segment_rlhf::stage::evaluate::{Evaluator, Side};
 use segment_rlhf::stage::score::{Scorer, Segmenter};
 use segment_rlhf::stage::task::Task;
 use segment_rlhf::stage::{Context, Stage, fit_normalizer, policy, preferences, reward, sft};
@@ -55,6 +57,50 @@ fn where_the_truth_is_known_rewards_and_advantages_are_compared_with_it() {
         assert!(tokens.is_some_and(|share| share > 0.0 && share < 1.0), "{tokens:?}");
         assert!(line.credit_correlation.is_some_and(|rho| rho.abs() <= 1.0));
     }
+}
+
+#[test]
+fn heads_start_with_the_spread_that_settings_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = pipeline(dir.path(), &["method=token", "heads.init_std=0"]);
+    // Every score is 0, and so is every value: -ln σ(0), and nothing explained.
+    let log = fs::read_to_string(context.dir(Stage::TrainReward).join("metrics.jsonl")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert!((first["loss"].as_f64().unwrap() - 2f64.ln()).abs() < 1e-6, "{first}");
+    assert_eq!(metrics(&context)[0].explained_variance, Some(0.0));
+}
+
+#[test]
+fn each_side_of_a_win_rate_draws_its_own_responses() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = pipeline(dir.path(), &["method=bandit", "evaluation.prompts=16"]);
+    let reference_dir = context.reference_dir().unwrap();
+    let task = Task::open(&context, Some(&reference_dir)).unwrap();
+    let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
+    let scorer = Scorer::load(&context, ends, stops, 3).unwrap();
+    let (model, config) = CausalLm::load(&reference_dir, &context.device).unwrap();
+    let evaluator = Evaluator::new(&context, &task, &scorer).unwrap();
+    let judge = |side| evaluator.judge(&model, &config, side).unwrap();
+    let (policy, baseline) = (judge(Side::Policy), judge(Side::Baseline));
+    assert_eq!(policy.responses, judge(Side::Policy).responses);
+    assert_eq!(policy.prompts, baseline.prompts);
+    assert_eq!(policy.evaluation.responses, 16);
+    // One model, so that the same draws would give the same responses.
+    let same = policy.responses.iter().zip(&baseline.responses).filter(|(a, b)| a == b).count();
+    assert!(same < 4, "{same} of 16 responses are the same");
+}
+
+#[test]
+fn a_method_with_one_action_a_response_has_a_rank_correlation_of_sequences_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let summary = |method: &str| {
+        let context = pipeline(dir.path(), &[method, "task.held_out_pairs=20"]);
+        let summary = reward::run(&context).unwrap();
+        assert_eq!(summary.pairs, 20);
+        (summary.sequence_rank_correlation.is_some(), summary.rank_correlation.is_some())
+    };
+    assert_eq!(summary("method=bandit"), (true, false));
+    assert_eq!(summary("method=token"), (true, true));
 }
 
 #[test]

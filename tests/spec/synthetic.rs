@@ -5,6 +5,7 @@
 
 use rand::Rng;
 
+use segment_rlhf::experiment::folder::Origin;
 use segment_rlhf::experiment::settings::{Method, NormalizerKind, Settings};
 use segment_rlhf::grid::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
 use segment_rlhf::normalizer::Normalizer;
@@ -12,7 +13,7 @@ use segment_rlhf::rng::{Stream, fnv1a, stream};
 use segment_rlhf::stage::evaluate::{self, Evaluation, Sample};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
 use segment_rlhf::stage::policy::{self, EvaluationLine};
-use segment_rlhf::stage::{preferences, reward};
+use segment_rlhf::stage::{Stage, preferences, reward};
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/grid/results.json");
 const SEEDS: [u64; 3] = [1, 2, 3];
@@ -101,7 +102,12 @@ fn arm(name: &str, changes: &str, cells: &mut Vec<Cell>) -> Arm {
     let ids = SEEDS.map(|seed| format!("{:016x}", fnv1a(format!("{changes} {seed}").as_bytes())));
     for (id, seed) in ids.iter().zip(SEEDS) {
         if !cells.iter().any(|cell| cell.id == *id) {
-            cells.push(Cell { id: id.clone(), seed, state: state(name, &settings, seed) });
+            let state = state(name, &settings, seed);
+            let finished = matches!(state, State::Finished(_));
+            let origin = || Origin { numerics: 1, commit: Some("synthetic".into()) };
+            let stages = Stage::ALL.iter().filter(|_| finished);
+            let stages = stages.map(|stage| (stage.folder().to_owned(), origin())).collect();
+            cells.push(Cell { id: id.clone(), seed, state, stages });
         }
     }
     let ours = settings.ppo.length_neutral;
@@ -169,6 +175,7 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
         segments: column(&|i| if dense { rollouts[i][2] / 2.6 } else { 1.0 }),
         eos_rate: column(&|i| 0.98 - 0.05 * share(i)),
         clip_fraction: column(&|i| 0.02 + 0.03 * share(i)),
+        advantage_spread: column(&|i| if dense { 2.0 } else { 4.0 } - 0.5 * share(i)),
         explained_variance: (0..ITERATIONS)
             .map(|i| (i > 0).then(|| round(0.5 * share(i))))
             .collect(),
@@ -219,6 +226,7 @@ fn evaluation([gold, kl, tokens]: [f64; 3], dense: bool, compared: bool) -> Eval
     let win_rate = 0.5 + (gold - BEFORE[0]) / 10.0;
     let when = |value: f64| compared.then(|| round(value));
     Evaluation {
+        responses: 384,
         gold: Some(round(gold)),
         gold_error: Some(0.2),
         sequence_score: round(gold / 10.0),
@@ -253,8 +261,10 @@ fn reward_model(settings: &Settings, own: &mut Stream) -> reward::Summary {
         pairs: 200,
     });
     reward::Summary {
+        pairs: 800,
         accuracy: round(accuracy + noise),
         gold_accuracy: Some(round(accuracy + 0.05 + noise)),
+        sequence_rank_correlation: Some(round(0.6 + noise)),
         rank_correlation: known(0.3),
         clause_correlation: known(0.47),
         topic_correlation: known(0.35),
