@@ -19,8 +19,10 @@ use crate::report::page::{self, Page};
 /// Arguments of `ablate`.
 #[derive(Args)]
 pub(super) struct AblateArgs {
-    /// The experiments' file, such as experiments/table1.toml; its results go to --run [default: runs/ and its name]
-    file: PathBuf,
+    /// The experiments' files, such as experiments/table1.toml; the results go to --run [default: runs/ and their
+    /// names]
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// Seeds of every arm: 0, 1, … or --seed and on
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     seeds: u16,
@@ -32,7 +34,7 @@ pub(super) struct AblateArgs {
     dry_run: bool,
 }
 
-/// Runs the experiments of a file.
+/// Runs the experiments of one or more files.
 pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     if common.method.is_some() {
         return Err(Error::Usage("--method goes with single stages: the arms have methods".into()));
@@ -41,9 +43,10 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
         common.settings.iter().map(|path| Settings::read(path)).collect();
     let mut sets = common.set.clone();
     sets.extend(common.seed.map(|seed| format!("seed={seed}")));
-    let experiments = file::read(&args.file, &overlays?, &sets)?;
-    let stem = args.file.file_stem().unwrap_or_default();
-    let run = common.run.clone().unwrap_or_else(|| Path::new("runs").join(stem));
+    let experiments = file::read(&args.files, &overlays?, &sets)?;
+    let stems = args.files.iter().map(|file| file.file_stem().unwrap_or_default());
+    let name = stems.collect::<Vec<_>>().join("-".as_ref());
+    let run = common.run.clone().unwrap_or_else(|| Path::new("runs").join(name));
     use_threads(common.threads.or(Some(1)));
     let mut firsts = experiments.iter().flat_map(|e| &e.arms).map(|arm| arm.settings.seed);
     let first = firsts.next().unwrap_or_default();

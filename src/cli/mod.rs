@@ -35,7 +35,7 @@ enum Command {
         #[arg(long, default_value = "quick")]
         preset: Preset,
     },
-    /// Runs the experiments of a file: every arm with every seed; what is finished is not run again
+    /// Runs the experiments of one or more files: every arm with every seed; what is finished is not run again
     Ablate(ablate::AblateArgs),
     /// Prints how far the experiments in a folder are
     Status {

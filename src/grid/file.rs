@@ -239,19 +239,21 @@ impl fmt::Display for Place {
     }
 }
 
-/// The experiments of the file `path` and of those that it includes, in their order; `overlays` and `sets` are
+/// The experiments of the files `paths` and of those that they include, in their order; `overlays` and `sets` are
 /// the user's, as [`Settings::resolve`] takes them.
 ///
 /// # Errors
 ///
 /// [`GridError`]; every file and every arm is checked.
 pub fn read(
-    path: &Path,
+    paths: &[impl AsRef<Path>],
     overlays: &[(String, String)],
     sets: &[String],
 ) -> Result<Vec<Planned>, GridError> {
     let mut reader = Reader { overlays, sets, open: Vec::new(), found: Vec::new() };
-    reader.read(path, None)?;
+    for path in paths {
+        reader.read(path.as_ref(), None)?;
+    }
     Ok(reader.found.into_iter().map(|(_, planned)| planned).collect())
 }
 
@@ -494,7 +496,7 @@ mod tests {
     /// The experiments of a file of the repository.
     fn own(name: &str) -> Vec<Planned> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
-        read(&folder.join(name), &[], &[]).unwrap()
+        read(&[folder.join(name)], &[], &[]).unwrap()
     }
 
     /// A folder with these files.
@@ -511,13 +513,13 @@ mod tests {
         let dir = folder(&[("own.toml", text), ("base.toml", "[ppo]\niterations = 5\nepochs = 5")]);
         let overlay = ("user.toml".to_owned(), "[ppo]\nepochs = 6\nclip = 0.6".to_owned());
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
-        read(&dir.path().join("own.toml"), &[overlay], &sets).unwrap().remove(0)
+        read(&[dir.path().join("own.toml")], &[overlay], &sets).unwrap().remove(0)
     }
 
     /// The error of the first of these files, without the name of their folder.
     fn refused(files: &[(&str, &str)]) -> String {
         let dir = folder(files);
-        let error = read(&dir.path().join(files[0].0), &[], &[]).unwrap_err().to_string();
+        let error = read(&[dir.path().join(files[0].0)], &[], &[]).unwrap_err().to_string();
         error.replace(&format!("{}/", dir.path().display()), "")
     }
 
@@ -536,6 +538,20 @@ mod tests {
         assert_eq!(found.arms[1].changes, "ppo.rollouts = 8".parse().unwrap());
         assert!(found.arms[0].changes.is_empty());
         assert_eq!((found.name.as_str(), found.title.as_str()), ("own", "t"));
+    }
+
+    #[test]
+    fn several_files_give_their_experiments_in_order_and_may_not_share_a_name() {
+        let [one, two] = ["1", "2"].map(|name| format!("title = '{name}'\n[arms]\na = {{}}"));
+        let dir = folder(&[("one.toml", &one), ("two.toml", &two)]);
+        let path = |name| dir.path().join(name);
+        let titles: Vec<String> = (read(&[path("two.toml"), path("one.toml")], &[], &[]).unwrap())
+            .into_iter()
+            .map(|planned| planned.title)
+            .collect();
+        assert_eq!(titles, ["2", "1"]);
+        let error = read(&[path("one.toml"), path("one.toml")], &[], &[]).unwrap_err();
+        assert!(matches!(error, GridError::SameName { name, .. } if name == "one"));
     }
 
     #[test]
@@ -686,7 +702,7 @@ mod tests {
         assert!(base.ends_with("; own.toml:2 names it as base"), "{base}");
         let include = missing("title = 't'\ninclude = [\n  'none.toml',\n]");
         assert!(include.ends_with("; own.toml:3 includes it"), "{include}");
-        let alone = read(Path::new("none.toml"), &[], &[]).unwrap_err().to_string();
+        let alone = read(&["none.toml"], &[], &[]).unwrap_err().to_string();
         assert!(alone.ends_with("expected an experiment file, such as experiments/table1.toml"));
     }
 
