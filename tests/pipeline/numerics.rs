@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use segment_rlhf::COMMIT;
+use segment_rlhf::error::Error;
+use segment_rlhf::experiment::folder::{FolderError, Origin};
 use segment_rlhf::experiment::settings::Method;
-use segment_rlhf::stage::Context;
+use segment_rlhf::stage::{Context, Stage};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::support::context;
+use crate::support::{context, pipeline};
 
 const PINS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/numerics.json");
 
@@ -65,8 +68,8 @@ fn add(context: &Context, pins: &mut BTreeMap<String, Pin>) {
         stage.run(context).unwrap();
         let dir = context.dir(stage);
         let name = dir.strip_prefix(&context.run).unwrap().to_str().unwrap().replace('\\', "/");
-        let pin = || Pin { numerics: stage.numerics(), figures: figures(&dir) };
-        pins.entry(name).or_insert_with(pin);
+        let numerics = Origin::read(&dir).unwrap().numerics;
+        pins.entry(name).or_insert_with(|| Pin { numerics, figures: figures(&dir) });
     }
 }
 
@@ -121,6 +124,27 @@ fn a_stage_gives_the_figures_that_are_pinned_to_its_numerics() {
         problems.clear();
     }
     assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn a_stage_of_other_numerics_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = pipeline(dir.path(), &["method=bandit"]);
+    assert_eq!(Origin::read(&context.dir(Stage::Sft)).unwrap().commit.as_deref(), COMMIT);
+    let path = context.dir(Stage::Ppo).join("settings.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let own = format!("numerics = {}\n", Stage::Ppo.numerics());
+    assert!(text.contains(&own), "{text}");
+    fs::write(&path, text.replace(&own, "numerics = 0\n")).unwrap();
+    match Stage::Ppo.run(&context) {
+        Err(Error::Folder(FolderError::OtherSettings { differences, .. })) => {
+            assert_eq!(differences, [format!("numerics: 0 there, {} here", Stage::Ppo.numerics())]);
+        }
+        other => panic!("{other:?}"),
+    }
+    // What an earlier program left has no number at all.
+    fs::write(&path, text.replace(&own, "")).unwrap();
+    assert!(Stage::Ppo.run(&context).unwrap_err().to_string().contains("numerics: absent there"));
 }
 
 #[test]
