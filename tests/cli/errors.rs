@@ -695,6 +695,9 @@ const SETTINGS: &[Row] = &[
         &["segmentation.entropy_cutoff = -1; expected 0 or above, or inf"],
         |_| set("segmentation.entropy_cutoff=-1"),
     ),
+    ("SettingsError::Range", 2, &["heads.init_std = -1; expected 0 or above"], |_| {
+        set("heads.init_std=-1")
+    }),
     ("SettingsError::Range", 2, &["data.held_out_share = 1; expected in [0, 1)"], |_| {
         set("data.held_out_share=1")
     }),
