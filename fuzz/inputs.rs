@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use segment_rlhf::data::pairs::{Limits, read_conversations, read_pairs, read_prompts};
 use segment_rlhf::data::tokenizer::Tokenizer;
 use segment_rlhf::experiment::folder::StageFolder;
+use segment_rlhf::experiment::lock::Locks;
 use segment_rlhf::experiment::settings::Settings;
 use segment_rlhf::model::{CausalLm, FreshHead, ScalarModel};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
@@ -162,7 +163,8 @@ pub fn run_folder(bytes: &[u8]) {
             fs::create_dir_all(&checkpoint).unwrap();
             fs::write(checkpoint.join("policy.safetensors"), "weights").unwrap();
             fs::write(checkpoint.join("manifest.json"), bytes).unwrap();
-            let mut folder = StageFolder::open(dir, &toml::Table::new()).unwrap();
+            let mut folder =
+                StageFolder::open(dir, &toml::Table::new(), &Locks::default()).unwrap();
             if let Err(error) = folder.latest() {
                 names(folder.dir(), error);
             }
@@ -172,7 +174,7 @@ pub fn run_folder(bytes: &[u8]) {
             fs::write(dir.join("settings.toml"), bytes).unwrap();
             fs::write(dir.join("metrics.jsonl"), "").unwrap();
             let record = toml::toml! { stage = "sft" };
-            if let Err(error) = StageFolder::open(dir.clone(), &record) {
+            if let Err(error) = StageFolder::open(dir.clone(), &record, &Locks::default()) {
                 names(&dir, error);
             }
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::benchmark::BenchmarkError;
 use crate::data::error::DataError;
 use crate::experiment::folder::FolderError;
+use crate::experiment::lock::LockError;
 use crate::experiment::settings::SettingsError;
 use crate::grid::file::GridError;
 use crate::memory::{Bytes, Need};
@@ -108,7 +109,9 @@ impl Error {
             Self::NonFinite(_)
             | Self::Output(_)
             | Self::Grid(GridError::Cells { .. })
-            | Self::Folder(FolderError::Write { .. })
+            | Self::Folder(
+                FolderError::Write { .. } | FolderError::Lock(LockError::Write { .. }),
+            )
             | Self::Checkpoint(CheckpointError::Write { .. })
             | Self::Data(DataError::Write { .. }) => 1,
             _ => 2,

@@ -33,13 +33,13 @@
 //! | [`model`] | the decoder, its heads and cache, sampling, optimizer, Hugging Face checkpoints |
 //! | [`stage`] | one file a stage of the pipeline; each reads and writes a folder of the run |
 //! | [`benchmark`] | the public benchmarks: answers for their judges, RewardBench, win rates |
-//! | [`experiment`] | settings, run folders, checkpoints |
+//! | [`experiment`] | settings, run folders and their locks, checkpoints |
 //! | [`grid`] | experiments: arms that differ in some settings, with several seeds; their schedule, results and statistics |
 //! | [`memory`] | what each stage will need, told before it runs |
 //! | [`report`] | metrics, tables, the page with its plots, texts cut into segments, what the paper reports |
 //! | [`cli`] | arguments in, checked settings out, one stage called |
 //! | [`statistics`] | means, variances, standard errors |
-//! | [`device`], [`rng`], [`control`], [`atomic`], [`bounds`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, ranges, every error |
+//! | [`device`], [`rng`], [`control`], [`atomic`], [`host`], [`bounds`], [`error`] | the device chosen at run time, seeded draws, stop and progress, whole files, this machine, ranges, every error |
 //! | [`walkthrough`] | from the paper to the code, by example |
 //!
 //! An equation module does no I/O, reads no settings and draws no random number. Training, rollouts and report
@@ -88,6 +88,7 @@ pub mod error;
 pub mod experiment;
 pub mod gae;
 pub mod grid;
+pub mod host;
 pub mod interpolation;
 pub mod kl;
 pub mod memory;

@@ -8,6 +8,7 @@ use super::{Common, show, use_threads};
 use crate::control::{Progress, Stop, say};
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, write_file, write_json};
+use crate::experiment::lock::Locks;
 use crate::experiment::settings::Settings;
 use crate::grid::analysis::Analysis;
 use crate::grid::plan::{Grid, Plan};
@@ -64,7 +65,8 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
         prompts: common.prompts.clone(),
         experiments,
     };
-    let plan = grid.plan(&run, &common.stop(), &Progress::new().of_many())?;
+    let progress = Progress::new().of_many();
+    let plan = grid.plan(&run, &common.locks(), &common.stop(), &progress)?;
     let jobs = usize::from(args.jobs);
     if args.dry_run {
         return show::out(&plan.list(jobs));
@@ -159,5 +161,5 @@ fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
 
 /// The grid in the folder `run`, to be read.
 fn plan(run: &Path) -> Result<Plan, Error> {
-    Grid::read(run)?.plan(run, &Stop::default(), &Progress::silent())
+    Grid::read(run)?.plan(run, &Locks::default(), &Stop::default(), &Progress::silent())
 }

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::control::{Progress, Stop};
 use crate::device::DeviceName;
 use crate::error::Error;
+use crate::experiment::lock::{Locks, Unsupported};
 use crate::experiment::settings::{DEFAULTS, FULL, Method, QUICK, Settings};
 use crate::grid::reproduce;
 use crate::stage::{Context, evaluate, export, fit_normalizer, policy, preferences, reward, sft};
@@ -137,9 +138,16 @@ struct Common {
     /// Stop with a checkpoint after N optimizer steps or PPO iterations, as Ctrl-C would
     #[arg(long, global = true, value_name = "N")]
     stop_after: Option<usize>,
+    /// Run even where the file system has no locks: see to it yourself that no two processes run one stage
+    #[arg(long, global = true)]
+    without_locks: bool,
 }
 
 impl Common {
+    fn locks(&self) -> Locks {
+        Locks::new(if self.without_locks { Unsupported::GoOn } else { Unsupported::Refuse })
+    }
+
     fn stop(&self) -> Stop {
         self.stop_after.map_or_else(Stop::default, Stop::after).on_signals()
     }
@@ -248,6 +256,7 @@ fn context(common: &Common, command: &Command) -> Result<Context, Error> {
     context.reward_model = common.reward_model.clone();
     context.data = common.data.clone();
     context.prompts = common.prompts.clone();
+    context.locks = common.locks();
     context.stop = common.stop();
     context.progress = Progress::new();
     Ok(context)

@@ -7,6 +7,8 @@
 //! checkpoints/     the last two, each whole: step-00000100/{*.safetensors, *.adamw, state.json, manifest.json}
 //! model/           the result in Hugging Face's layout
 //! summary.json     the result in figures; its presence says that the stage is finished
+//! took.json        seconds that it took in a grid or a reproduction, all tries together
+//! failed.json      why its last try in a grid failed
 //! ```
 
 use std::borrow::Cow;
@@ -14,10 +16,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::lock::{self, Lock, LockError, Locks};
 use crate::atomic::{self, NewFile};
 use crate::rng::Fnv1a;
 
@@ -62,6 +66,9 @@ pub enum FolderError {
         /// `key: there, here` for each key that differs.
         differences: Vec<String>,
     },
+    /// Another process uses the folder, or it cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A stage needs another one's result.
     #[error("{dir}: not there or not finished; run `segment-rlhf {command}` first")]
     Missing {
@@ -82,9 +89,20 @@ pub enum FolderError {
     },
 }
 
+/// The file whose presence says that a stage is finished.
+const SUMMARY: &str = "summary.json";
+const CHECKPOINTS: &str = "checkpoints";
+const SETTINGS: &str = "settings.toml";
+/// A file in a stage's folder that says why its last try ended.
+pub const FAILED: &str = "failed.json";
+/// A file in a stage's folder that says what its tries took.
+pub const TOOK: &str = "took.json";
+
 /// A stage's folder, opened for the settings that it was started with.
 pub struct StageFolder {
     dir: PathBuf,
+    /// Keeps other processes out while the stage runs; a finished stage is read without it.
+    _lock: Option<Arc<Lock>>,
     /// What a damaged checkpoint was, where the one before it was used instead.
     pub warnings: Vec<String>,
 }
@@ -120,15 +138,28 @@ impl Entry {
 
 impl StageFolder {
     /// Opens `dir` for a stage with the given `record` (settings, inputs, device, seed), creating it if it is
-    /// not there. A folder that holds nothing but another record, since its stage was refused before it
-    /// began, gets the new one.
+    /// not there, and keeps it locked; what a kill left there goes. A folder that holds nothing but another record,
+    /// since its stage was refused before it began, gets the new one. A finished stage is opened whoever else
+    /// has it open.
     ///
     /// # Errors
     ///
-    /// [`FolderError::OtherSettings`] when the folder was started with another record;
-    /// [`FolderError::Read`], [`FolderError::Write`] and [`FolderError::Corrupt`].
-    pub fn open(dir: PathBuf, record: &toml::Table) -> Result<Self, FolderError> {
-        let path = dir.join("settings.toml");
+    /// [`FolderError::Lock`] when another process runs the stage; [`FolderError::OtherSettings`] when the folder was
+    /// started with another record; [`FolderError::Read`], [`FolderError::Write`] and [`FolderError::Corrupt`].
+    pub fn open(dir: PathBuf, record: &toml::Table, locks: &Locks) -> Result<Self, FolderError> {
+        let lock = if is_settled(&dir)? {
+            None
+        } else {
+            match locks.take(&dir) {
+                Ok(lock) => {
+                    clear(&dir)?;
+                    Some(lock)
+                }
+                Err(_) if is_finished(&dir) => None,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let path = dir.join(SETTINGS);
         if let Some(text) = read_if_there(&path)?
             && has_begun(&dir)?
         {
@@ -141,11 +172,11 @@ impl StageFolder {
                 return Err(FolderError::OtherSettings { dir, differences });
             }
         } else {
-            fs::create_dir_all(&dir).map_err(writing(&dir))?;
+            atomic::create_dir_all(&dir).map_err(writing(&dir))?;
             let text = toml::to_string(record).expect("a table serialises");
             write_file(&path, text.as_bytes())?;
         }
-        Ok(Self { dir, warnings: Vec::new() })
+        Ok(Self { dir, _lock: lock, warnings: Vec::new() })
     }
 
     /// The folder.
@@ -153,17 +184,14 @@ impl StageFolder {
         &self.dir
     }
 
-    /// The result of a finished stage, whose checkpoints go where a kill left them.
+    /// The result of a finished stage.
     ///
     /// # Errors
     ///
-    /// [`FolderError::Read`], [`FolderError::Write`] and [`FolderError::Corrupt`].
+    /// [`FolderError::Read`] and [`FolderError::Corrupt`].
     pub fn summary<T: DeserializeOwned>(&self) -> Result<Option<T>, FolderError> {
-        let path = self.dir.join("summary.json");
-        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-        let summary = parse(&path, &bytes)?;
-        self.remove_checkpoints()?;
-        Ok(Some(summary))
+        let path = self.dir.join(SUMMARY);
+        read_if_there(&path)?.map(|bytes| parse(&path, &bytes)).transpose()
     }
 
     /// Marks the stage as finished, with its result, and removes its checkpoints.
@@ -172,34 +200,34 @@ impl StageFolder {
     ///
     /// [`FolderError::Write`].
     pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
-        write_json(&self.dir.join("summary.json"), summary)?;
-        self.remove_checkpoints()
+        self.sync_logs()?;
+        write_json(&self.dir.join(SUMMARY), summary)?;
+        remove_checkpoints(&self.dir)
     }
 
-    fn remove_checkpoints(&self) -> Result<(), FolderError> {
-        let checkpoints = self.dir.join("checkpoints");
-        atomic::remove_dir(&checkpoints).map_err(writing(&checkpoints))
+    /// Makes the lines that were logged durable.
+    fn sync_logs(&self) -> Result<(), FolderError> {
+        for log in entries(&self.dir)?.iter().filter(|path| name(path).ends_with(".jsonl")) {
+            atomic::sync(log).map_err(writing(log))?;
+        }
+        Ok(())
     }
 
-    /// Writes the checkpoint of `step`, one file after the other, and keeps the one before it.
+    /// Writes the checkpoint of `step`, one file after the other, and keeps the one before it. Older ones go once it
+    /// is durable.
     ///
     /// # Errors
     ///
     /// [`FolderError::Write`]; the earlier checkpoints are then intact.
     pub fn save(&self, step: usize, files: Vec<NewFile<'_>>) -> Result<(), FolderError> {
-        let checkpoints = self.dir.join("checkpoints");
-        let path = checkpoints.join(format!("step-{step:08}"));
-        // The lines that go with the checkpoint are on the disk before it.
-        for log in entries(&self.dir)?.iter().filter(|path| name(path).ends_with(".jsonl")) {
-            File::open(log).and_then(|file| file.sync_all()).map_err(writing(log))?;
-        }
-        fs::create_dir_all(&checkpoints).map_err(writing(&checkpoints))?;
+        let path = self.dir.join(CHECKPOINTS).join(format!("step-{step:08}"));
+        self.sync_logs()?; // the lines that go with the checkpoint are on the disk before it
         atomic::write_dir(&path, writing(&path), |dir| {
             let mut manifest = Manifest { step, files: BTreeMap::new() };
             for (name, fill) in files {
                 let file = dir.join(&name);
                 let written = fill(&file).and_then(|()| {
-                    File::open(&file)?.sync_all()?;
+                    atomic::sync(&file)?;
                     Entry::of(&file)
                 });
                 let entry = written.map_err(writing(&path.join(&name)))?;
@@ -208,12 +236,7 @@ impl StageFolder {
             write_json(&dir.join("manifest.json"), &manifest)
         })?;
         let dirs = self.checkpoint_dirs()?;
-        let kept = &dirs[dirs.len().saturating_sub(2)..];
-        // Older ones, and what a kill left half-written.
-        let is_checkpoint =
-            |path: &PathBuf| name(path).trim_start_matches('.').starts_with("step-");
-        let all = entries(&checkpoints)?;
-        for old in all.iter().filter(|path| is_checkpoint(path) && !kept.contains(path)) {
+        for old in &dirs[..dirs.len().saturating_sub(2)] {
             atomic::remove_dir(old).map_err(writing(old))?;
         }
         Ok(())
@@ -242,7 +265,7 @@ impl StageFolder {
         if damaged.is_empty() {
             return Ok(None);
         }
-        let dir = self.dir.join("checkpoints");
+        let dir = self.dir.join(CHECKPOINTS);
         Err(FolderError::NoGoodCheckpoint { dir, detail: damaged.join("; ") })
     }
 
@@ -268,7 +291,7 @@ impl StageFolder {
     }
 
     fn checkpoint_dirs(&self) -> Result<Vec<PathBuf>, FolderError> {
-        let mut dirs = entries(&self.dir.join("checkpoints"))?;
+        let mut dirs = entries(&self.dir.join(CHECKPOINTS))?;
         dirs.retain(|path| name(path).starts_with("step-"));
         dirs.sort();
         Ok(dirs)
@@ -288,10 +311,47 @@ fn name(path: &Path) -> Cow<'_, str> {
     path.file_name().unwrap_or_default().to_string_lossy()
 }
 
-/// Whether the folder of a stage holds more than its settings, or than the half that a kill left of them.
+/// Whether the stage in the folder `dir` is finished.
+pub fn is_finished(dir: &Path) -> bool {
+    dir.join(SUMMARY).exists()
+}
+
+/// Whether the stage in the folder `dir` is finished, nobody has it, and a kill left nothing in it: there is nothing
+/// to do but to read it.
+///
+/// # Errors
+///
+/// [`FolderError::Read`].
+pub fn is_settled(dir: &Path) -> Result<bool, FolderError> {
+    if !is_finished(dir) || lock::is_named(dir) || dir.join(CHECKPOINTS).exists() {
+        return Ok(false);
+    }
+    Ok(!entries(dir)?.iter().any(|path| atomic::is_temporary(&name(path))))
+}
+
+/// Removes what a kill left half-written in the folder `dir`, and the checkpoints of a finished stage; for the holder
+/// of its lock.
+///
+/// # Errors
+///
+/// [`FolderError::Write`].
+pub fn clear(dir: &Path) -> Result<(), FolderError> {
+    for dir in [dir, &dir.join(CHECKPOINTS)] {
+        atomic::remove_leftovers(dir).map_err(writing(dir))?;
+    }
+    if is_finished(dir) { remove_checkpoints(dir) } else { Ok(()) }
+}
+
+fn remove_checkpoints(dir: &Path) -> Result<(), FolderError> {
+    let checkpoints = dir.join(CHECKPOINTS);
+    atomic::remove_dir(&checkpoints).map_err(writing(&checkpoints))
+}
+
+/// Whether the folder of a stage holds more than its settings and what is noted of a try that was refused.
 fn has_begun(dir: &Path) -> Result<bool, FolderError> {
-    let settings = ["settings.toml", ".settings.toml.tmp"];
-    Ok(entries(dir)?.iter().any(|path| !settings.contains(&&*name(path))))
+    let begun =
+        |name: &str| !atomic::is_temporary(name) && ![SETTINGS, TOOK, FAILED].contains(&name);
+    Ok(entries(dir)?.iter().any(|path| begun(&name(path))))
 }
 
 /// A file of JSON lines that grows.
@@ -337,7 +397,7 @@ impl Origin {
     ///
     /// [`FolderError::Read`], and [`FolderError::Corrupt`] for settings without the number.
     pub fn read(dir: &Path) -> Result<Self, FolderError> {
-        let path = dir.join("settings.toml");
+        let path = dir.join(SETTINGS);
         let text = fs::read_to_string(&path).map_err(reading(&path))?;
         toml::from_str(&text)
             .map_err(|error| FolderError::Corrupt { path, detail: error.to_string() })
@@ -463,4 +523,102 @@ fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
         .filter(|key| old.get(**key) != new.get(**key))
         .map(|key| format!("{key}: {} there, {} here", show(old.get(*key)), show(new.get(*key))))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    /// The folder of a stage with the seed `seed`.
+    fn open(run: &TempDir, seed: i64) -> Result<StageFolder, FolderError> {
+        let record = toml::Table::from_iter([("seed".to_owned(), seed.into())]);
+        StageFolder::open(run.path().join("sft"), &record, &Locks::default())
+    }
+
+    fn save(folder: &StageFolder, step: usize) {
+        let state = |path: &Path| fs::write(path, "state");
+        folder.save(step, vec![("state.json".into(), Box::new(state))]).unwrap();
+    }
+
+    #[test]
+    fn an_old_checkpoint_goes_after_the_new_one_is_durable() {
+        let run = TempDir::new().unwrap();
+        let folder = open(&run, 0).unwrap();
+        folder.log("metrics.jsonl", 0).unwrap();
+        (1..=2).for_each(|step| save(&folder, step));
+        let steps = atomic::steps(|| save(&folder, 3));
+        let checkpoint = [
+            "sync metrics.jsonl",
+            "sync folder checkpoints",
+            "sync state.json",
+            "sync .manifest.json.ME.tmp",
+            "rename .manifest.json.ME.tmp to manifest.json",
+            "sync folder .step-00000003.ME.tmp",
+            "sync folder .step-00000003.ME.tmp",
+            "rename .step-00000003.ME.tmp to step-00000003",
+            "sync folder checkpoints",
+            "remove step-00000001",
+        ];
+        assert_eq!(steps, checkpoint);
+        let steps = atomic::steps(|| folder.finish(&1).unwrap());
+        let finish = [
+            "sync metrics.jsonl",
+            "sync .summary.json.ME.tmp",
+            "rename .summary.json.ME.tmp to summary.json",
+            "sync folder sft",
+            "remove checkpoints",
+        ];
+        assert_eq!(steps, finish);
+    }
+
+    #[test]
+    fn a_stage_that_has_not_begun_takes_other_settings() {
+        let run = TempDir::new().unwrap();
+        let dir = open(&run, 0).unwrap().dir().to_owned();
+        for note in [TOOK, FAILED, ".metrics.jsonl.elsewhere-1.tmp"] {
+            fs::write(dir.join(note), "{}").unwrap();
+        }
+        drop(open(&run, 1).unwrap());
+        let settings = fs::read_to_string(dir.join(SETTINGS)).unwrap();
+        assert_eq!(settings, "seed = 1\n");
+        fs::write(dir.join("metrics.jsonl"), "").unwrap();
+        assert!(matches!(open(&run, 2), Err(FolderError::OtherSettings { .. })));
+    }
+
+    #[test]
+    fn a_stage_has_one_runner_and_a_result_any_number_of_readers() {
+        let run = TempDir::new().unwrap();
+        let folder = open(&run, 0).unwrap();
+        let held = |opened| matches!(opened, Err(FolderError::Lock(LockError::Held { .. })));
+        assert!(held(open(&run, 0)));
+        assert!(held(open(&run, 1)), "whatever its settings");
+        save(&folder, 1);
+        write_json(&folder.dir().join(SUMMARY), &7).unwrap();
+        let reader = open(&run, 0).unwrap();
+        assert_eq!(reader.summary::<u8>().unwrap(), Some(7));
+        assert!(folder.dir().join(CHECKPOINTS).exists(), "they are the runner's to remove");
+        folder.finish(&8).unwrap();
+        drop(folder);
+        // Read alone, a stage is not locked.
+        let readers = [(); 2].map(|()| open(&run, 0).unwrap());
+        assert!(readers.iter().all(|reader| reader.summary::<u8>().unwrap() == Some(8)));
+        assert!(!lock::is_held(reader.dir()));
+    }
+
+    #[test]
+    fn what_a_kill_left_in_a_finished_stage_goes() {
+        let run = TempDir::new().unwrap();
+        let folder = open(&run, 0).unwrap();
+        folder.finish(&1).unwrap();
+        let dir = folder.dir().to_owned();
+        drop(folder);
+        assert!(is_settled(&dir).unwrap());
+        for left in [".took.json.elsewhere-1.tmp", "../sft.owner.json"] {
+            fs::write(dir.join(left), "{").unwrap();
+            assert!(!is_settled(&dir).unwrap(), "{left}");
+            open(&run, 0).unwrap();
+            assert!(is_settled(&dir).unwrap(), "{left}");
+        }
+    }
 }

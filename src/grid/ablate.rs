@@ -19,14 +19,15 @@ use crate::report::table::markdown;
 /// [`Error::Interrupted`]; [`GridError::Cells`] when cells failed or cannot be read, after all others are finished;
 /// [`Error::Folder`].
 pub fn run(plan: &Plan, run: &std::path::Path, jobs: usize) -> Result<Results, Error> {
-    plan.grid.write(run)?;
+    let locks = &plan.cells[0].context.locks;
+    plan.grid.write(run, locks)?;
     let board = Mutex::new(Board::new(plan, jobs));
     let finished = || board.lock().expect("no worker panics with the lock").update(plan, jobs);
     finished();
     let outcomes = schedule::run(&plan.tasks, jobs, OnFailure::KeepGoing, finished);
     drop(board);
     let results = plan.results();
-    schedule::write_in_turn(&run.join("results.json"), &results)?;
+    schedule::write_in_turn(&run.join("results.json"), &results, locks)?;
     let failure = |outcome| match outcome {
         Outcome::Failed(error) => Some(error.to_string()),
         _ => None,

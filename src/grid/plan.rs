@@ -1,7 +1,6 @@
 //! A grid: experiments with seeds, as it stands in `RUN/grid.json`; its cells, stages and results.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::GridError;
 use super::file::Planned;
 use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
-use super::schedule::{FAILED, Failure, Tasks, is_running, write_in_turn};
+use super::schedule::{Failure, Tasks, write_in_turn};
 use crate::control::{Progress, Stop};
 use crate::device::DeviceName;
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, Origin, read_json, read_json_lines};
+use crate::experiment::folder::{FAILED, FolderError, Origin, read_json, read_json_lines};
+use crate::experiment::lock::{Locks, is_held};
 use crate::report::metrics::IterationMetrics;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::policy::EvaluationLine;
@@ -86,14 +86,12 @@ impl Grid {
     /// # Errors
     ///
     /// [`GridError::OtherFormat`] when the folder is another version's; [`Error::Folder`].
-    pub fn write(&self, run: &Path) -> Result<(), Error> {
+    pub fn write(&self, run: &Path, locks: &Locks) -> Result<(), Error> {
         let path = path(run);
         if path.exists() {
             check_format(&path)?;
         }
-        fs::create_dir_all(run)
-            .map_err(|source| FolderError::Write { path: run.to_owned(), source })?;
-        Ok(write_in_turn(&path, self)?)
+        Ok(write_in_turn(&path, self, locks)?)
     }
 
     /// The cells and stages of the grid in the folder `run`.
@@ -101,7 +99,13 @@ impl Grid {
     /// # Errors
     ///
     /// [`Error::Device`], and those of reading the user's model and data.
-    pub fn plan(self, run: &Path, stop: &Stop, progress: &Progress) -> Result<Plan, Error> {
+    pub fn plan(
+        self,
+        run: &Path,
+        locks: &Locks,
+        stop: &Stop,
+        progress: &Progress,
+    ) -> Result<Plan, Error> {
         let Some(any) = self.experiments.iter().flat_map(|e| &e.arms).next() else {
             return Err(GridError::NoGrid { dir: run.to_owned() }.into());
         };
@@ -110,6 +114,7 @@ impl Grid {
         common.reward_model = self.reward_model.clone();
         common.data = self.data.clone();
         common.prompts = self.prompts.clone();
+        common.locks = locks.clone();
         common.stop = stop.clone();
         common.progress = progress.clone();
         common.layout = Layout::hashed(&common)?;
@@ -187,7 +192,7 @@ impl Plan {
         let some = |of: &dyn Fn(&Path) -> bool| chain.iter().any(|&task| of(&tasks[task].dir));
         if tasks[cell.last].is_finished() {
             Progressed::Finished
-        } else if some(&is_running) {
+        } else if some(&is_held) {
             Progressed::Running
         } else if some(&|dir| dir.join(FAILED).exists()) {
             Progressed::Failed

@@ -1,6 +1,6 @@
 //! Runs stages for many contexts: what they share once, what is ready side by side, in any number of processes.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, write_json};
+use crate::experiment::folder::{self, FAILED, FolderError, TOOK, write_json};
+use crate::experiment::lock::{LockError, Locks};
 use crate::stage::{Context, Stage};
 
 /// How long a worker leaves a stage alone that another process runs.
@@ -30,7 +31,7 @@ pub struct Task {
 impl Task {
     /// Whether its result is there.
     pub fn is_finished(&self) -> bool {
-        self.dir.join("summary.json").exists()
+        folder::is_finished(&self.dir)
     }
 }
 
@@ -88,7 +89,7 @@ pub enum OnFailure {
 }
 
 /// Runs the tasks on `jobs` threads, those that come first in the list first, and calls `finished` after each that is
-/// done. A stage that another process runs is waited for.
+/// done. A stage that another process runs is waited for; a folder that cannot be locked fails its stage.
 ///
 /// # Errors
 ///
@@ -230,20 +231,29 @@ fn leave_what_cannot_run(states: &mut [Progress], tasks: &[Task]) {
 
 /// Runs a task unless its result is there; says whether it is then, which it is not while another process has it.
 fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
-    let Some(_lock) = lock(&task.dir)? else { return Ok(false) };
-    if task.is_finished() && !task.dir.join("checkpoints").exists() {
+    if folder::is_settled(&task.dir)? {
         return Ok(true);
     }
+    let lock = match task.context.locks.take(&task.dir) {
+        Err(LockError::Held { .. }) => return Ok(false),
+        other => other.map_err(FolderError::from)?,
+    };
+    if task.is_finished() {
+        folder::clear(&task.dir)?;
+        return Ok(true);
+    }
+    let mut context = task.context.clone();
+    context.locks = context.locks.holding(lock);
     let failed = task.dir.join(FAILED);
     let _ = fs::remove_file(&failed); // of an earlier try
     let start = Instant::now();
-    let result = task.stage.run(&task.context);
+    let result = task.stage.run(&context);
     Took::add(&task.dir, start.elapsed());
     match result {
         Ok(()) => Ok(true),
         Err(error) => {
             if on_failure == OnFailure::KeepGoing && !matches!(error, Error::Interrupted { .. }) {
-                let Context { progress, label, .. } = &task.context;
+                let Context { progress, label, .. } = &context;
                 progress.line(&format!("{label} {} failed: {error}", task.stage.command()));
                 // A stage can be refused before it has a folder; a disk that is full has no place for either.
                 let _ = fs::create_dir_all(&task.dir);
@@ -254,9 +264,6 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
     }
 }
 
-/// A file in a stage's folder that says why its last try ended.
-pub const FAILED: &str = "failed.json";
-
 /// The content of [`FAILED`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
@@ -264,7 +271,7 @@ pub struct Failure {
     pub error: String,
 }
 
-/// What a stage took, in `took.json` in its folder; all tries together.
+/// What a stage took, in [`TOOK`] in its folder; all tries together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Took {
     /// Wall-clock seconds.
@@ -274,51 +281,28 @@ pub struct Took {
 impl Took {
     /// What the stage in `dir` took, where that is known.
     pub fn read(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(dir.join("took.json")).ok()?).ok()
+        serde_json::from_slice(&fs::read(dir.join(TOOK)).ok()?).ok()
     }
 
     /// Adds to what the stage in `dir` took; a disk that is full is not the stage's failure.
     fn add(dir: &Path, time: Duration) {
         let before = Self::read(dir).unwrap_or_default().seconds;
-        let _ = write_json(&dir.join("took.json"), &Self { seconds: before + time.as_secs_f64() });
+        let _ = write_json(&dir.join(TOOK), &Self { seconds: before + time.as_secs_f64() });
     }
-}
-
-/// Whether another process runs the stage in `dir` now.
-pub fn is_running(dir: &Path) -> bool {
-    let Ok(file) = File::open(lock_path(dir)) else { return false };
-    matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock))
-}
-
-fn lock_path(dir: &Path) -> PathBuf {
-    dir.with_extension("lock")
 }
 
 /// Writes `value` as JSON to `path`, one process after the other.
 ///
 /// # Errors
 ///
-/// [`FolderError::Write`].
-pub fn write_in_turn<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
-    let lock = lock_path(path);
-    let turn = File::create(&lock).map_err(|source| FolderError::Write { path: lock, source })?;
-    let _ = turn.lock(); // where the file system knows no locks, two processes are not kept apart
+/// [`FolderError::Lock`] and [`FolderError::Write`].
+pub fn write_in_turn<T: Serialize>(
+    path: &Path,
+    value: &T,
+    locks: &Locks,
+) -> Result<(), FolderError> {
+    let _turn = locks.wait(&path.with_extension("lock"))?;
     write_json(path, value)
-}
-
-/// Keeps other processes off the folder `dir` while it lives; nothing where another one has it. It goes with the
-/// process, however that ends.
-fn lock(dir: &Path) -> Result<Option<File>, Error> {
-    let path = lock_path(dir);
-    let parent = path.parent().expect("a stage's folder is in a run's");
-    let file = fs::create_dir_all(parent)
-        .and_then(|()| File::create(&path))
-        .map_err(|source| FolderError::Write { path, source })?;
-    match file.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => Ok(None),
-        // Where the file system knows no locks, two processes are not kept apart.
-        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Some(file)),
-    }
 }
 
 #[cfg(test)]

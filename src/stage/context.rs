@@ -12,7 +12,8 @@ use crate::data::error::DataError;
 use crate::data::rows::files;
 use crate::device::DeviceName;
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, StageFolder};
+use crate::experiment::folder::{FolderError, StageFolder, is_finished};
+use crate::experiment::lock::Locks;
 use crate::experiment::settings::Settings;
 use crate::memory::{Estimator, Lengths, Need};
 use crate::model::ModelConfig;
@@ -40,6 +41,8 @@ pub struct Context {
     pub data: Option<PathBuf>,
     /// Prompts in JSON Lines or Parquet, in place of those of `data`.
     pub prompts: Option<PathBuf>,
+    /// Keeps other processes out of the stages' folders.
+    pub locks: Locks,
     /// Asks the run to end.
     pub stop: Stop,
     /// Shows how far it is.
@@ -65,6 +68,7 @@ impl Context {
             reward_model: None,
             data: None,
             prompts: None,
+            locks: Locks::default(),
             stop: Stop::default(),
             progress: Progress::silent(),
             label: String::new(),
@@ -136,7 +140,7 @@ impl Context {
         table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
         record.insert("inputs".into(), table.into());
         record.extend(settings);
-        StageFolder::open(self.dir(stage), &record)
+        StageFolder::open(self.dir(stage), &record, &self.locks)
     }
 
     /// Tells what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need`
@@ -153,7 +157,7 @@ impl Context {
         need: impl FnOnce(Estimator<'_>, Lengths) -> Need,
     ) -> Result<(), Error> {
         let Some((prompt, response)) = longest else { return Ok(()) };
-        if dir.join("summary.json").exists() {
+        if is_finished(dir) {
             return Ok(());
         }
         let estimator = Estimator::new(&self.settings, config, self.device_name);
@@ -179,7 +183,7 @@ impl Context {
 
 /// `dir`, if the stage in it is finished.
 fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
-    if dir.join("summary.json").exists() {
+    if is_finished(&dir) {
         Ok(dir)
     } else {
         Err(FolderError::Missing { dir, command: command.to_owned() })

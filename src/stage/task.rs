@@ -1,6 +1,6 @@
 //! What the stages learn from: the embedded task, or a user's files.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use crate::data::pairs::{self, Conversation, Counts, Limits};
 use crate::data::store::{Items, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
+use crate::experiment::folder::FolderError;
 use crate::model::ModelConfig;
 use crate::rng::{Fnv1a, stream};
 
@@ -177,7 +178,8 @@ impl Task {
         let mut store = match Store::open(&dir)? {
             Some(store) => store,
             None => {
-                let _lock = lock(&folder)?;
+                // Methods may be trained side by side.
+                let _turn = context.locks.wait(&folder.join("lock")).map_err(FolderError::from)?;
                 if Store::open(&dir)?.is_none() {
                     Store::write(&dir, fill)?;
                 }
@@ -301,17 +303,6 @@ pub fn model_tokenizer(dir: &Path) -> Result<Tokenizer, Error> {
 pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     let format = RoleFormat::new("{} ", "<user> {} ", "<answer> {}")?;
     Ok(Tokenizer::from_json(&letters::tokenizer_json(), "<eos>", "<pad>", format)?)
-}
-
-/// Waits until no other process makes a store in `folder`: methods may be trained side by side. The lock goes
-/// with the file.
-fn lock(folder: &Path) -> Result<File, DataError> {
-    let path = folder.join("lock");
-    let file = fs::create_dir_all(folder).and_then(|()| File::create(&path));
-    let file = file.map_err(|source| DataError::Write { path, source })?;
-    // Where the file system knows no locks, two processes at the same moment are not kept apart.
-    let _ = file.lock();
-    Ok(file)
 }
 
 fn report(context: &Context, counts: Counts) {

@@ -806,6 +806,36 @@ const RUN: &[Row] = &[
         |ready| trained(ready, |_| (), &["sft", "--seed", "3"]),
     ),
     (
+        "LockError::Held",
+        2,
+        &[
+            "sft: in use by process 17 on node-3 since 2026-01-02 03:04:05 UTC; wait until that ends, or name \
+             another folder with --run",
+        ],
+        |_| {
+            let run = TempDir::new().unwrap();
+            let owner =
+                json!({"host": "node-3", "process": 17, "since": "2026-01-02 03:04:05 UTC"});
+            fs::write(run.path().join("sft.owner.json"), owner.to_string()).unwrap();
+            let held = fs::File::create(run.path().join("sft.lock")).unwrap();
+            held.lock().unwrap();
+            try_in(run, &["sft"])
+        },
+    ),
+    (
+        "LockError::Write",
+        1,
+        &[
+            "sft.lock: cannot write: ",
+            "mend what the system names, then run the same command again",
+        ],
+        |_| {
+            let run = TempDir::new().unwrap();
+            fs::create_dir(run.path().join("sft.lock")).unwrap();
+            try_in(run, &["sft"])
+        },
+    ),
+    (
         "FolderError::Corrupt",
         2,
         &[
@@ -1334,6 +1364,7 @@ const UNREACHABLE: &[(&str, &str)] = &[
     #[cfg(not(feature = "parquet"))]
     ("DataError::Compression", "this build reads no Parquet"),
     ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
+    ("LockError::Unsupported", "a test has no such file system: the lock's own tests show it"),
     ("NormalizerError::TooFewPoints", "every response has a reward"),
     ("NormalizerError::LengthMismatch", "the stage passes as many x as y"),
     ("NormalizerError::OneLocation", "the stage then fits a scalar"),

@@ -12,6 +12,7 @@ mod errors;
 mod export;
 #[cfg(unix)]
 mod full_disk;
+mod locks;
 mod lora;
 mod memory;
 mod page;

@@ -166,17 +166,18 @@ fn what_a_kill_leaves_half_written_is_dropped() {
     }
     for left in [
         ".metrics.jsonl.tmp",
-        ".summary.json.tmp",
-        "checkpoints/.step-00000006.tmp/policy.safetensors",
+        ".summary.json.node-3.cluster-17.tmp",
+        "checkpoints/.step-00000006.node-3-17.tmp/policy.safetensors",
         "checkpoints/.step-00000007.tmp/.policy.adamw.tmp",
-        ".model.tmp/config.json",
-        ".model.old/config.json",
+        ".model.node-3-17.tmp/config.json",
+        ".model.node-3-17.old/config.json",
+        "../sft.owner.json",
     ] {
         fs::create_dir_all(dir.join(left).parent().unwrap()).unwrap();
         fs::write(dir.join(left), "half").unwrap();
     }
     finish(run.path(), &["sft"], &[]);
-    assert_same(&unbroken.path().join("sft"), &dir);
+    assert_same(unbroken.path(), run.path());
 }
 
 #[test]
@@ -184,9 +185,32 @@ fn half_written_settings_do_not_bind_a_stage_that_has_not_begun() {
     let run = TempDir::new().unwrap();
     fs::create_dir(run.path().join("sft")).unwrap();
     fs::write(run.path().join("sft/settings.toml"), "[settings]\nseed = 3\n").unwrap();
-    fs::write(run.path().join("sft/.settings.toml.tmp"), "[sett").unwrap();
+    let half = run.path().join("sft/.settings.toml.node-3-17.tmp");
+    fs::write(&half, "[sett").unwrap();
     finish(run.path(), &["sft"], &[]);
-    assert!(!run.path().join("sft/.settings.toml.tmp").exists());
+    assert!(!half.exists());
+}
+
+#[test]
+fn a_stage_that_was_refused_takes_corrected_settings() {
+    let run = TempDir::new().unwrap();
+    // A reward model that gives 0 to every response.
+    let silent = [
+        "reproduce",
+        "--set",
+        "reproduce.methods=['bandit']",
+        "--set",
+        "heads.init_std=0.0",
+        "--set",
+        "reward.optimizer.learning_rate=1e-300",
+    ];
+    let refused = program(run.path(), &silent).ended_with(2);
+    refused.says(&["error: normalizer: the standard deviation is 0, expected more than 0"]);
+    let noted = run.path().join("seed-0/bandit/normalizer/took.json");
+    assert!(noted.exists(), "a refused stage has taken its time");
+    program(run.path(), &[&silent[..], &["--set", "normalizer.kind='none'"]].concat())
+        .ended_with(0);
+    assert!(noted.exists());
 }
 
 #[test]
