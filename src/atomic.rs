@@ -58,7 +58,10 @@ pub fn write_dir<E>(
 ) -> Result<(), E> {
     remove_abandoned(dir, NEW);
     let temporary = sibling(dir, NEW);
-    remove_dir(&temporary).and_then(|()| create_dir_all(&temporary)).map_err(&io)?;
+    create_dir_all(parent(dir))
+        .and_then(|()| remove_dir(&temporary))
+        .and_then(|()| fs::create_dir(&temporary))
+        .map_err(&io)?;
     let written = fill(&temporary).and_then(|()| replace(dir, &temporary).map_err(io));
     if written.is_err() {
         let _ = fs::remove_dir_all(&temporary);
@@ -264,7 +267,6 @@ mod tests {
         };
         let here = format!("sync folder {}", name(folder.path()));
         let filled = [
-            &here[..], // the temporary folder
             "sync .w.ME.tmp",
             "rename .w.ME.tmp to w",
             "sync folder .model.ME.tmp",

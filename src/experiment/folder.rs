@@ -550,7 +550,6 @@ mod tests {
         let steps = atomic::steps(|| save(&folder, 3));
         let checkpoint = [
             "sync metrics.jsonl",
-            "sync folder checkpoints",
             "sync state.json",
             "sync .manifest.json.ME.tmp",
             "rename .manifest.json.ME.tmp to manifest.json",
