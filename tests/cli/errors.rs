@@ -1287,7 +1287,7 @@ const GRIDS: &[Row] = &[
     (
         "GridError::OtherFormat",
         2,
-        &["grid.json: format 7, but this program reads format 1; use the program that wrote it"],
+        &["grid.json: format 7, but this program reads format 2; use the program that wrote it"],
         |_| {
             grid(
                 |run| edit_json(&run.join("grid.json"), |grid| grid["format"] = 7.into()),
@@ -1298,7 +1298,7 @@ const GRIDS: &[Row] = &[
     (
         "GridError::OtherFormat",
         2,
-        &["grid.json: format 7, but this program reads format 1; use the program that wrote it"],
+        &["grid.json: format 7, but this program reads format 2; use the program that wrote it"],
         |_| {
             grid(
                 |run| edit_json(&run.join("grid.json"), |grid| grid["format"] = 7.into()),
