@@ -6,7 +6,7 @@
 //!
 //! With one segment a response this is the bandit's loss: only the scores know of segments.
 
-use burn::tensor::{Tensor, activation::log_sigmoid};
+use burn::tensor::{Tensor, activation::log_sigmoid, assert_shape};
 
 /// E4: the mean over pairs of `-ln σ(chosen - rejected - margin)`, in nats.
 ///
@@ -15,6 +15,10 @@ use burn::tensor::{Tensor, activation::log_sigmoid};
 /// # Shapes
 ///
 /// `[P], [P], [P] -> [1]`, for P pairs. No margin is a margin of 0.
+///
+/// # Panics
+///
+/// Where the shapes differ: nothing is broadcast.
 ///
 /// # Source
 ///
@@ -35,9 +39,14 @@ pub fn segment_bt_loss(
     rejected: Tensor<1>,
     margin: Option<Tensor<1>>,
 ) -> Tensor<1> {
+    let [pairs] = chosen.dims();
+    assert_shape!(rejected, [pairs]);
     let difference = chosen - rejected;
     let difference = match margin {
-        Some(margin) => difference - margin,
+        Some(margin) => {
+            assert_shape!(margin, [pairs]);
+            difference - margin
+        }
         None => difference,
     };
     log_sigmoid(difference).mean().neg()
@@ -65,6 +74,10 @@ pub struct DpoLoss {
 ///
 /// Log-probabilities of whole responses, in nats: `[P]` each.
 ///
+/// # Panics
+///
+/// Where the shapes differ.
+///
 /// # Source
 ///
 /// Rafailov et al. 2023; the official code's `DPOLoss`.
@@ -88,6 +101,10 @@ pub fn dpo_loss(
     beta: f64,
     label_smoothing: f64,
 ) -> DpoLoss {
+    let [pairs] = policy_chosen.dims();
+    assert_shape!(policy_rejected, [pairs]);
+    assert_shape!(ref_chosen, [pairs]);
+    assert_shape!(ref_rejected, [pairs]);
     let chosen = (policy_chosen - ref_chosen) * beta;
     let rejected = (policy_rejected - ref_rejected) * beta;
     let loss = segment_bt_loss(chosen.clone(), rejected.clone(), None) * (1.0 - label_smoothing)

@@ -7,7 +7,7 @@
 //!
 //! Both are averaged over the tokens of a sequence, then over sequences.
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Tensor, assert_shape};
 
 /// E9 and what to log beside it.
 #[derive(Clone, Debug)]
@@ -26,6 +26,10 @@ pub struct PolicyLoss {
 ///
 /// `[B, T]` each, log-probabilities in nats. The mask is true at response tokens, each row's at least one; the
 /// others are never read. Averages are [`sequence_mean`]'s.
+///
+/// # Panics
+///
+/// Where the shapes differ: nothing is broadcast.
 ///
 /// # Source
 ///
@@ -55,6 +59,10 @@ pub fn policy_loss(
     mask: Tensor<2, Bool>,
     clip: f64,
 ) -> PolicyLoss {
+    let [batch, tokens] = log_probs.dims();
+    assert_shape!(old_log_probs, [batch, tokens]);
+    assert_shape!(advantages, [batch, tokens]);
+    assert_shape!(mask, [batch, tokens]);
     // Padding is filled where a gradient would leave, here, and where values are averaged, in the mean.
     let log_probs = log_probs.mask_fill(mask.clone().bool_not(), 0.0);
     let ratio = (log_probs - old_log_probs).exp();
@@ -75,6 +83,10 @@ pub fn policy_loss(
 ///
 /// `[B, T]` each. The mask is true at response tokens, each row's at least one; the others are never
 /// read.
+///
+/// # Panics
+///
+/// Where the shapes differ.
 ///
 /// # Source
 ///
@@ -100,6 +112,10 @@ pub fn value_loss(
     mask: Tensor<2, Bool>,
     clip: f64,
 ) -> Tensor<1> {
+    let [batch, tokens] = values.dims();
+    assert_shape!(old_values, [batch, tokens]);
+    assert_shape!(returns, [batch, tokens]);
+    assert_shape!(mask, [batch, tokens]);
     let values = values.mask_fill(mask.clone().bool_not(), 0.0);
     let clipped = old_values.clone() + (values.clone() - old_values).clamp(-clip, clip);
     let unclipped_error = (values - returns.clone()).square();
@@ -112,6 +128,10 @@ pub fn value_loss(
 /// # Shapes
 ///
 /// `[B, T], [B, T] -> [1]`. A row without a masked token counts as 0.
+///
+/// # Panics
+///
+/// Where the shapes differ.
 ///
 /// # Source
 ///
@@ -128,6 +148,8 @@ pub fn value_loss(
 /// assert_eq!(sequence_mean(x, mask).into_scalar::<f32>(), 4.0); // (2 + 6) / 2
 /// ```
 pub fn sequence_mean(x: Tensor<2>, mask: Tensor<2, Bool>) -> Tensor<1> {
+    let [batch, tokens] = x.dims();
+    assert_shape!(mask, [batch, tokens]);
     let padding = mask.bool_not();
     let tokens = x.ones_like().mask_fill(padding.clone(), 0.0).sum_dim(1); // [B, 1]
     (x.mask_fill(padding, 0.0).sum_dim(1) / tokens.clamp_min(1.0)).mean()

@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, assert_shape};
 use serde::{Deserialize, Serialize};
 
 /// f of E3: how segment rewards make one score.
@@ -109,6 +109,10 @@ pub fn aggregation_weights(
 ///
 /// `[B, T], [B, T] -> [B]`; the weights are those of [`aggregation_weights`], 0 in padding.
 ///
+/// # Panics
+///
+/// Where the shapes differ.
+///
 /// # Examples
 ///
 /// ```
@@ -120,6 +124,8 @@ pub fn aggregation_weights(
 /// assert_eq!(score.into_scalar::<f32>(), 2.0);
 /// ```
 pub fn sequence_scores(token_scores: Tensor<2>, weights: Tensor<2>) -> Tensor<1> {
+    let [batch, tokens] = token_scores.dims();
+    assert_shape!(weights, [batch, tokens]);
     let unread = weights.clone().equal_elem(0.0);
     (token_scores.mask_fill(unread, 0.0) * weights).sum_dim(1).squeeze_dim(1)
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::goldens::{cases, ranges};
 use crate::support::{
-    assert_close, assert_gradient, cpu, devices, host, matrix, value_and_gradient, vector,
+    assert_close, assert_gradient, cpu, devices, host, matrix, panic_of, value_and_gradient, vector,
 };
 
 /// E4 of the rows of `[2, P]`: chosen, rejected.
@@ -231,6 +231,33 @@ fn a_batch_costs_the_mean_of_its_pairs_in_any_order() {
     }
 }
 
-// 6. Errors: none; any two scores have a loss.
+// 6. Errors
+
+/// Tensors of 3 pairs, but one pair alone in the one with this number.
+fn narrow_at<const N: usize>(narrow: usize) -> [Tensor<1>; N] {
+    std::array::from_fn(|i| Tensor::zeros([if i == narrow { 1 } else { 3 }], &cpu()))
+}
+
+/// One pair alone in the argument `name` would be broadcast over three.
+fn broadcast(name: &str) -> String {
+    format!("assert_shape!({name}, [pairs]): axis 0 expected 3, got 1 (dims [1])")
+}
+
+#[test]
+fn the_loss_broadcasts_none_of_its_arguments() {
+    for (i, name) in ["rejected", "margin"].into_iter().enumerate() {
+        let [chosen, rejected, margin] = narrow_at(i + 1);
+        assert_eq!(panic_of(|| segment_bt_loss(chosen, rejected, Some(margin))), broadcast(name));
+    }
+}
+
+#[test]
+fn dpo_broadcasts_none_of_its_arguments() {
+    for (i, name) in ["policy_rejected", "ref_chosen", "ref_rejected"].into_iter().enumerate() {
+        let [chosen, rejected, ref_chosen, ref_rejected] = narrow_at(i + 1);
+        let of = || dpo_loss(chosen, rejected, ref_chosen, ref_rejected, 0.1, 0.0);
+        assert_eq!(panic_of(of), broadcast(name));
+    }
+}
 
 // 7. Devices: every test above that asks for `devices()`.

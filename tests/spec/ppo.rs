@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::goldens::cases;
 use crate::support::{
-    assert_close, assert_gradient, cpu, devices, host, mask, matrix, value_and_gradient,
+    assert_close, assert_gradient, cpu, devices, host, mask, matrix, panic_of, value_and_gradient,
     with_nan_padding,
 };
 
@@ -274,6 +274,41 @@ fn a_row_without_response_tokens_counts_as_zero() {
     }
 }
 
-// 6. Errors: none; tensors of other shapes do not multiply.
+// 6. Errors
+
+/// Tensors of 2 rows and 3 tokens, but one token alone in the one with this number.
+fn narrow_at<const N: usize>(narrow: usize) -> [Tensor<2>; N] {
+    std::array::from_fn(|i| Tensor::zeros([2, if i == narrow { 1 } else { 3 }], &cpu()))
+}
+
+/// One token alone in the argument `name` would be broadcast over three.
+fn broadcast(name: &str) -> String {
+    format!("assert_shape!({name}, [batch, tokens]): axis 1 expected 3, got 1 (dims [2, 1])")
+}
+
+#[test]
+fn the_policy_loss_broadcasts_none_of_its_arguments() {
+    let names = ["old_log_probs", "advantages", "mask"];
+    for (i, name) in names.into_iter().enumerate() {
+        let [new, old, advantages, mask] = narrow_at(i + 1);
+        let of = || policy_loss(new, old, advantages, mask.equal_elem(0.0), 0.2);
+        assert_eq!(panic_of(of), broadcast(name));
+    }
+}
+
+#[test]
+fn the_value_loss_broadcasts_none_of_its_arguments() {
+    for (i, name) in ["old_values", "returns", "mask"].into_iter().enumerate() {
+        let [values, old, returns, mask] = narrow_at(i + 1);
+        let of = || value_loss(values, old, returns, mask.equal_elem(0.0), 0.2);
+        assert_eq!(panic_of(of), broadcast(name));
+    }
+}
+
+#[test]
+fn the_mean_broadcasts_no_mask() {
+    let [x, mask] = narrow_at(1);
+    assert_eq!(panic_of(|| sequence_mean(x, mask.equal_elem(0.0))), broadcast("mask"));
+}
 
 // 7. Devices: every test above that asks for `devices()`.

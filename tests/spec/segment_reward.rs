@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::goldens::{cases, ranges};
 use crate::support::{
-    assert_close, assert_gradient, cpu, devices, host, matrix, value_and_gradient,
+    assert_close, assert_gradient, cpu, devices, host, matrix, panic_of, value_and_gradient,
 };
 use crate::tolerance;
 
@@ -183,6 +183,14 @@ fn a_segment_past_the_response_has_no_weight() {
 #[should_panic(expected = "a response has at least one segment")]
 fn a_response_of_no_segments_has_no_score() {
     aggregate(&[], Aggregation::Sum);
+}
+
+#[test]
+fn weights_of_one_token_are_not_broadcast_over_a_response() {
+    let (scores, weights) = (Tensor::zeros([2, 3], &cpu()), Tensor::ones([2, 1], &cpu()));
+    let expected =
+        "assert_shape!(weights, [batch, tokens]): axis 1 expected 3, got 1 (dims [2, 1])";
+    assert_eq!(panic_of(|| sequence_scores(scores, weights)), expected);
 }
 
 // 7. Devices: every test above that asks for `devices()`; the rest is on the host.

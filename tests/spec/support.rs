@@ -62,6 +62,13 @@ pub fn assert_close(actual: &[f64], expected: &[f64], tolerance: f64) {
     }
 }
 
+/// What `f` says as it panics.
+#[track_caller]
+pub fn panic_of<T>(f: impl FnOnce() -> T) -> String {
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).err().expect("a panic");
+    *panic.downcast::<String>().expect("a panic with a text")
+}
+
 /// The loss at x, and its gradient by `backward()`.
 pub fn value_and_gradient(
     loss: impl Fn(Tensor<2>) -> Tensor<1>,
