@@ -8,7 +8,7 @@ use crate::experiment::folder::FolderError;
 use crate::experiment::lock::LockError;
 use crate::experiment::settings::SettingsError;
 use crate::grid::file::GridError;
-use crate::memory::{Bytes, Need};
+use crate::memory::{Advice, Bytes, Need};
 use crate::model::CheckpointError;
 use crate::model::optim::NonFinite;
 use crate::normalizer::NormalizerError;
@@ -76,15 +76,14 @@ pub enum Error {
         problem: String,
     },
     /// The stage needs more memory than the device has.
-    #[error(
-        "{need}, and {available} are free; lower the stage's rows_at_once or the lengths of [data] and [sampling], \
-         or set lora.rank, precision.compute = \"bf16\" or precision.checkpointing = \"layers\""
-    )]
+    #[error("{need}, and {available} are free; {advice}")]
     Memory {
         /// What it needs.
         need: Need,
         /// What there is.
         available: Bytes,
+        /// What would bring it down.
+        advice: Advice,
     },
     /// The result could not be printed.
     #[error("standard output: {0}; free space or mend what the system names")]

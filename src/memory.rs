@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use crate::device::{Checkpointing, DeviceName};
+use crate::device::{Checkpointing, DeviceName, Precision};
 use crate::error::Error;
 use crate::experiment::settings::Settings;
 use crate::model::ModelConfig;
@@ -37,19 +37,128 @@ impl Need {
         self.parts.iter().filter(|(part, _)| *part == name).map(|(_, bytes)| bytes).sum()
     }
 
-    /// Refuses a stage that does not fit in `available` bytes, where that is known.
+    /// Refuses a stage that does not fit in `available` bytes, where that is known, with the advice of `advise` for
+    /// so many.
     ///
     /// # Errors
     ///
     /// [`Error::Memory`].
-    pub fn check(&self, available: Option<f64>) -> Result<(), Error> {
+    pub fn check(
+        &self,
+        available: Option<f64>,
+        advise: impl FnOnce(f64) -> Advice,
+    ) -> Result<(), Error> {
         match available {
             Some(available) if available < self.total() => {
-                Err(Error::Memory { need: self.clone(), available: Bytes(available) })
+                let advice = advise(available);
+                Err(Error::Memory { need: self.clone(), available: Bytes(available), advice })
             }
             _ => Ok(()),
         }
     }
+}
+
+/// Settings that bring a need down.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Advice {
+    /// `key=value`, as `--set` takes them.
+    pub sets: Vec<String>,
+    /// What is needed with them, in bytes.
+    pub need: f64,
+    /// Whether that fits.
+    pub fits: bool,
+}
+
+impl Advice {
+    /// The settings that bring `need`, in bytes, down to `available`: the first that suffice of [`relief`], less those
+    /// that turn out to be spared. All of them where they do not suffice.
+    pub fn find(settings: &Settings, available: f64, need: impl Fn(&Settings) -> f64) -> Self {
+        let steps = relief(settings);
+        let with = |taken: &[usize]| {
+            let mut changed = settings.clone();
+            for (key, value) in taken.iter().flat_map(|&step| &steps[step]) {
+                let change = format!("{key} = {value}").parse().expect("a key and a value");
+                changed = changed.with("memory", &change).expect("relief stays in range");
+            }
+            need(&changed)
+        };
+        let mut taken: Vec<usize> = Vec::new();
+        for step in 0..steps.len() {
+            if with(&taken) <= available {
+                break;
+            }
+            taken.push(step);
+        }
+        let fits = with(&taken) <= available;
+        if fits {
+            for step in taken.clone() {
+                let fewer: Vec<usize> = taken.iter().copied().filter(|&s| s != step).collect();
+                if with(&fewer) <= available {
+                    taken = fewer;
+                }
+            }
+        }
+        // A later step may set a key of an earlier one again.
+        let mut sets: Vec<(&str, &toml::Value)> = Vec::new();
+        for (key, value) in taken.iter().flat_map(|&step| &steps[step]) {
+            sets.retain(|(other, _)| other != key);
+            sets.push((key, value));
+        }
+        let text = |value: &toml::Value| value.as_str().map_or(value.to_string(), str::to_owned);
+        let sets = sets.into_iter().map(|(key, value)| format!("{key}={}", text(value))).collect();
+        Self { sets, need: with(&taken), fits }
+    }
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sets: Vec<String> = self.sets.iter().map(|set| format!("--set {set}")).collect();
+        let (sets, need) = (sets.join(" "), Bytes(self.need));
+        match self.fits {
+            true => write!(f, "it takes {need} with {sets}"),
+            false if sets.is_empty() => write!(f, "take a smaller model or more memory"),
+            false => {
+                write!(f, "it takes {need} even with {sets}: take a smaller model or more memory")
+            }
+        }
+    }
+}
+
+/// What lowers a need, step by step: first what costs time alone, then precision, then adapters in place of all weights,
+/// at last shorter rows. A step holds only what these settings do not have yet.
+fn relief(settings: &Settings) -> Vec<Vec<(&'static str, toml::Value)>> {
+    let Settings { sft, reward, ppo, sampling, precision, lora, data, .. } = settings;
+    let lower = |counts: &[(&'static str, usize, usize)]| -> Vec<(&'static str, toml::Value)> {
+        let above = counts.iter().filter(|(_, now, to)| now > to);
+        above.map(|&(key, _, to)| (key, (to as i64).into())).collect()
+    };
+    let choose = |key: &'static str, value: toml::Value, now: bool| -> Vec<_> {
+        if now { Vec::new() } else { vec![(key, value)] }
+    };
+    let tokens = |tokens: usize| {
+        lower(&[
+            ("data.prompt_tokens", data.prompt_tokens, tokens),
+            ("data.response_tokens", data.response_tokens, tokens),
+            ("data.total_tokens", data.total_tokens, 2 * tokens),
+            ("sampling.prompt_tokens", sampling.prompt_tokens, tokens),
+            ("sampling.max_new_tokens", sampling.max_new_tokens, tokens),
+        ])
+    };
+    let layers = precision.checkpointing == Checkpointing::Layers;
+    let steps = vec![
+        lower(&[("sft.rows_at_once", sft.rows_at_once, 1)]),
+        lower(&[("reward.rows_at_once", reward.rows_at_once, 1)]),
+        lower(&[("ppo.rows_at_once", ppo.rows_at_once, 1)]),
+        lower(&[("sampling.rows_at_once", sampling.rows_at_once, 8)]),
+        choose("precision.checkpointing", "layers".into(), layers),
+        choose("precision.compute", "bf16".into(), precision.compute == Precision::Bf16),
+        choose("lora.rank", 8.into(), lora.rank > 0),
+        tokens(1024),
+        tokens(512),
+        tokens(256),
+        lower(&[("sampling.rows_at_once", sampling.rows_at_once, 1)]),
+    ];
+    steps.into_iter().filter(|step| !step.is_empty()).collect()
 }
 
 impl fmt::Display for Need {
@@ -69,7 +178,8 @@ pub struct Bytes(pub f64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
+        match self.0 + 0.0 {
+            // The sum of nothing is -0, and -0 + 0 is 0.
             bytes if bytes < 1e9 => write!(f, "{:.0} MB", bytes / 1e6),
             bytes => write!(f, "{:.1} GB", bytes / 1e9),
         }
@@ -83,6 +193,17 @@ pub struct Lengths {
     pub prompt: usize,
     /// Tokens of a response.
     pub response: usize,
+}
+
+impl Lengths {
+    /// What is left of them where both the data's limits and those of sampling are lowered to what `settings` say.
+    pub fn within(self, settings: &Settings) -> Self {
+        let Settings { data, sampling, .. } = settings;
+        Self {
+            prompt: self.prompt.min(data.prompt_tokens.max(sampling.prompt_tokens)),
+            response: self.response.min(data.response_tokens.max(sampling.max_new_tokens)),
+        }
+    }
 }
 
 /// What a decoder carries.
@@ -356,5 +477,76 @@ impl<'a> Estimator<'a> {
         let read = 2.0 * rows * columns * (kv + q) * self.compute();
         let logits = 2.0 * WIDE * rows * self.config.vocab_size as f64;
         cache + (read + logits).max(self.layer(rows, prompt)) + self.copy()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shape of Phi-3-mini.
+    fn phi3_mini() -> ModelConfig {
+        ModelConfig {
+            vocab_size: 32064,
+            hidden_size: 3072,
+            intermediate_size: 8192,
+            layers: 32,
+            heads: 32,
+            kv_heads: 32,
+            head_dim: 96,
+            ..ModelConfig::default()
+        }
+    }
+
+    fn most(settings: &Settings) -> f64 {
+        let config = phi3_mini();
+        let stages = Estimator::new(settings, &config, DeviceName::Cuda).stages();
+        stages.iter().map(Need::total).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn the_sum_of_nothing_is_no_less_than_nothing() {
+        let need = Need { stage: "sft", parts: Vec::new() };
+        assert_eq!(Bytes(need.part("frozen weights")).to_string(), "0 MB");
+        assert_eq!(Bytes(0.5e9).to_string(), "500 MB");
+    }
+
+    #[test]
+    fn advice_fits_and_takes_what_it_says() {
+        let defaults = Settings::defaults();
+        for gigabytes in [400.0, 200.0, 80.0, 40.0, 24.0, 16.0] {
+            let advice = Advice::find(&defaults, 1e9 * gigabytes, most);
+            let settings = Settings::resolve(&[], &advice.sets).unwrap();
+            assert_eq!(most(&settings), advice.need, "{advice}");
+            assert!(advice.fits && advice.need <= 1e9 * gigabytes, "{gigabytes}: {advice}");
+            // Each setting is needed.
+            for spared in &advice.sets {
+                let fewer: Vec<String> =
+                    advice.sets.iter().filter(|set| *set != spared).cloned().collect();
+                let fewer = Settings::resolve(&[], &fewer).map(|settings| most(&settings));
+                let group = spared.starts_with("data.") || spared.starts_with("sampling.");
+                assert!(group || fewer.unwrap() > 1e9 * gigabytes, "{gigabytes}: {spared}");
+            }
+        }
+    }
+
+    #[test]
+    fn advice_takes_what_costs_time_alone_before_what_changes_results() {
+        let defaults = Settings::defaults();
+        let enough = Advice::find(&defaults, most(&defaults), most);
+        assert!(enough.fits && enough.sets.is_empty(), "{enough}");
+        let large = Advice::find(&defaults, 1e9 * 300.0, most);
+        assert!(
+            large
+                .sets
+                .iter()
+                .all(|set| set.contains("rows_at_once") || set.contains("checkpointing")),
+            "{large}"
+        );
+        let small = Advice::find(&defaults, 1e9 * 24.0, most);
+        assert!(small.sets.contains(&"lora.rank=8".to_owned()), "{small}");
+        let none = Advice::find(&defaults, 1e9, most);
+        assert!(!none.fits && none.need > 1e9, "{none}");
+        assert!(none.to_string().ends_with(": take a smaller model or more memory"), "{none}");
     }
 }

@@ -11,9 +11,9 @@ use crate::data::chat::{Message, Role};
 use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
-use crate::experiment::settings::Method;
+use crate::experiment::settings::{Method, Settings};
 use crate::grid::reproduce::{Results, cell_context, table};
-use crate::memory::{Bytes, Estimator, Need};
+use crate::memory::{Advice, Bytes, Estimator, Need};
 use crate::model::generate::view_tokens;
 use crate::model::{CausalLm, ModelConfig};
 use crate::report::reported;
@@ -99,12 +99,19 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
     };
     let rows: Vec<Vec<String>> = needs.iter().map(row).collect();
     out(&markdown(&[&["stage", "all"], &parts[..]].concat(), &rows))?;
-    match context.device_name.free_memory() {
-        Some(free) => {
-            out(&format!("free on {}: {}", context.device_name.name(), Bytes(free as f64)))
-        }
-        None => Ok(()),
+    let Some(free) = context.device_name.free_memory().map(|free| free as f64) else {
+        return Ok(());
+    };
+    let mut text = format!("free on {}: {}", context.device_name.name(), Bytes(free));
+    let most = |settings: &Settings| {
+        let stages = Estimator::new(settings, &config, context.device_name).stages();
+        stages.iter().map(Need::total).fold(0.0, f64::max)
+    };
+    if most(&context.settings) > free {
+        let advice = Advice::find(&context.settings, free, most);
+        text += &format!("\nnot every stage fits; {advice}");
     }
+    out(&text)
 }
 
 /// The table, the paper's ordering of its methods, and one response before and after.

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::experiment::folder::{FolderError, StageFolder, is_finished};
 use crate::experiment::lock::Locks;
 use crate::experiment::settings::Settings;
-use crate::memory::{Estimator, Lengths, Need};
+use crate::memory::{Advice, Estimator, Lengths, Need};
 use crate::model::ModelConfig;
 use crate::model::{CheckpointError, lora};
 use crate::rng::Fnv1a;
@@ -154,16 +154,20 @@ impl Context {
         dir: &Path,
         config: &ModelConfig,
         longest: Option<(usize, usize)>,
-        need: impl FnOnce(Estimator<'_>, Lengths) -> Need,
+        need: impl Fn(Estimator<'_>, Lengths) -> Need,
     ) -> Result<(), Error> {
         let Some((prompt, response)) = longest else { return Ok(()) };
         if is_finished(dir) {
             return Ok(());
         }
-        let estimator = Estimator::new(&self.settings, config, self.device_name);
-        let need = need(estimator, Lengths { prompt, response });
-        self.progress.line(&need.to_string());
-        need.check(self.device_name.free_memory().map(|free| free as f64))
+        let lengths = Lengths { prompt, response };
+        let with = |settings: &Settings| {
+            need(Estimator::new(settings, config, self.device_name), lengths.within(settings))
+        };
+        let own = with(&self.settings);
+        self.progress.line(&own.to_string());
+        let free = self.device_name.free_memory().map(|free| free as f64);
+        own.check(free, |free| Advice::find(&self.settings, free, |other| with(other).total()))
     }
 
     /// A stage's name on display.

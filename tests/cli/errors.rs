@@ -722,7 +722,12 @@ const SETTINGS: &[Row] = &[
     (
         "Error::Memory",
         2,
-        &["sft needs about ", " are free; lower the stage's rows_at_once"],
+        &[
+            "sft needs about ",
+            " are free; it takes ",
+            " even with --set ",
+            ": take a smaller model or more memory",
+        ],
         |_| {
             let model = llama();
             let config = model.path().join("config.json");
