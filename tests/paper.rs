@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use segment_rlhf::experiment::settings::{DEFAULTS, Method, NormalizerKind, Settings};
+use segment_rlhf::experiment::settings::{DEFAULTS, FULL, Method, NormalizerKind, QUICK, Settings};
 use segment_rlhf::kl::AdaptiveKl;
 use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::normalizer::Normalizer;
@@ -561,7 +561,17 @@ fn the_adaptive_controller_observes_the_kl_of_a_response() {
 /// D28: 2e-4 where the prototype had 3e-4.
 #[test]
 fn the_actor_learns_at_two_thirds_of_the_prototype_s_rate() {
-    assert_eq!(Settings::defaults().ppo.actor.learning_rate, 2e-4);
+    let page = read("paper/deviations.md");
+    let heading = page.lines().find(|line| line.starts_with("**D28. ")).unwrap();
+    let words = heading.split_whitespace().map(|word| word.trim_matches(['.', '*']));
+    let rates: Vec<f64> = words.filter_map(|word| word.parse().ok()).collect();
+    let [ours, prototype] = rates[..] else { panic!("two rates in {heading}") };
+    assert!((ours / prototype - 2.0 / 3.0).abs() < 1e-12, "{heading}");
+    for overlay in [DEFAULTS, QUICK, FULL] {
+        let overlay = ("a preset".to_owned(), overlay.to_owned());
+        let settings = Settings::resolve(&[overlay], &[]).unwrap();
+        assert_eq!(settings.ppo.actor.learning_rate, ours, "{heading}");
+    }
 }
 
 /// D29: N(0, 1/inputs) for linear maps, N(0, 1) for the embedding.

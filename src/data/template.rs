@@ -269,7 +269,9 @@ mod tests {
     #[test]
     fn templates_like_those_of_checkpoints_write_what_transformers_writes() {
         let tokenizer = Tokenizer::from_dir(&fixture()).unwrap();
-        for case in read::<Vec<Case>>("templates.json") {
+        let cases = read::<Vec<Case>>("templates.json");
+        assert!(cases.len() >= 8 * 10 * 2, "{} cases", cases.len());
+        for case in cases {
             let path = fixture().join("templates").join(&case.template).with_extension("jinja");
             let template = template(&fs::read_to_string(path).unwrap()).unwrap();
             let found = template.render(&case.messages, case.add_generation_prompt);

@@ -208,6 +208,7 @@ fn mt_bench_asks_the_second_turn_in_the_conversation_of_the_first() {
     let conversation =
         [(Role::User, "Add 2 and 3."), (Role::Assistant, &first), (Role::User, "Now double it.")];
     let greedy = json!([{"index": 0, "turns": [first, bench.greedy(&conversation)]}]);
+    assert_eq!(answers.len(), 3);
     for (answer, id) in answers.iter().zip([81, 111, 141]) {
         assert_eq!(keys(answer), ["question_id", "answer_id", "model_id", "choices", "tstamp"]);
         assert_eq!((&answer["question_id"], &answer["model_id"]), (&id.into(), &"tiny".into()));
@@ -218,7 +219,9 @@ fn mt_bench_asks_the_second_turn_in_the_conversation_of_the_first() {
     assert_eq!(answers[1]["choices"], greedy);
     assert_ne!(answers[0]["choices"], greedy);
     let out = bench.answer("mt-bench", &questions, "cold.jsonl", &["--temperature", "0"]);
-    assert!(json_lines(&out).iter().all(|answer| answer["choices"] == greedy));
+    let cold = json_lines(&out);
+    assert_eq!(cold.len(), 3);
+    assert!(cold.iter().all(|answer| answer["choices"] == greedy));
 }
 
 #[test]

@@ -69,6 +69,7 @@ fn a_checkpoint_and_a_file_of_pairs_pass_through_every_stage() {
         check(run, method);
         let segments = |line: &Value| line["segments"].as_f64().unwrap();
         let lines = json_lines(&run.join(method).join("ppo/metrics.jsonl"));
+        assert_eq!(lines.len(), 3);
         assert!(lines.iter().all(|line| (segments(line) == 1.0) == (method == "bandit")));
     }
     let prompt = ["--model", model, "--prompt", "How do I boil an egg?"];

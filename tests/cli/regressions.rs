@@ -17,8 +17,9 @@ mod inputs;
 /// Runs `target` on each file of `tests/data/regressions/NAME`.
 fn each(name: &str, target: fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/regressions").join(name);
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    let paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!paths.is_empty(), "no input of {name}");
+    for path in paths {
         println!("{}", path.display());
         target(&fs::read(path).unwrap());
     }

@@ -201,7 +201,16 @@ fn segment_as_bandit_is_rewarded_once_with_the_sequence_score() {
     let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let rows: Vec<(&[u32], &[u32])> =
         pairs.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..])).collect();
-    for (row, scored) in rows.iter().zip(scorer.score(&rows, 0).unwrap()) {
+    // The same reward model, asked for the rewards of its segments: E3 averages them.
+    let mut own = context.clone();
+    own.settings.method = Method::Segment;
+    let of_segments = Scorer::load(&own, ends, tokenizer.stop_tokens(), 4).unwrap();
+    let of_segments = of_segments.score(&rows, 0).unwrap();
+    assert!(of_segments.iter().any(|scored| scored.segments.len() > 1));
+    let scored = scorer.score(&rows, 0).unwrap();
+    for ((row, scored), of_segments) in rows.iter().zip(scored).zip(of_segments) {
+        let mean = of_segments.rewards.iter().sum::<f64>() / of_segments.rewards.len() as f64;
+        assert!((scored.sequence_score - mean).abs() < 1e-9, "{}, {mean}", scored.sequence_score);
         assert_eq!(scored.rewards, [scored.sequence_score]);
         assert_eq!(scored.segments.len(), 1);
         assert_eq!(scored.segments[0], 0..row.1.len());

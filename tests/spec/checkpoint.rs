@@ -83,7 +83,9 @@ fn hf(name: &str) -> PathBuf {
 /// Each of them.
 fn fixtures() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(hf("")).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.is_dir()).collect()
+    let found: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+    assert!(found.len() >= 17, "{} fixtures", found.len());
+    found
 }
 
 /// The tensors of all files of the model in `dir`, by name: type, shape, and bytes.
