@@ -4,10 +4,11 @@
 //! tokens        every row's prompt, then its responses; a token is 4 bytes
 //! index         32 bytes a row: where its tokens start, how many each part has, the gap of its scores,
 //!               and a hash of its prompt
-//! summary.json  sizes, hashes, and what was cut and skipped
+//! summary.json  sizes, hashes of all three files, and what was cut and skipped
 //! ```
 //!
-//! All numbers are little-endian. In memory a row takes 24 bytes, whatever its length.
+//! All numbers are little-endian. In memory a row takes 24 bytes, whatever its length. Every byte is verified
+//! when a store is opened, so that a damaged one is made again instead of trained on.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::error::DataError;
 use super::pairs::{Conversation, Counts, PreferencePair};
 use crate::atomic;
-use crate::rng::{Fnv1a, fnv1a};
+use crate::rng::{Fnv1a, Lanes, fnv1a};
 
 const TOKENS: &str = "tokens";
 const INDEX: &str = "index";
@@ -125,9 +126,33 @@ impl Place {
 struct Summary {
     rows: u64,
     tokens: u64,
+    token_hash: String,
     index_hash: String,
     fingerprint: String,
     counts: Counts,
+    /// That of this summary while it is empty.
+    summary_hash: String,
+}
+
+impl Summary {
+    /// The summary as a file holds it.
+    fn to_bytes(mut self) -> Vec<u8> {
+        let bytes =
+            |summary: &Self| serde_json::to_vec_pretty(summary).expect("a plain struct serialises");
+        self.summary_hash.clear();
+        self.summary_hash = hex(fnv1a(&bytes(&self)));
+        bytes(&self)
+    }
+
+    /// The summary that a file holds, unless a byte of it was changed.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let read = || serde_json::from_slice::<Self>(bytes).ok();
+        (read()?.to_bytes() == bytes).then(read)?
+    }
+}
+
+fn hex(hash: u64) -> String {
+    format!("{hash:016x}")
 }
 
 /// A tokenised data file.
@@ -143,6 +168,27 @@ pub struct Store {
     pub counts: Counts,
 }
 
+/// What is found where a store should be.
+#[derive(Debug)]
+pub enum Opened {
+    /// A store, every byte of which is as it was written.
+    Whole(Store),
+    /// Nothing.
+    Missing,
+    /// A store in which this file was changed, is gone, or is that of an older version.
+    Damaged(PathBuf),
+}
+
+impl Opened {
+    /// The store, if it is whole.
+    pub fn whole(self) -> Option<Store> {
+        match self {
+            Self::Whole(store) => Some(store),
+            _ => None,
+        }
+    }
+}
+
 /// Writes the rows of a store.
 pub struct StoreWriter<'a> {
     dir: &'a Path,
@@ -150,6 +196,9 @@ pub struct StoreWriter<'a> {
     index: BufWriter<File>,
     rows: u64,
     written: u64,
+    /// Verified when the store is opened: it keeps up with reading.
+    lanes: Lanes,
+    /// A part of the fingerprint, on which checkpoints depend.
     token_hash: Fnv1a,
     index_hash: Fnv1a,
 }
@@ -172,6 +221,7 @@ impl StoreWriter<'_> {
         let entry = place.to_bytes(prompt_hash(&row.prompt));
         let tokens = bytes_of(&[&row.prompt[..], first, second].concat());
         self.token_hash.write(&tokens);
+        self.lanes.write(&tokens);
         self.index_hash.write(&entry);
         let written = self.tokens.write_all(&tokens).and_then(|()| self.index.write_all(&entry));
         self.rows += 1;
@@ -184,11 +234,13 @@ impl StoreWriter<'_> {
         let summary = Summary {
             rows: self.rows,
             tokens: self.written,
-            index_hash: format!("{index:016x}"),
-            fingerprint: format!("{tokens:016x}{index:016x}"),
+            token_hash: hex(self.lanes.finish()),
+            index_hash: hex(index),
+            fingerprint: hex(tokens) + &hex(index),
             counts,
+            summary_hash: String::new(),
         };
-        let summary = serde_json::to_vec_pretty(&summary).expect("a plain struct serialises");
+        let summary = summary.to_bytes();
         [&mut self.tokens, &mut self.index]
             .into_iter()
             .try_for_each(|file| file.flush().and_then(|()| file.get_ref().sync_all()))
@@ -220,6 +272,7 @@ impl Store {
                 index: create(INDEX).map_err(writing(dir))?,
                 rows: 0,
                 written: 0,
+                lanes: Lanes::default(),
                 token_hash: Fnv1a::default(),
                 index_hash: Fnv1a::default(),
             };
@@ -228,32 +281,38 @@ impl Store {
         })
     }
 
-    /// The store `dir`, if it is there and undamaged.
+    /// The store `dir`, if it is there and undamaged. Its tokens are read once, in order.
     ///
     /// # Errors
     ///
     /// [`DataError::Read`].
-    pub fn open(dir: &Path) -> Result<Option<Self>, DataError> {
-        let read = |name: &str| match fs::read(dir.join(name)) {
+    pub fn open(dir: &Path) -> Result<Opened, DataError> {
+        if !dir.exists() {
+            return Ok(Opened::Missing);
+        }
+        let whole = |name: &str| match fs::read(dir.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             other => other.map(Some).map_err(reading(&dir.join(name))),
         };
-        let (Some(summary), Some(index)) = (read(SUMMARY)?, read(INDEX)?) else { return Ok(None) };
-        let Ok(summary) = serde_json::from_slice::<Summary>(&summary) else { return Ok(None) };
+        let damaged = |name| Ok(Opened::Damaged(dir.join(name)));
+        let Some(summary) = whole(SUMMARY)?.and_then(|bytes| Summary::from_bytes(&bytes)) else {
+            return damaged(SUMMARY);
+        };
+        let right = |index: &Vec<u8>| hex(fnv1a(index)) == summary.index_hash;
+        let Some(index) = whole(INDEX)?.filter(right) else { return damaged(INDEX) };
         let path = dir.join(TOKENS);
-        let tokens = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        let mut tokens = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return damaged(TOKENS),
             other => other.map_err(reading(&path))?,
         };
-        let length = tokens.metadata().map_err(reading(&path))?.len();
-        if length != summary.tokens * TOKEN as u64
-            || format!("{:016x}", fnv1a(&index)) != summary.index_hash
-        {
-            return Ok(None);
+        let hash = Lanes::of(&mut tokens).map_err(reading(&path))?;
+        if hex(hash) != summary.token_hash {
+            return damaged(TOKENS);
         }
         let (places, prompt_hashes) = index.chunks_exact(ENTRY).map(Place::from_bytes).unzip();
         let Summary { fingerprint, counts, .. } = summary;
-        Ok(Some(Self { path, tokens: tokens.into(), places, prompt_hashes, fingerprint, counts }))
+        let tokens = tokens.into();
+        Ok(Opened::Whole(Self { path, tokens, places, prompt_hashes, fingerprint, counts }))
     }
 
     /// The hash of each row's prompt, which is given once, since it need not stay in memory.
@@ -416,10 +475,14 @@ mod tests {
         (folder, dir)
     }
 
+    fn opened(dir: &Path) -> Opened {
+        Store::open(dir).unwrap()
+    }
+
     #[test]
     fn rows_come_back_in_any_order() {
         let (_folder, dir) = written(&rows());
-        let mut store = Store::open(&dir).unwrap().unwrap();
+        let mut store = opened(&dir).whole().unwrap();
         for i in [2, 0, 1, 0] {
             assert_eq!(store.row(i).unwrap(), rows()[i]);
         }
@@ -442,7 +505,7 @@ mod tests {
     fn the_fingerprint_is_that_of_the_rows() {
         let fingerprint = |rows: &[StoredRow]| {
             let (_folder, dir) = written(rows);
-            Store::open(&dir).unwrap().unwrap().fingerprint
+            opened(&dir).whole().unwrap().fingerprint
         };
         assert_eq!(fingerprint(&rows()), fingerprint(&rows()));
         let mut others: Vec<[StoredRow; 3]> = vec![rows(), rows(), rows()];
@@ -455,19 +518,32 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_store_is_as_good_as_none() {
+    fn whatever_byte_is_changed_its_file_is_named() {
         let (_folder, dir) = written(&rows());
+        assert!(matches!(opened(&dir.with_file_name("other")), Opened::Missing));
+        let names = |name: &str, damage: &str| match opened(&dir) {
+            Opened::Damaged(file) => assert_eq!(file, dir.join(name), "{damage}"),
+            other => panic!("{name}, {damage}: {other:?}"),
+        };
         for name in [TOKENS, INDEX, SUMMARY] {
             let path = dir.join(name);
             let whole = fs::read(&path).unwrap();
+            for i in 0..whole.len() {
+                let mut changed = whole.clone();
+                changed[i] ^= 1;
+                fs::write(&path, changed).unwrap();
+                names(name, &format!("byte {i} changed"));
+            }
             fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-            assert!(Store::open(&dir).unwrap().is_none(), "{name} is cut");
+            names(name, "cut");
+            fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
+            names(name, "longer");
             fs::remove_file(&path).unwrap();
-            assert!(Store::open(&dir).unwrap().is_none(), "{name} is gone");
+            names(name, "gone");
             fs::write(&path, whole).unwrap();
         }
-        assert!(Store::open(&dir).unwrap().is_some());
-        assert!(Store::open(&dir.with_file_name("other")).unwrap().is_none());
+        let store = opened(&dir).whole().unwrap();
+        assert_eq!(store.row(0).unwrap(), rows()[0], "reading starts anywhere after verification");
     }
 
     #[test]
@@ -481,7 +557,7 @@ mod tests {
             assert!(matches!(Store::write(dir, refuse), Err(DataError::EmptyPrompt { .. })));
         };
         refused(&dir);
-        assert!(Store::open(&dir).unwrap().is_some(), "the old one is untouched");
+        assert!(opened(&dir).whole().is_some(), "the old one is untouched");
         refused(&folder.path().join("new"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -11,7 +11,7 @@ use crate::data::chat::RoleFormat;
 use crate::data::error::DataError;
 use crate::data::letters::{self, Gold, Prompt};
 use crate::data::pairs::{self, Conversation, Counts, Limits};
-use crate::data::store::{Items, Store, StoreWriter, StoredRow};
+use crate::data::store::{Items, Opened, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
@@ -176,15 +176,23 @@ impl Task {
         let folder = context.run.join("data");
         let dir = folder.join(format!("{kind}-{:016x}", hash.finish()));
         let mut store = match Store::open(&dir)? {
-            Some(store) => store,
-            None => {
+            Opened::Whole(store) => store,
+            _ => {
                 // Methods may be trained side by side.
                 let _turn = context.locks.wait(&folder.join("lock")).map_err(FolderError::from)?;
-                if Store::open(&dir)?.is_none() {
+                let found = Store::open(&dir)?;
+                if let Opened::Damaged(file) = &found {
+                    let (file, data) = (file.display(), data.display());
+                    context.progress.line(&format!(
+                        "{file}: damaged, or of an older version; it is made again from {data}"
+                    ));
+                }
+                if found.whole().is_none() {
                     Store::write(&dir, fill)?;
                 }
                 let changed = || std::io::Error::other("it was changed while it was written");
                 Store::open(&dir)?
+                    .whole()
                     .ok_or_else(|| DataError::Read { path: dir, source: changed() })?
             }
         };

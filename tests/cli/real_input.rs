@@ -158,15 +158,49 @@ fn data_are_tokenised_once_for_all_stages_and_methods() {
     finish(run, &["fit-normalizer", "ppo"], &input);
     finish(run, &["train-reward"], &[&input[..], &["--method", "bandit"]].concat());
     assert_eq!(stores(run), first);
-    // Other limits are other tokens; a damaged store is made again.
+    // Other limits are other tokens.
     let other = ["--method", "token", "--set", "data.prompt_tokens=30"];
     finish(run, &["train-reward"], &[&input[..], &other].concat());
     assert_eq!(stores(run).len(), 2);
-    let tokens = run.join("data").join(&first[0].0).join("tokens");
-    let whole = std::fs::read(&tokens).unwrap();
-    std::fs::write(&tokens, &whole[..8]).unwrap();
-    finish(run, &["train-reward"], &[&input[..], &["--method", "sentence"]].concat());
-    assert_eq!(std::fs::read(tokens).unwrap(), whole);
+}
+
+#[test]
+fn a_damaged_store_is_named_and_made_again_with_the_same_result() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let run = run.path();
+    let train = ["train-reward", "--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+    let output = program(run, &train).ended_with(0);
+    assert!(!output.stderr.contains("made again"), "{}", output.stderr);
+    let reward = run.join("segment/reward");
+    let trained = std::fs::read(reward.join("model/model.safetensors")).unwrap();
+    let store = run.join("data").join(&stores(run)[0].0);
+    let files = ["tokens", "index", "summary.json"];
+    let whole = files.map(|name| std::fs::read(store.join(name)).unwrap());
+    for (name, whole) in files.iter().zip(&whole) {
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2] ^= 1;
+        std::fs::write(store.join(name), damaged).unwrap();
+        std::fs::remove_dir_all(&reward).unwrap();
+        let named = format!(
+            "{}: damaged, or of an older version; it is made again from {SENTENCES}\n",
+            store.join(name).display()
+        );
+        let output = program(run, &train).ended_with(0).says(&[&named]);
+        assert_eq!(output.stderr.matches("made again").count(), 1, "{}", output.stderr);
+        assert!(
+            std::fs::read(reward.join("model/model.safetensors")).unwrap() == trained,
+            "{name}"
+        );
+    }
+    assert_eq!(files.map(|name| std::fs::read(store.join(name)).unwrap()), whole);
+    // An older version wrote no hash of the tokens.
+    edit_json(&store.join("summary.json"), |summary| {
+        let summary = summary.as_object_mut().unwrap();
+        ["token_hash", "summary_hash"].map(|key| summary.remove(key).unwrap());
+    });
+    std::fs::remove_dir_all(&reward).unwrap();
+    program(run, &train).ended_with(0).says(&["summary.json: damaged, or of an older version"]);
+    assert_eq!(files.map(|name| std::fs::read(store.join(name)).unwrap()), whole);
 }
 
 #[test]
