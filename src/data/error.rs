@@ -49,6 +49,15 @@ pub enum DataError {
         /// What the parser says.
         reason: String,
     },
+    /// A file whose name ends in `.parquet` does not start as Parquet does.
+    #[error(
+        "{path}: not a Parquet file (no PAR1 at its start), though its name says so; download it again, or \
+         rename it if it is JSON Lines"
+    )]
+    NotParquet {
+        /// The file.
+        path: PathBuf,
+    },
     /// A Parquet file is damaged, or holds what cannot be read.
     #[error("{path}: not a Parquet file that can be read ({reason}); copy or write it again")]
     Parquet {

@@ -1,7 +1,7 @@
 //! The rows of a data file as JSON objects, one at a time: JSON Lines, a JSON array, or Parquet.
 //!
-//! What a file is shows in its first bytes, whatever its name: Parquet starts with `PAR1`, a JSON array
-//! with `[`; all else is JSON Lines. There, empty lines are skipped, and a byte-order mark and CRLF are
+//! What a file is shows in its first bytes: Parquet starts with `PAR1`, a JSON array with `[`; all else is JSON
+//! Lines. Only a file named `.parquet` must be Parquet: without `PAR1` it is refused. In JSON Lines, empty lines are skipped, and a byte-order mark and CRLF are
 //! accepted. Lines and Parquet are streamed, so that a file may be larger than memory; an array is read
 //! whole.
 
@@ -30,7 +30,7 @@ pub struct Row {
 ///
 /// # Errors
 ///
-/// [`DataError::Read`]; for Parquet also [`DataError::Parquet`], [`DataError::Compression`] and
+/// [`DataError::Read`], [`DataError::NotParquet`]; for Parquet also [`DataError::Parquet`], [`DataError::Compression`] and
 /// [`DataError::WithoutParquet`]; for an array what the iterator gives otherwise.
 pub fn rows(path: &Path) -> Result<Rows, DataError> {
     let unreadable = |source| DataError::Read { path: path.into(), source };
@@ -38,6 +38,8 @@ pub fn rows(path: &Path) -> Result<Rows, DataError> {
     let start = file.fill_buf().map_err(unreadable)?;
     let source: Stream = if start.starts_with(b"PAR1") {
         parquet_rows(path, file.into_inner())?
+    } else if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("parquet")) {
+        return Err(DataError::NotParquet { path: path.into() });
     } else if start.strip_prefix(MARK).unwrap_or(start).trim_ascii_start().starts_with(b"[") {
         array_rows(path, file)?
     } else {
@@ -303,6 +305,24 @@ mod tests {
         assert!(rows.next().unwrap().is_ok());
         assert!(rows.next().unwrap().is_err());
         assert!(rows.next().is_none());
+    }
+
+    #[test]
+    fn a_file_named_parquet_must_be_parquet() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("data.Parquet");
+        for bytes in [&b"version https://git-lfs.github.com/spec/v1\n"[..], b"\xFF\0", b"{}", b""] {
+            fs::write(&path, bytes).unwrap();
+            let error = rows(&path).err().unwrap();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "{}: not a Parquet file (no PAR1 at its start), though its name says so; download it \
+                     again, or rename it if it is JSON Lines",
+                    path.display()
+                )
+            );
+        }
     }
 
     #[cfg(not(feature = "parquet"))]

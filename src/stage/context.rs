@@ -175,11 +175,7 @@ impl Context {
         if self.label.is_empty() { stage.to_owned() } else { format!("{} {stage}", self.label) }
     }
 
-    /// Ends the stage if a stop was asked for.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Interrupted`].
+    /// The error with which the stage whose folder is `dir` ends when a stop was asked for.
     pub fn interrupted(&self, dir: &Path) -> Error {
         Error::Interrupted { dir: dir.to_owned() }
     }

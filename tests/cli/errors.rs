@@ -38,8 +38,12 @@ fn pairs(line: impl AsRef<[u8]>) -> Tried {
 
 /// A data file of these bytes.
 fn data_file(bytes: &[u8], command: &str) -> Tried {
+    data_file_named("data.jsonl", bytes, command)
+}
+
+fn data_file_named(name: &str, bytes: &[u8], command: &str) -> Tried {
     let (data, model) = (TempDir::new().unwrap(), llama());
-    let path = data.path().join("data.jsonl");
+    let path = data.path().join(name);
     fs::write(&path, bytes).unwrap();
     let model = model.path().to_str().unwrap();
     try_in_empty(&[command, "--model", model, "--data", path.to_str().unwrap()])
@@ -150,6 +154,9 @@ const DATA: &[Row] = &[
         &["data.jsonl:11: not JSON (", "column 10", "expected one JSON object"],
         |_| pairs("{\"prompt\": "),
     ),
+    ("DataError::NotParquet", 2, &["data.parquet: not a Parquet file (no PAR1 at its start)"], |_| {
+        data_file_named("data.parquet", b"\xFF\xFE{}", "train-reward")
+    }),
     #[cfg(feature = "parquet")]
     ("DataError::Parquet", 2, &["data.jsonl: not a Parquet file that can be read ("], |_| {
         data_file(b"PAR1, and then nothing", "train-reward")
