@@ -6,6 +6,8 @@ pub mod diagnostics;
 pub mod error;
 pub mod fields;
 pub mod letters;
+#[cfg(feature = "parquet")]
+mod pages;
 pub mod pairs;
 mod python;
 pub mod rows;

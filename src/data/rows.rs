@@ -183,20 +183,38 @@ fn parquet_rows(path: &Path, file: File) -> Result<Stream, DataError> {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::reader::RowIter;
 
+    use super::pages::{check_footer, check_pages};
+
     let path = path.to_owned();
     let refused = |path: &Path, reason: String| {
         let reason = reason.chars().take(MOST_REASON).collect();
         DataError::Parquet { path: path.into(), reason }
     };
-    let reader = caught(|| SerializedFileReader::new(file)).map_err(|why| refused(&path, why))?;
-    let mut columns = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+    let reader =
+        file.try_clone().map_err(|source| DataError::Read { path: path.clone(), source })?;
+    check_footer(&file).map_err(|why| refused(&path, why))?;
+    let reader = caught(|| SerializedFileReader::new(reader)).map_err(|why| refused(&path, why))?;
+    let groups = reader.metadata().row_groups().to_vec();
+    let mut columns = groups.iter().flat_map(|group| group.columns());
     let other = columns.find(|c| !matches!(c.compression(), UNCOMPRESSED | SNAPPY | GZIP(_)));
     if let Some(column) = other {
         let codec = column.compression().to_string();
         return Err(DataError::Compression { path, codec });
     }
     let mut rows = RowIter::from_file_into(Box::new(reader));
+    let (mut groups, mut left) = (groups.into_iter(), 0);
     Ok(Box::new((1..).map_while(move |place| {
+        let check = |column: &_| caught(|| Ok(check_pages(&file, column)))?;
+        // Before the library opens the next group of rows, and those without rows in front of it.
+        while left == 0
+            && let Some(group) = groups.next()
+        {
+            if let Err(why) = group.columns().iter().try_for_each(check) {
+                return Some(Err(refused(&path, why)));
+            }
+            left = group.num_rows();
+        }
+        left = left.saturating_sub(1);
         let row = caught(|| rows.next().transpose()).transpose()?;
         let row = row.map_err(|why| refused(&path, format!("row {place}: {why}")));
         Some(row.map(|row| Row { place, object: parquet_object(&row) }))
@@ -336,6 +354,7 @@ mod tests {
     #[cfg(feature = "parquet")]
     mod parquet {
         use super::*;
+        use ::parquet::file::reader::{FileReader, SerializedFileReader};
         use proptest::prelude::*;
 
         /// A file that pyarrow wrote: `tests/data/pairs/make.py`.
@@ -387,6 +406,91 @@ mod tests {
                 let (error, _) = read(&whole[..length]).unwrap_err();
                 assert!(matches!(error, DataError::Parquet { .. }), "{length}: {error}");
             }
+        }
+
+        /// The fixture with other numbers at the start of the first page's header: its type, its bytes when
+        /// decompressed, its bytes, and the values of a dictionary. They take as many bytes as the old ones.
+        fn claiming(name: &str, edit: impl Fn(&mut [u64; 4])) -> Vec<u8> {
+            let mut bytes = fixture(name);
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pairs");
+            let file = fs::File::open(path.join(format!("{name}.parquet"))).unwrap();
+            let reader = SerializedFileReader::new(file).unwrap();
+            let mut at = reader.metadata().row_group(0).column(0).byte_range().0 as usize;
+            let mut numbers = [0; 4];
+            let mut places = Vec::new();
+            for number in &mut numbers {
+                at += if bytes[at] & 15 == 12 { 2 } else { 1 }; // the fields' types, and into the dictionary's
+                let length = 1 + bytes[at..].iter().position(|&byte| byte < 128).unwrap();
+                for i in (0..length).rev() {
+                    *number = *number << 7 | u64::from(bytes[at + i] & 127);
+                }
+                *number /= 2; // zigzag
+                places.push(at..at + length);
+                at += length;
+            }
+            edit(&mut numbers);
+            for (number, place) in numbers.into_iter().zip(places) {
+                for (i, byte) in bytes[place.clone()].iter_mut().enumerate() {
+                    let more = if i + 1 < place.len() { 128 } else { 0 };
+                    *byte = (2 * number >> (7 * i) & 127) as u8 | more;
+                }
+            }
+            bytes
+        }
+
+        #[track_caller]
+        fn refuses(bytes: impl AsRef<[u8]>, reason: &str) {
+            let (error, text) = read(bytes).unwrap_err();
+            assert!(matches!(error, DataError::Parquet { .. }));
+            let start = "FILE: not a Parquet file that can be read (";
+            assert_eq!(text, format!("{start}{reason}); copy or write it again"));
+        }
+
+        #[test]
+        fn a_page_that_claims_more_than_it_can_hold_is_refused_before_it_is_decompressed() {
+            let snappy = "preference_700k";
+            assert_eq!(claiming(snappy, |_| {}), fixture(snappy));
+            let column = "the column rejected.list.element.content";
+            refuses(
+                claiming(snappy, |numbers| numbers[1] = 8191),
+                &format!(
+                    "{column}: a page of 105 bytes claims 8191 when decompressed; with Snappy it holds 2310 at most"
+                ),
+            );
+            refuses(
+                claiming(snappy, |numbers| numbers[2] = 8191),
+                &format!("{column}: a page of 8191 bytes is longer than it"),
+            );
+            refuses(
+                claiming(snappy, |numbers| numbers[3] = 63),
+                &format!("{column}: a dictionary claims 63 values in 102 bytes"),
+            );
+            refuses(
+                claiming("ultrafeedback_binarized", |numbers| numbers[1] -= 1),
+                "the column prompt: a page claims 63 bytes when decompressed and holds more",
+            );
+        }
+
+        #[test]
+        fn a_footer_that_claims_more_than_it_holds_is_refused_before_it_is_read() {
+            let with = |footer: &[u8]| {
+                let length = u32::try_from(footer.len()).unwrap().to_le_bytes();
+                [b"PAR1", footer, &length, b"PAR1"].concat()
+            };
+            refuses(
+                with(&[0x15, 2, 0x19, 0xFC, 0xFF, 0xFF, 0xFF, 0xFF, 7, 0]),
+                "a list claims 2147483647 elements in 1 bytes",
+            );
+            let group = [0x55, 0xFE, 0xFF, 0xFF, 0xFF, 0xF, 0];
+            refuses(
+                with(&[&[0x15, 2, 0x19, 0x1C][..], &group, &[0]].concat()),
+                "its schema claims 1 groups, one of 2147483647 columns; 1000 groups are read at most",
+            );
+            let groups = [0x55, 2, 0].repeat(1001);
+            refuses(
+                with(&[&[0x15, 2, 0x19, 0xFC, 0xE9, 7][..], &groups, &[0]].concat()),
+                "its schema claims 1001 groups, one of 1 columns; 1000 groups are read at most",
+            );
         }
 
         proptest! {

@@ -154,13 +154,28 @@ const DATA: &[Row] = &[
         &["data.jsonl:11: not JSON (", "column 10", "expected one JSON object"],
         |_| pairs("{\"prompt\": "),
     ),
-    ("DataError::NotParquet", 2, &["data.parquet: not a Parquet file (no PAR1 at its start)"], |_| {
-        data_file_named("data.parquet", b"\xFF\xFE{}", "train-reward")
-    }),
+    (
+        "DataError::NotParquet",
+        2,
+        &["data.parquet: not a Parquet file (no PAR1 at its start)"],
+        |_| data_file_named("data.parquet", b"\xFF\xFE{}", "train-reward"),
+    ),
     #[cfg(feature = "parquet")]
     ("DataError::Parquet", 2, &["data.jsonl: not a Parquet file that can be read ("], |_| {
         data_file(b"PAR1, and then nothing", "train-reward")
     }),
+    #[cfg(feature = "parquet")]
+    (
+        "DataError::Parquet",
+        2,
+        &[
+            "data.jsonl: not a Parquet file that can be read (a list claims 2147483647 elements in 1",
+        ],
+        |_| {
+            let footer = b"\x15\x02\x19\xFC\xFF\xFF\xFF\xFF\x07\x00\x0A\0\0\0";
+            data_file(&[b"PAR1", &footer[..], b"PAR1"].concat(), "train-reward")
+        },
+    ),
     #[cfg(feature = "parquet")]
     ("DataError::Compression", 2, &["data.jsonl: compressed with ZSTD", "SNAPPY, GZIP or"], |_| {
         data_file(include_bytes!("../data/pairs/zstd.parquet"), "train-reward")
