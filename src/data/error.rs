@@ -277,8 +277,10 @@ pub enum DataError {
         reason: String,
     },
     /// A chat template raises an exception for these messages, or fails.
-    #[error("the chat template does not write these messages ({reason})")]
+    #[error("{path}: the chat template does not write these messages ({reason})")]
     Render {
+        /// The file that holds the template.
+        path: PathBuf,
         /// What the template says, or the template engine.
         reason: String,
     },

@@ -1,6 +1,7 @@
 //! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, and the
 //! embedded task.
 
+mod allowance;
 pub mod chat;
 pub mod diagnostics;
 pub mod error;

@@ -4,10 +4,23 @@ use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use minijinja_contrib::pycompat;
 
+use super::allowance;
+
 /// Makes values behave as they do in Python.
 pub(super) fn add_to(environment: &mut Environment) {
     environment.set_unknown_method_callback(method);
-    environment.set_formatter(|out, _, value| Ok(out.write_str(&text(value))?));
+    environment.set_formatter(|out, state, value| {
+        let owned;
+        let text = match value.as_str() {
+            Some(text) => text,
+            None => {
+                owned = text(value);
+                &owned
+            }
+        };
+        allowance::pay_written(state, text)?;
+        Ok(out.write_str(text)?)
+    });
     environment.add_filter("string", |value: &Value| text(value));
     environment.add_filter("trim", |value: &Value, marks: Option<&str>| {
         trimmed(&text(value), marks, true, true).to_owned()
@@ -112,7 +125,12 @@ fn invalid(text: impl Into<String>) -> Error {
 }
 
 /// `json.dumps`, as transformers offers it to templates.
-fn tojson(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<String, Error> {
+fn tojson(
+    state: &State,
+    value: &Value,
+    ensure_ascii: Option<bool>,
+    options: Kwargs,
+) -> Result<String, Error> {
     let json = serde_json::to_value(value)
         .map_err(|error| invalid(format!("tojson: the value is not JSON ({error})")))?;
     let indent: Option<Value> = options.get("indent")?;
@@ -120,7 +138,11 @@ fn tojson(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<
     let indent = match &indent {
         None => None,
         Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
-        Some(spaces) => Some(" ".repeat(usize::try_from(spaces.clone())?)),
+        Some(spaces) => {
+            let spaces = usize::try_from(spaces.clone())?;
+            allowance::pay(state, spaces)?;
+            Some(" ".repeat(spaces))
+        }
     };
     let separators: Option<Vec<String>> = options.get("separators")?;
     let (item, key) = match separators.as_deref() {
@@ -132,11 +154,13 @@ fn tojson(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
     let style = Style { indent, item: item.into(), key: key.into(), sort_keys };
-    let text = style.write(&json, 0);
-    match ensure_ascii {
-        Some(true) => Ok(ascii(&text)),
-        _ => Ok(text),
+    let mut text = String::new();
+    style.write(&json, 0, &mut text)?;
+    if ensure_ascii == Some(true) {
+        text = ascii(&text);
     }
+    allowance::pay(state, text.len())?;
+    Ok(text)
 }
 
 /// How `json.dumps` separates things.
@@ -148,47 +172,71 @@ struct Style {
 }
 
 impl Style {
-    fn write(&self, value: &serde_json::Value, depth: usize) -> String {
+    fn write(
+        &self,
+        value: &serde_json::Value,
+        depth: usize,
+        text: &mut String,
+    ) -> Result<(), Error> {
         match value {
             serde_json::Value::Array(values) => {
-                self.group('[', values.iter().map(|v| self.write(v, depth + 1)), ']', depth)
+                let write = |value: &_, text: &mut _| self.write(value, depth + 1, text);
+                self.group("[]", values, write, depth, text)
             }
             serde_json::Value::Object(entries) => {
                 let mut entries: Vec<_> = entries.iter().collect();
                 if self.sort_keys {
                     entries.sort_by_key(|(key, _)| *key);
                 }
-                let entry = |(key, value): (&String, &serde_json::Value)| {
-                    let name = serde_json::Value::from(key.as_str());
-                    format!("{name}{}{}", self.key, self.write(value, depth + 1))
+                let write = |(key, value): (&String, &_), text: &mut _| {
+                    push(text, &serde_json::Value::from(key.as_str()).to_string())?;
+                    push(text, &self.key)?;
+                    self.write(value, depth + 1, text)
                 };
-                self.group('{', entries.into_iter().map(entry), '}', depth)
+                self.group("{}", entries, write, depth, text)
             }
             serde_json::Value::Number(number) if number.is_f64() => {
-                number.as_f64().map_or_else(|| number.to_string(), float)
+                push(text, &number.as_f64().map_or_else(|| number.to_string(), float))
             }
-            other => other.to_string(),
+            other => push(text, &other.to_string()),
         }
     }
 
-    fn group(
+    fn group<I: IntoIterator>(
         &self,
-        open: char,
-        items: impl Iterator<Item = String>,
-        close: char,
+        brackets: &str,
+        items: I,
+        write: impl Fn(I::Item, &mut String) -> Result<(), Error>,
         depth: usize,
-    ) -> String {
-        let items: Vec<String> = items.collect();
-        match &self.indent {
-            Some(indent) if !items.is_empty() => {
-                let line = |depth| format!("\n{}", indent.repeat(depth));
-                let (inner, outer) = (line(depth + 1), line(depth));
-                let items = items.join(&format!("{}{inner}", self.item));
-                format!("{open}{inner}{items}{outer}{close}")
+        text: &mut String,
+    ) -> Result<(), Error> {
+        let line = |depth: usize, text: &mut String| -> Result<(), Error> {
+            let Some(indent) = &self.indent else { return Ok(()) };
+            push(text, "\n")?;
+            (0..depth).try_for_each(|_| push(text, indent))
+        };
+        push(text, &brackets[..1])?;
+        let mut empty = true;
+        for item in items {
+            if !empty {
+                push(text, &self.item)?;
             }
-            _ => format!("{open}{}{close}", items.join(&self.item)),
+            empty = false;
+            line(depth + 1, text)?;
+            write(item, text)?;
         }
+        if !empty {
+            line(depth, text)?;
+        }
+        push(text, &brackets[1..])
     }
+}
+
+/// Appends to a text that a template makes.
+fn push(text: &mut String, part: &str) -> Result<(), Error> {
+    allowance::fits(text.len() + part.len())?;
+    text.push_str(part);
+    Ok(())
 }
 
 /// JSON with each character outside ASCII escaped.
@@ -213,7 +261,12 @@ fn is_space(c: char) -> bool {
 
 /// `text` without the `marks` (white space, where there are none) at its ends.
 fn trimmed<'a>(text: &'a str, marks: Option<&str>, left: bool, right: bool) -> &'a str {
-    let goes = |c: char| marks.map_or_else(|| is_space(c), |marks| marks.contains(c));
+    let mut sorted: Vec<char> = marks.unwrap_or_default().chars().collect();
+    sorted.sort_unstable();
+    let goes = |c: char| match marks {
+        None => is_space(c),
+        Some(_) => sorted.binary_search(&c).is_ok(),
+    };
     let text = if left { text.trim_start_matches(goes) } else { text };
     if right { text.trim_end_matches(goes) } else { text }
 }
@@ -224,7 +277,7 @@ fn trimmed<'a>(text: &'a str, marks: Option<&str>, left: bool, right: bool) -> &
 /// does, are here.
 fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match value.as_str() {
-        Some(text) => match text_method(text, name, args)? {
+        Some(text) => match text_method(state, text, name, args)? {
             Some(result) => Ok(result),
             None => pycompat::unknown_method_callback(state, value, name, args),
         },
@@ -232,7 +285,12 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
     }
 }
 
-fn text_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn text_method(
+    state: &State,
+    text: &str,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     let all = |test: fn(char) -> bool| -> Result<Value, Error> {
         let () = from_args(args)?;
         Ok(Value::from(!text.is_empty() && text.chars().all(test)))
@@ -263,7 +321,7 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, 
         }
         "splitlines" => {
             let (keep,): (Option<bool>,) = from_args(args)?;
-            lines(text, keep.unwrap_or(false)).into_iter().collect()
+            lines(text, keep.unwrap_or(false))?.into_iter().collect()
         }
         "partition" | "rpartition" => {
             let (mark,): (&str,) = from_args(args)?;
@@ -280,6 +338,21 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, 
                 (None, _) => ["", "", text],
             };
             parts.into_iter().collect()
+        }
+        "replace" => {
+            let (from, to, most): (&str, &str, Option<i32>) = from_args(args)?;
+            let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+            allowance::pay_replaced(state, text, from, to, most)?;
+            return Ok(None);
+        }
+        "join" => {
+            let (list,): (&Value,) = from_args(args)?;
+            allowance::pay_joined(state, list, text)?;
+            return Ok(None);
+        }
+        "format" => {
+            allowance::pay_formatted(state, text, args)?;
+            return Ok(None);
         }
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(args)?;
@@ -326,6 +399,7 @@ fn split(
     let mut parts = Vec::new();
     let mut rest = text;
     loop {
+        allowance::fits_list(parts.len())?;
         if mark.is_none() {
             rest = trimmed(rest, None, !from_right, from_right);
             if rest.is_empty() {
@@ -357,7 +431,7 @@ fn split(
 }
 
 /// `str.splitlines`.
-fn lines(text: &str, keep: bool) -> Vec<String> {
+fn lines(text: &str, keep: bool) -> Result<Vec<String>, Error> {
     let ends = |c| {
         matches!(
             c,
@@ -367,6 +441,7 @@ fn lines(text: &str, keep: bool) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find(ends) {
+        allowance::fits_list(lines.len())?;
         let end = match rest[at..].starts_with("\r\n") {
             true => 2,
             false => rest[at..].chars().next().map_or(0, char::len_utf8),
@@ -377,5 +452,5 @@ fn lines(text: &str, keep: bool) -> Vec<String> {
     if !rest.is_empty() {
         lines.push(rest.to_owned());
     }
-    lines
+    Ok(lines)
 }

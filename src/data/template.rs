@@ -5,7 +5,8 @@
 //! `{% generation %}`, `tojson` as Python writes it, and the text methods of Python (`strip`, `split`, ...).
 //!
 //! Known differences from Jinja: `%` does not format a text (an error); a tuple prints as a list; `~` joins the
-//! words true, false and none in lower case; the newline behind `{% raw %}` is dropped.
+//! words true, false and none in lower case; the newline behind `{% raw %}` is dropped;
+//! `{% autoescape %}` escapes nothing. How much a template may make is in `allowance.rs`: beyond it, rendering is an error.
 //!
 //! `strftime_now` is the moment at which the template was read, in local time. Where the environment sets
 //! SOURCE_DATE_EPOCH (seconds since 1970, UTC) it is that moment, so that a run can be repeated on another day.
@@ -17,13 +18,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
-use std::sync::LazyLock;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
 use chrono::{DateTime, Local, NaiveDateTime};
+use minijinja::machinery::{
+    CompiledTemplate, TemplateConfig, Vm, WhitespaceConfig, make_string_output,
+};
+use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
+use super::allowance;
 use super::chat::Message;
 use super::error::DataError;
 use super::python;
@@ -31,19 +38,23 @@ use super::python;
 /// The most bytes of a template: several times those of real ones.
 const MOST_BYTES: usize = 1 << 17;
 /// The most steps that a rendering may take: thousands of messages take fewer.
-const MOST_STEPS: u64 = 1_000_000;
+const MOST_STEPS: u64 = 4_000_000;
 /// The deepest nesting of calls, of which one of a macro counts as a few.
 const DEEPEST: usize = 100;
 /// The stack, in bytes, for what the engine nests without a limit (`not not ...`, lists in lists); the two
 /// limits above keep it within.
 const STACK: usize = 1 << 28;
-/// The template's name within its environment.
+/// The template's name in the engine.
 const NAME: &str = "chat template";
+/// The most characters of an exception that a template raises.
+const MOST_SAID: usize = 1000;
 
 /// A template that writes messages as text.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: Arc<str>,
+    path: PathBuf,
 }
 
 impl ChatTemplate {
@@ -69,12 +80,10 @@ impl ChatTemplate {
         special_tokens: &BTreeMap<String, String>,
     ) -> Result<Self, DataError> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(MOST_STEPS));
         environment.set_recursion_limit(DEEPEST);
         python::add_to(&mut environment);
+        allowance::add_to(&mut environment);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -87,15 +96,15 @@ impl ChatTemplate {
         if source.len() > MOST_BYTES {
             return Err(refused(format!("it is longer than {MOST_BYTES} bytes")));
         }
-        on_deep_stack(|| environment.add_template_owned(NAME, source)).map_err(refused)?;
-        Ok(Self { environment })
+        on_deep_stack(|| compiled(&source).map(drop)).map_err(refused)?;
+        Ok(Self { environment, source: source.into(), path: path.into() })
     }
 
     /// The text of `messages`; with `add_generation_prompt`, up to where the model's response starts.
     ///
     /// # Errors
     ///
-    /// [`DataError::Render`] where the template raises an exception, or fails.
+    /// [`DataError::Render`] where the template raises an exception, fails, or makes more text than it may.
     ///
     /// # Examples
     ///
@@ -118,17 +127,46 @@ impl ChatTemplate {
         let context = context! {
             messages => messages, add_generation_prompt, tools => none, documents => none
         };
-        let template = self.environment.get_template(NAME).expect("it was added when made");
-        on_deep_stack(|| template.render(context)).map_err(|reason| DataError::Render { reason })
+        on_deep_stack(|| {
+            let template = compiled(&self.source)?;
+            let mut text = String::new();
+            let mut output = make_string_output(&mut text);
+            let CompiledTemplate { instructions, blocks, .. } = &template;
+            Vm::new(&self.environment)
+                .eval(instructions, context, blocks, &mut output, AutoEscape::None)
+                .map(drop)?;
+            Ok(text)
+        })
+        .map_err(|reason| DataError::Render { path: self.path.clone(), reason })
     }
+}
+
+/// The instructions of the template `source`: it takes about as long as a rendering, and they cannot outlive
+/// it.
+fn compiled(source: &str) -> Result<CompiledTemplate<'_>, Error> {
+    let config = TemplateConfig {
+        syntax_config: SyntaxConfig::default(),
+        ws_config: WhitespaceConfig {
+            keep_trailing_newline: false,
+            lstrip_blocks: true,
+            trim_blocks: true,
+        },
+        default_auto_escape: Arc::new(|_| AutoEscape::None),
+    };
+    CompiledTemplate::new(NAME, source, &config).map(allowance::weighed)
 }
 
 /// What `work` gives, or what its error says, from a thread with a stack of [`STACK`] bytes.
 fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
     static THREAD: LazyLock<Result<ThreadPool, ThreadPoolBuildError>> =
         LazyLock::new(|| ThreadPoolBuilder::new().num_threads(1).stack_size(STACK).build());
+    // minijinja 2.24.0 panics at `loop.cycle()`, for one.
+    let caught = || match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| said(&error)),
+        Err(_) => Err("the template engine failed".into()),
+    };
     match &*THREAD {
-        Ok(thread) => thread.install(|| work().map_err(|error| said(&error))),
+        Ok(thread) => thread.install(caught),
         Err(error) => Err(format!("there is no memory for its stack: {error}")),
     }
 }
@@ -137,7 +175,7 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Res
 fn said(error: &Error) -> String {
     let text = match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => format!("it takes more than {MOST_STEPS} steps"),
-        (_, Some(detail)) => detail.to_owned(),
+        (_, Some(detail)) => detail.chars().take(MOST_SAID).collect(),
         (kind, None) => kind.to_string(),
     };
     match error.line() {
@@ -314,7 +352,8 @@ mod tests {
     fn a_template_that_fails_says_where() {
         assert_eq!(
             refused("\n{{ raise_exception('Only in French') }}"),
-            "the chat template does not write these messages (Only in French, line 2 of the template)"
+            "chat_template.jinja: the chat template does not write these messages (Only in French, line 2 of \
+             the template)"
         );
         assert!(refused("{{ '%d' % 1 }}").contains("tried to use % operator"));
         assert!(refused("{{ strftime_now('%Q') }}").contains("does not know the format \"%Q\""));
@@ -327,7 +366,7 @@ mod tests {
     #[test]
     fn no_template_hangs_or_overflows_the_stack() {
         let nested = "{% for i in range(99999) %}".repeat(3) + &"{% endfor %}".repeat(3);
-        assert!(refused(&nested).contains("it takes more than 1000000 steps"));
+        assert!(refused(&nested).contains("it takes more than 4000000 steps"));
         let itself = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
         assert!(refused(itself).contains("recursion limit exceeded"));
         for (part, rest) in [("{% if true %}", ""), ("{{ (", ""), ("{% if a %}{% else %}", "")] {
@@ -348,6 +387,54 @@ mod tests {
         }
         let loops = "{% for a in [[]] recursive %}{{ loop([[]]) }}{% endfor %}";
         assert!(refused(loops).contains("recursion limit exceeded"));
+    }
+
+    #[derive(Deserialize)]
+    struct Bomb {
+        source: String,
+        says: String,
+    }
+
+    #[test]
+    fn no_template_makes_more_than_it_may() {
+        for Bomb { source, says } in read::<Vec<Bomb>>("bombs.json") {
+            println!("{source}");
+            let refused = refused(&source);
+            let expected = format!(
+                "chat_template.jinja: the chat template does not write these messages ({says}"
+            );
+            assert!(refused.starts_with(&expected), "{source}\n  {says}\n  {refused}");
+        }
+    }
+
+    #[test]
+    fn a_conversation_of_many_tokens_passes() {
+        let messages: Vec<Message> = (0..512)
+            .map(|i| {
+                let role = if i % 2 == 0 { Role::User } else { Role::Assistant };
+                message(role, &"1234 é ".repeat(1 << 8))
+            })
+            .collect();
+        let content: usize = messages.iter().map(|message| message.content.len()).sum();
+        assert!(content > 7 << 17);
+        let joined = "{% set ns = namespace(text='') %}{% for m in messages %}{% if loop.index % 16 == 0 \
+            %}{% set ns.text = ns.text ~ m.content %}{% endif %}{% endfor %}{{ ns.text }}";
+        let captured = "{% macro turn(m) %}<{{ m.role }}>{{ m.content.strip() }}{% endmacro %}{% set all %}\
+            {% for m in messages %}{{ turn(m) }}{{ messages | length }}{% endfor %}{% endset %}{{ all }}";
+        template(joined).unwrap().render(&messages, true).unwrap();
+        let text = template(captured).unwrap().render(&messages, true).unwrap();
+        assert!(text.len() > content);
+        for entry in fs::read_dir(fixture().join("templates")).unwrap() {
+            let template = template(&fs::read_to_string(entry.unwrap().path()).unwrap()).unwrap();
+            template.render(&messages[..511], true).unwrap();
+        }
+    }
+
+    #[test]
+    fn nothing_is_escaped() {
+        let source =
+            "{% autoescape true %}{{ '<' | replace(';', 'x') }}{{ '<' }}{% endautoescape %}";
+        assert_eq!(template(source).unwrap().render(&[], true).unwrap(), "<<");
     }
 
     #[test]

@@ -530,7 +530,8 @@ const MODEL: &[Row] = &[
         "DataError::Render",
         2,
         &[
-            "sentences.jsonl:1: the chat template does not write these messages (No questions, line 1 of",
+            "sentences.jsonl:1: ",
+            "chat_template.jinja: the chat template does not write these messages (No questions, line 1 of",
         ],
         |_| train_with("{{ raise_exception('No questions') }}"),
     ),
@@ -538,7 +539,7 @@ const MODEL: &[Row] = &[
         "DataError::Render",
         2,
         &[
-            "the chat template does not write these messages (it takes more than 1000000 steps, line",
+            "the chat template does not write these messages (it takes more than 4000000 steps, line",
         ],
         |_| {
             let endless = "{% for i in range(99999) %}".repeat(3) + &"{% endfor %}".repeat(3);
