@@ -5,7 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use segment_rlhf::data::chat::{Message, Role};
 use segment_rlhf::data::pairs::{Limits, read_conversations, read_pairs, read_prompts};
+use segment_rlhf::data::rows::rows;
+use segment_rlhf::data::template::ChatTemplate;
 use segment_rlhf::data::tokenizer::Tokenizer;
 use segment_rlhf::experiment::folder::StageFolder;
 use segment_rlhf::experiment::lock::Locks;
@@ -192,4 +195,46 @@ fn normalizer(bytes: &[u8]) {
             assert!(normalized.iter().all(|r| r.is_finite()), "{:?}", file.normalizer);
         }
     }
+}
+
+/// A chat template, which writes two conversations.
+pub fn template(bytes: &[u8]) {
+    let Ok(source) = str::from_utf8(bytes) else { return };
+    let path = Path::new("models/chat_template.jinja");
+    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
+    let tokens = tokens.map(|(name, token)| (name.to_owned(), token.to_owned())).into();
+    let message = |role, content: &str| Message { role, content: content.into() };
+    let conversation = [
+        message(Role::System, "Be brief."),
+        message(Role::User, " Was it clean?\n"),
+        message(Role::Assistant, "Spotless."),
+    ];
+    match ChatTemplate::new(source, path, &tokens) {
+        Err(error) => names(path, error),
+        Ok(template) => {
+            for messages in [&conversation[..2], &conversation] {
+                match template.render(messages, messages.len() == 2) {
+                    Err(error) => names(path, error),
+                    Ok(text) => assert!(text.len() <= 1 << 25),
+                }
+            }
+        }
+    }
+}
+
+/// A Parquet file.
+pub fn parquet(bytes: &[u8]) {
+    let path = fresh("data").with_extension("parquet");
+    fs::write(&path, bytes).unwrap();
+    match rows(&path) {
+        Err(error) => names(&path, error),
+        Ok(rows) => rows.filter_map(Result::err).for_each(|error| names(&path, error)),
+    }
+}
+
+/// Leaves panics to what catches them: the Parquet library and the template engine have some, which the program
+/// makes errors of. A panic that nothing catches still ends the fuzzer.
+pub fn panics_may_be_caught() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
 }

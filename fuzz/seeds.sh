@@ -2,7 +2,7 @@
 # Fills fuzz/corpus with what the targets start from: the program's own test data and settings.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mkdir -p fuzz/corpus/{pairs,settings,model,run_folder}
+mkdir -p fuzz/corpus/{pairs,settings,model,run_folder,template,parquet}
 data=tests/data
 i=0
 
@@ -26,6 +26,8 @@ for file in $data/run/*; do
         */settings*) prefixed s "$file" "fuzz/corpus/run_folder/$(basename "$file")" ;;
     esac
 done
-for target in settings model run_folder; do
+cp $data/tokenizer/templates/*.jinja fuzz/corpus/template/
+cp $data/pairs/*.parquet fuzz/corpus/parquet/
+for target in settings model run_folder template parquet; do
     cp $data/regressions/$target/* fuzz/corpus/$target/ 2> /dev/null || true
 done

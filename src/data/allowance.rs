@@ -21,7 +21,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use minijinja::machinery::{CompiledTemplate, Instruction, Instructions};
+use minijinja::machinery::{
+    CompiledTemplate, Instruction, Instructions, TemplateConfig, Token, tokenize,
+};
 use minijinja::value::{DynObject, Object, ObjectRepr, Rest, StringInput};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters, tests};
 
@@ -37,6 +39,8 @@ const ELEMENT: usize = 64;
 const MOST_ELEMENTS: usize = MOST_VALUE / ELEMENT;
 /// The deepest nesting of lists.
 const DEEPEST: usize = 100;
+/// The most operators of a template.
+const MOST_OPERATORS: usize = 10_000;
 /// So many bytes are looked through at the price of one that is made.
 const LOOKED_THROUGH: usize = 16;
 /// The most bytes in which a value is written, for each that it weighs: a control character within a list takes
@@ -47,6 +51,9 @@ const WRITTEN_OUT: usize = 6;
 const MADE: &str = "made!";
 const REPEATED: &str = "repeated!";
 const KEPT: &str = "kept!";
+
+/// A variable that is 1.
+const ONE: &str = "__one";
 
 /// What a rendering has made and written so far.
 #[derive(Debug, Default)]
@@ -165,6 +172,59 @@ fn kept(state: &State, value: Value, namespace: Value) -> Result<Value, Error> {
     Ok(Value::from(vec![namespace, value]))
 }
 
+/// The source with each product multiplied by a variable that is 1: the engine computes products of constants
+/// while it compiles, when nothing weighs them.
+///
+/// # Errors
+///
+/// Where there are more than [`MOST_OPERATORS`]: the engine looks for constants in all of a sum, then in all but
+/// its last term, and so on.
+pub(super) fn without_constant_products(
+    source: &str,
+    config: &TemplateConfig,
+) -> Result<String, String> {
+    let mut text = String::with_capacity(source.len());
+    let (mut rest, mut after_operand, mut operators) = (0, false, 0);
+    // Where tokens end in an error, compiling does, too.
+    let (syntax, spaces) = (config.syntax_config.clone(), config.ws_config);
+    for (token, span) in tokenize(source, false, syntax, spaces).map_while(Result::ok) {
+        use Token as T;
+        if matches!(token, T::Mul) && after_operand {
+            let end = span.end_offset as usize;
+            text.extend([&source[rest..end], " ", ONE, " *"]);
+            rest = end;
+        }
+        operators += usize::from(matches!(
+            token,
+            T::Plus
+                | T::Minus
+                | T::Mul
+                | T::Div
+                | T::FloorDiv
+                | T::Pow
+                | T::Mod
+                | T::Tilde
+                | T::Ident("and" | "or")
+        ));
+        after_operand = matches!(
+            token,
+            T::Ident(_)
+                | T::Str(_)
+                | T::String(_)
+                | T::Int(_)
+                | T::Int128(_)
+                | T::Float(_)
+                | T::ParenClose
+                | T::BracketClose
+                | T::BraceClose
+        );
+    }
+    match operators <= MOST_OPERATORS {
+        true => Ok(text + &source[rest..]),
+        false => Err(format!("it has more than {MOST_OPERATORS} operators")),
+    }
+}
+
 /// The template with its values weighed: each instruction that makes one is replaced by a jump behind the last,
 /// where it is followed by a filter that weighs, and a jump back.
 pub(super) fn weighed(mut template: CompiledTemplate<'_>) -> CompiledTemplate<'_> {
@@ -212,6 +272,7 @@ fn weigh_values_of(code: &mut Instructions<'_>) {
 
 /// Adds the filters that weigh, and those that are weighed before they start.
 pub(super) fn add_to(environment: &mut Environment) {
+    environment.add_global(ONE, 1);
     environment.add_filter(MADE, made);
     environment.add_filter(REPEATED, repeated);
     environment.add_filter(KEPT, kept);

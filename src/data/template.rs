@@ -96,6 +96,7 @@ impl ChatTemplate {
         if source.len() > MOST_BYTES {
             return Err(refused(format!("it is longer than {MOST_BYTES} bytes")));
         }
+        let source = allowance::without_constant_products(&source, &config()).map_err(refused)?;
         on_deep_stack(|| compiled(&source).map(drop)).map_err(refused)?;
         Ok(Self { environment, source: source.into(), path: path.into() })
     }
@@ -141,10 +142,13 @@ impl ChatTemplate {
     }
 }
 
-/// The instructions of the template `source`: it takes about as long as a rendering, and they cannot outlive
-/// it.
+/// The instructions of the template `source`: they take about as long as a rendering, and cannot outlive it.
 fn compiled(source: &str) -> Result<CompiledTemplate<'_>, Error> {
-    let config = TemplateConfig {
+    CompiledTemplate::new(NAME, source, &config()).map(allowance::weighed)
+}
+
+fn config() -> TemplateConfig {
+    TemplateConfig {
         syntax_config: SyntaxConfig::default(),
         ws_config: WhitespaceConfig {
             keep_trailing_newline: false,
@@ -152,8 +156,7 @@ fn compiled(source: &str) -> Result<CompiledTemplate<'_>, Error> {
             trim_blocks: true,
         },
         default_auto_escape: Arc::new(|_| AutoEscape::None),
-    };
-    CompiledTemplate::new(NAME, source, &config).map(allowance::weighed)
+    }
 }
 
 /// What `work` gives, or what its error says, from a thread with a stack of [`STACK`] bytes.
@@ -346,6 +349,9 @@ mod tests {
             "{text}"
         );
         assert!(refused(&" ".repeat(MOST_BYTES + 1)).contains("longer than 131072 bytes"));
+        let sum = |terms| format!("{{{{ 1{} }}}}", "+1".repeat(terms));
+        assert!(refused(&sum(10_001)).contains("(it has more than 10000 operators)"));
+        assert_eq!(template(&sum(10_000)).unwrap().render(&[], true).unwrap(), "10001");
     }
 
     #[test]

@@ -66,6 +66,15 @@ pub fn program_with_file_limit(run: &Path, kilobytes: usize, arguments: &[&str])
     output(Command::new("sh").args(["-c", &script, PROGRAM]).args(line))
 }
 
+/// The same, in a run folder of its own and with so many kilobytes of memory.
+#[cfg(target_os = "linux")]
+pub fn program_with_memory_limit(kilobytes: usize, arguments: &[&str]) -> Output {
+    let run = TempDir::new().unwrap();
+    let script = format!("ulimit -v {kilobytes}; exec \"$0\" \"$@\"");
+    let line = command_line(run.path(), arguments, "1");
+    output(Command::new("sh").args(["-c", &script, PROGRAM]).args(line))
+}
+
 /// The program's arguments, for the run folder `run` and the tiny settings.
 pub fn command_line(run: &Path, arguments: &[&str], threads: &str) -> Vec<String> {
     let run = run.to_str().unwrap();
