@@ -310,7 +310,7 @@ pub(super) fn add_to(environment: &mut Environment) {
             state,
             lines.saturating_mul(widths.flatten().max().unwrap_or(4)).saturating_add(bytes),
         )?;
-        indent.call(state, &[&[text.clone()], &options[..]].concat())
+        indent.call(state, &[std::slice::from_ref(text), &options].concat())
     });
     environment.add_filter(
         "batch",

@@ -179,15 +179,11 @@ impl<R: Read> Thrift<R> {
     /// Reads a structure and tells `found` of each number in it and in those directly within it: the field of
     /// the outer structure (0 for its own), the field, and the value.
     fn structure(&mut self, found: &mut impl FnMut(i16, i16, i64)) -> Result<(), String> {
-        self.fields(&mut |path, value| match path {
-            &[field] => found(0, field, value),
-            &[outer, field] => found(outer, field, value),
+        self.value(12, &mut Vec::new(), &mut |path: &[i16], value| match *path {
+            [field] => found(0, field, value),
+            [outer, field] => found(outer, field, value),
             _ => {}
         })
-    }
-
-    fn fields(&mut self, found: &mut impl FnMut(&[i16], i64)) -> Result<(), String> {
-        self.value(12, &mut Vec::new(), found)
     }
 
     /// Reads a value of the type `kind`, which the fields of `path` lead to.

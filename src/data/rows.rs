@@ -432,7 +432,7 @@ mod tests {
             for (number, place) in numbers.into_iter().zip(places) {
                 for (i, byte) in bytes[place.clone()].iter_mut().enumerate() {
                     let more = if i + 1 < place.len() { 128 } else { 0 };
-                    *byte = (2 * number >> (7 * i) & 127) as u8 | more;
+                    *byte = (((2 * number) >> (7 * i)) & 127) as u8 | more;
                 }
             }
             bytes

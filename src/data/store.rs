@@ -136,7 +136,7 @@ struct Summary {
 
 impl Summary {
     /// The summary as a file holds it.
-    fn to_bytes(mut self) -> Vec<u8> {
+    fn into_bytes(mut self) -> Vec<u8> {
         let bytes =
             |summary: &Self| serde_json::to_vec_pretty(summary).expect("a plain struct serialises");
         self.summary_hash.clear();
@@ -147,7 +147,7 @@ impl Summary {
     /// The summary that a file holds, unless a byte of it was changed.
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let read = || serde_json::from_slice::<Self>(bytes).ok();
-        (read()?.to_bytes() == bytes).then(read)?
+        (read()?.into_bytes() == bytes).then(read)?
     }
 }
 
@@ -240,7 +240,7 @@ impl StoreWriter<'_> {
             counts,
             summary_hash: String::new(),
         };
-        let summary = summary.to_bytes();
+        let summary = summary.into_bytes();
         [&mut self.tokens, &mut self.index]
             .into_iter()
             .try_for_each(|file| file.flush().and_then(|()| file.get_ref().sync_all()))

@@ -149,7 +149,7 @@ fn compiled(source: &str) -> Result<CompiledTemplate<'_>, Error> {
 
 fn config() -> TemplateConfig {
     TemplateConfig {
-        syntax_config: SyntaxConfig::default(),
+        syntax_config: SyntaxConfig,
         ws_config: WhitespaceConfig {
             keep_trailing_newline: false,
             lstrip_blocks: true,
