@@ -111,7 +111,8 @@ fn text(text: impl Into<String>) -> Block {
 }
 
 fn table(caption: impl Into<String>, header: &[&str], rows: Vec<Vec<Cell>>) -> Option<Block> {
-    let header: Vec<String> = header.iter().map(|title| title.replace(" %", "\u{a0}%")).collect();
+    let whole = |title: &&str| title.replace(" %", "\u{a0}%").replace("(n ", "(n\u{a0}");
+    let header: Vec<String> = header.iter().map(whole).collect();
     let (caption, summary) = (caption.into(), None);
     (!rows.is_empty()).then_some(Block::Table { caption, header, rows, summary })
 }

@@ -156,10 +156,8 @@ pub(super) fn claims(page: &Page, truth: bool) -> Option<Section> {
         let rows = orderings.iter().filter_map(|o| ordering_row(o, &benchmarks, truth)).collect();
         let caption = format!(
             "{}. A row is a pair of which the paper has the first ahead: the verdict of our difference, paired by seed, \
-             with its standard error and 95 % interval; then the paper's figures of both. A difference is as in the \
-             paper or opposite only where its interval excludes 0, else undecided. {}",
-            experiment.title.trim_end_matches('.'),
-            equivalence(truth)
+             with its standard error and 95 % interval; then the paper's figures of both.",
+            experiment.title.trim_end_matches('.')
         );
         let controlled = experiment.title(Quantity::LengthControlledWinRate);
         let ours = [
@@ -181,7 +179,8 @@ pub(super) fn claims(page: &Page, truth: bool) -> Option<Section> {
             ("the length-controlled win rate", claims)
         }
     };
-    blocks.splice(0..0, claims.map(|claims| text(claims.text(by))));
+    let summary = claims.map(|claims| text(format!("{} {}", claims.text(by), equivalence(truth))));
+    blocks.splice(0..0, summary);
     Section::new("claims", "The paper's orderings", blocks)
 }
 
@@ -191,7 +190,7 @@ fn equivalence(truth: bool) -> String {
     let gold =
         if truth { format!("±{} gold reward or ", margin(Quantity::Gold)) } else { String::new() };
     let rate = margin(Quantity::WinRate);
-    format!("≈: the whole interval lies within {gold}±{rate} win rate, which is no difference.")
+    format!("≈ marks a difference whose whole interval lies within {gold}±{rate} win rate: none.")
 }
 
 /// A difference in a quantity.
@@ -244,7 +243,6 @@ fn verdict_cell(verdict: Verdict) -> Cell {
 pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
     let further = [
         (Quantity::Area, 2),
-        (Quantity::BestGold, 2),
         (Quantity::GoldAtOneNat, 2),
         (Quantity::GoldAtTwoNats, 2),
         (Quantity::RewardAccuracy, 3),

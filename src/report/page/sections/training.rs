@@ -162,7 +162,7 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
             });
             let path = Plot {
                 y: score.into(),
-                x: "held-out KL from the SFT model, nats a response, by its root".into(),
+                x: "held-out KL, nats a response, by its root".into(),
                 x_squares: true,
                 description: format!("{score} against KL, one curve an arm"),
                 layers: faint.chain(mean).collect(),
@@ -180,7 +180,7 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
             });
             let matched = Plot {
                 y: "Held-out gold reward at the KL".into(),
-                x: "held-out KL from the SFT model, nats a response".into(),
+                x: "held-out KL, nats a response".into(),
                 description: "Gold reward at matched KL, one marker an arm".into(),
                 x_range: Some([0.5, 5.5]),
                 x_names: &["¼", "½", "1", "2", "4"],
