@@ -133,4 +133,17 @@ impl Estimate {
     pub fn excludes_zero(&self) -> bool {
         self.interval.is_some_and(|[low, high]| low > 0.0 || high < 0.0)
     }
+
+    /// Whether the whole interval lies within ± `margin`; a single value has none that does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use segment_rlhf::statistics::Estimate;
+    /// let of = Estimate::of([-0.1, 0.0, 0.1]).unwrap(); // ± 0.25
+    /// assert!(of.within(0.3) && !of.within(0.2));
+    /// ```
+    pub fn within(&self, margin: f64) -> bool {
+        self.interval.is_some_and(|[low, high]| -margin <= low && high <= margin)
+    }
 }

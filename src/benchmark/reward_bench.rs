@@ -18,7 +18,7 @@ use crate::data::chat::Message;
 use crate::data::error::DataError;
 use crate::data::fields::{Fields, read_rows};
 use crate::error::Error;
-use crate::report::table::markdown;
+use crate::report::table::{markdown, rate};
 use crate::stage::Context;
 use crate::stage::score_text::{Place, Rater, Text};
 use crate::statistics::{mean, standard_error};
@@ -141,8 +141,8 @@ pub fn run(context: &Context, rater: &Rater, path: &Path) -> Result<Report, Erro
         }
     }
     let report = report(&results, cut);
-    let score = report.score.as_ref().map_or(String::new(), |s| format!(", {:.3}", s.accuracy));
-    stage.finish(format!("{} pairs{score}", results.len()));
+    let score = report.score.as_ref().map(|s| format!(", score {}", rate(s.accuracy, s.pairs)));
+    stage.finish(format!("{} pairs{}", results.len(), score.unwrap_or_default()));
     Ok(report)
 }
 
@@ -237,7 +237,8 @@ impl Report {
         let row = |of: &Accuracy| {
             let percent = |share: f64| format!("{:.1}", 100.0 * share);
             let error = of.standard_error.map_or("–".into(), percent);
-            vec![of.name.clone(), of.pairs.to_string(), percent(of.accuracy), error]
+            let accuracy = if of.pairs == 1 { rate(of.accuracy, 1) } else { percent(of.accuracy) };
+            vec![of.name.clone(), of.pairs.to_string(), accuracy, error]
         };
         let header = |first| [first, "pairs", "accuracy %", "± s.e."];
         let subsets: Vec<Vec<String>> = self.subsets.iter().map(row).collect();
@@ -295,6 +296,14 @@ mod tests {
         let error = ((refuse * refuse) * 0.09 / 9.0 + (respond * respond) * 0.24 / 4.0).sqrt();
         assert!((section.standard_error.unwrap() - error).abs() < 1e-12);
         assert_eq!((section.pairs, report.missing.len()), (15, 5 + 6 + 3 + 7));
+    }
+
+    #[test]
+    fn one_pair_has_no_rate() {
+        let pairs = [subset("shp", 1, 1), subset("mine", 0, 2)].concat();
+        let table = report(&pairs, 0).table();
+        assert!(table.contains("| shp    |     1 |     1 of 1 |      – |"), "{table}");
+        assert!(table.contains("| mine   |     2 |        0.0 |    0.0 |"), "{table}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::data::fields::{Fields, read_rows};
 use crate::data::letters::{self, Prompt};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
-use crate::report::table::markdown;
+use crate::report::table::{markdown, rate};
 use crate::stage::Context;
 use crate::stage::score_text::{Place, Rater, Text};
 use crate::stage::task::letters_tokenizer;
@@ -175,26 +175,31 @@ pub fn run(context: &Context, judge: &Judge, files: &Match) -> Result<Report, Er
         mean_score_a: mean(scores.iter().map(|(a, _)| *a)),
         mean_score_b: mean(scores.iter().map(|(_, b)| *b)),
     };
-    stage.finish(format!("{} questions, {:.3}", report.questions, report.win_rate));
+    stage.finish(format!("win rate {}", rate(report.win_rate, report.questions)));
     Ok(report)
 }
 
 impl Report {
     /// The report as a Markdown table and a line on what was left out.
     pub fn table(&self) -> String {
-        let percent = |rate: f64, error: Option<f64>| {
+        let n = self.questions;
+        let percent = |share: f64, error: Option<f64>| {
             let error = error.map_or("–".into(), |error| format!("{:.1}", 100.0 * error));
-            vec![format!("{:.1}", 100.0 * rate), error]
+            [format!("{:.1}", 100.0 * share), error]
         };
-        let row = |name: &str, figures: Vec<String>| [vec![name.to_owned()], figures].concat();
-        let rows = [
-            row("win rate", percent(self.win_rate, self.win_rate_error)),
-            row(
-                "length-controlled",
+        // Of one question there is a winner, but no rate, and nothing to control for.
+        let [plain, controlled] = match n {
+            1 => [[rate(self.win_rate, 1), "–".into()], ["–".into(), "–".into()]],
+            _ => [
+                percent(self.win_rate, self.win_rate_error),
                 percent(self.length_controlled_win_rate, self.length_controlled_error),
-            ),
-        ];
-        let mut text = markdown(&["A over B", "%", "± s.e."], &rows);
+            ],
+        };
+        let row = |name: &str, [share, error]: [String; 2]| {
+            vec![name.to_owned(), share, error, n.to_string()]
+        };
+        let rows = [row("win rate", plain), row("length-controlled", controlled)];
+        let mut text = markdown(&["A over B", "%", "± s.e.", "n"], &rows);
         text += &format!(
             "\n{} questions: {} wins, {} ties, {} losses; {} answered by one file alone\n",
             self.questions, self.wins, self.ties, self.losses, self.unmatched
@@ -203,7 +208,7 @@ impl Report {
             "characters an answer: {:.0} and {:.0}; score: {:.3} and {:.3}\n",
             self.mean_length_a, self.mean_length_b, self.mean_score_a, self.mean_score_b
         );
-        if self.length_controlled_error.is_none() {
+        if n > 1 && self.length_controlled_error.is_none() {
             text += "lengths alone tell wins from losses: the length-controlled rate rests on its penalty\n";
         }
         text

@@ -121,8 +121,9 @@ pub(super) fn results(context: &Context, results: &Results, took: Duration) -> R
     let over = if several { "over seeds" } else { "over held-out prompts" };
     out(&format!(
         "gold: reward of the embedded task. win rate: against the SFT model's responses, judged by gold. \
-         KL: nats a response. RM acc.: held-out pairs by their noisy labels, and by gold. ρ: Spearman, learned \
-         with true segment rewards. F1: segment starts with true phrase starts. ±: standard error {over}."
+         KL: nats a response. RM acc.: held-out pairs by their noisy labels, and by gold. n: responses or pairs of a \
+         seed. ρ: Spearman's correlation, of responses' scores with gold and of segment rewards with true ones. F1: \
+         segment starts with true phrase starts. ±: standard error {over}."
     ))?;
     let methods = &context.settings.reproduce.methods;
     out(&reported::reported().ordering(methods))?;

@@ -4,20 +4,26 @@
 //! Everything is computed from [`Results`] alone, cell by cell, and keyed by seed: neither the order of cells nor
 //! that of seeds changes a digit. What is not known is absent; no number is NaN or infinite.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::results::{self, Cell, Figures, Results, State};
+use super::results::{self, Cell, Curve, Figures, Results, State};
 use crate::experiment::settings::{Method, NormalizerKind, Settings};
 use crate::interpolation::Interpolation;
 use crate::normalizer::Normalizer;
 use crate::report::reported::{self, Row, Source, Subject};
+use crate::report::table;
 use crate::stage::evaluate::Evaluation;
+use crate::stage::policy::EvaluationLine;
 use crate::statistics::{Estimate, mean};
 
 /// The name of the model that all policies start from, beside those of the arms.
 pub const BASE: &str = "SFT";
+
+/// Why β alone does not say how strong the KL term is.
+pub const ONE_BETA: &str = "One β is not one strength: PPO divides advantages, and with them the KL term, by their \
+     spread, which differs by method. β / spread is the coefficient in units of the whitened advantage.";
 
 /// The statistics of all experiments: `analysis.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +35,8 @@ pub struct Analysis {
     pub version: String,
     /// The device.
     pub device: String,
+    /// The [margin](Quantity::margin) of each quantity that has one.
+    pub margins: BTreeMap<Quantity, f64>,
     /// The experiments, in the results' order.
     pub experiments: Vec<Experiment>,
 }
@@ -67,16 +75,21 @@ pub struct Arm {
     pub method: Method,
     /// The settings that make it what it is, over the experiment's base.
     pub settings: toml::Table,
+    /// The ids of its cells by ascending seed: arms with the same ones are one arm.
+    pub cells: Vec<String>,
     /// How far its cells are.
     pub seeds: Seeds,
     /// Why some of them gave nothing, in the order of the seeds.
     pub problems: Vec<Problem>,
-    /// Each quantity over the finished seeds that know it: `n` says how many. Gold at a KL that only some seeds
-    /// reach is the mean of those.
+    /// Each quantity over the finished seeds that know it: `n` says how many. Gold at a KL is absent unless all of
+    /// them [reach](Self::reached) it.
     pub figures: BTreeMap<Quantity, Estimate>,
+    /// For each gold at a KL, the finished seeds whose held-out evaluations reach that KL, ascending; empty where
+    /// the truth is not known.
+    pub reached: BTreeMap<Quantity, Vec<u64>>,
     /// Learning curves: means and intervals over the seeds that have the point, iterations ascending.
     pub bands: BTreeMap<Column, Vec<BandPoint>>,
-    /// The way of each finished seed in gold reward against KL.
+    /// Gold reward against KL on held-out prompts, of each finished seed.
     pub paths: Vec<SeedPath>,
 }
 
@@ -126,10 +139,12 @@ pub struct SeedPath {
     pub points: Vec<PathPoint>,
 }
 
-/// A policy by what it earns and how far it has gone from the SFT model.
+/// A policy on held-out prompts, by what it earns and how far it has gone from the SFT model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathPoint {
+    /// Updates of the policy before the point: 0 is the SFT model.
+    pub iteration: usize,
     /// KL from the reference (k1), nats a response.
     pub kl: f64,
     /// Gold reward.
@@ -192,33 +207,44 @@ pub struct Outcome {
 }
 
 /// What our difference says of the paper's ordering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The same sign, and the interval excludes 0.
-    SameSignExcludesZero,
-    /// The same sign, but the interval holds 0, or there is a single seed and so no interval.
-    SameSign,
-    /// The opposite sign, or no difference at all.
+    /// The sign is the paper's, and the interval excludes 0.
+    AsInThePaper,
+    /// The interval holds 0, whatever the sign, or there is a single seed and so no interval.
+    Undecided,
+    /// The sign is not the paper's, and the interval excludes 0.
     Opposite,
 }
 
 impl Verdict {
+    /// All, in the order of tables.
+    pub const ALL: [Self; 3] = [Self::AsInThePaper, Self::Undecided, Self::Opposite];
+
     /// Of a difference that the paper claims to be positive.
     pub fn of(difference: &Estimate) -> Self {
-        match difference.mean > 0.0 {
-            true if difference.excludes_zero() => Self::SameSignExcludesZero,
-            true => Self::SameSign,
-            false => Self::Opposite,
+        match difference.excludes_zero() {
+            false => Self::Undecided,
+            true if difference.mean > 0.0 => Self::AsInThePaper,
+            true => Self::Opposite,
         }
     }
 
     /// In words.
     pub fn title(self) -> &'static str {
         match self {
-            Self::SameSignExcludesZero => "same sign, interval excludes 0",
-            Self::SameSign => "same sign",
+            Self::AsInThePaper => "as in the paper",
+            Self::Undecided => "undecided",
             Self::Opposite => "opposite",
+        }
+    }
+
+    /// What its interval says.
+    pub fn interval(self) -> &'static str {
+        match self {
+            Self::Undecided => "the interval does not exclude 0",
+            Self::AsInThePaper | Self::Opposite => "the interval excludes 0",
         }
     }
 }
@@ -307,10 +333,13 @@ quantities! {
     Gold = "gold", "gold":
         "Gold reward of a response to a held-out prompt." => |f| f.evaluation.after.gold;
     WinRate = "win_rate", "win rate":
-        "Share of held-out responses that beat the SFT model's (ties count half)."
+        "Share of held-out responses that beat one of the SFT model's to the same prompt (ties count half)."
         => |f| f.evaluation.after.win_rate;
     LengthControlledWinRate = "length_controlled_win_rate", "LC win rate":
         "The win rate at equal lengths in tokens." => |f| f.evaluation.after.length_controlled_win_rate;
+    Responses = "responses", "responses":
+        "Held-out responses of a seed: what its win rates are shares of."
+        => |f| Some(f.evaluation.after.responses as f64);
     SequenceScore = "sequence_score", "e_φ":
         "e_φ of a held-out response by the cell's own reward model, before normalization: its scale differs from \
          reward model to reward model." => |f| Some(f.evaluation.after.sequence_score);
@@ -325,38 +354,60 @@ quantities! {
     EosRate = "eos_rate", "ended":
         "Share of held-out responses that ended in EOS." => |f| Some(f.evaluation.after.eos_rate);
     Area = "area", "area":
-        "Area under the learning curve of gold reward by the trapezoidal rule over updates, divided by their \
-         number: the mean during training." => |f| area(&path(f)?);
+        "Area under held-out gold reward over updates by the trapezoidal rule, from the SFT model on, divided by the \
+         updates: the mean during training." => |f| area(&path(f)?);
     BestGold = "best_gold", "best gold":
-        "Gold reward of the best evaluation during training." => |f| f.policy.best.gold;
+        "Gold reward of the best held-out evaluation during training." => |f| f.policy.best.gold;
     BestIteration = "best_iteration", "best at":
         "The iteration after which that evaluation was." => |f| Some(f.policy.best_iteration as f64);
     GoldAtQuarterNat = "gold_at_quarter_nat", "gold at KL 0.25":
-        "Gold reward where the way of training first reaches a KL of 0.25 nats." => |f| gold_at_kl(&path(f)?, 0.25);
+        "Gold reward on held-out prompts where training first reaches a KL of 0.25 nats, by linear interpolation between \
+         evaluations; known where every seed reaches it." => |f| gold_at_kl(&path(f)?, 0.25);
     GoldAtHalfNat = "gold_at_half_nat", "gold at KL 0.5":
-        "Gold reward where the way of training first reaches a KL of 0.5 nats." => |f| gold_at_kl(&path(f)?, 0.5);
+        "Gold reward on held-out prompts where training first reaches a KL of 0.5 nats, by linear interpolation between \
+         evaluations; known where every seed reaches it." => |f| gold_at_kl(&path(f)?, 0.5);
     GoldAtOneNat = "gold_at_one_nat", "gold at KL 1":
-        "Gold reward where the way of training first reaches a KL of 1 nat." => |f| gold_at_kl(&path(f)?, 1.0);
+        "Gold reward on held-out prompts where training first reaches a KL of 1 nat, by linear interpolation between \
+         evaluations; known where every seed reaches it." => |f| gold_at_kl(&path(f)?, 1.0);
     GoldAtTwoNats = "gold_at_two_nats", "gold at KL 2":
-        "Gold reward where the way of training first reaches a KL of 2 nats." => |f| gold_at_kl(&path(f)?, 2.0);
+        "Gold reward on held-out prompts where training first reaches a KL of 2 nats, by linear interpolation between \
+         evaluations; known where every seed reaches it." => |f| gold_at_kl(&path(f)?, 2.0);
     GoldAtFourNats = "gold_at_four_nats", "gold at KL 4":
-        "Gold reward where the way of training first reaches a KL of 4 nats." => |f| gold_at_kl(&path(f)?, 4.0);
+        "Gold reward on held-out prompts where training first reaches a KL of 4 nats, by linear interpolation between \
+         evaluations; known where every seed reaches it." => |f| gold_at_kl(&path(f)?, 4.0);
+    AdvantageSpreadAtFirst = "advantage_spread_at_first", "spread of A, first":
+        "Standard deviation of a token's advantage before whitening, in the first iteration."
+        => |f| f.curve.advantage_spread.first().copied();
+    AdvantageSpread = "advantage_spread", "spread of A":
+        "The same, mean over iterations." => |f| mean_of(f.curve.advantage_spread.iter().copied());
+    EffectiveKlCoefficient = "effective_kl_coefficient", "β / spread":
+        "β over the spread of A, mean over iterations: the weight of the KL term in units of the whitened advantage."
+        => |f| mean_of(effective_coefficients(&f.curve).into_values());
     CauseAdvantageShare = "cause_advantage_share", "advantage on causes":
         "Share of Σ |A| on tokens with a true credit, mean over iterations."
-        => |f| known_mean(&f.curve.cause_advantage_share);
+        => |f| mean_of(f.curve.cause_advantage_share.iter().copied().flatten());
     CauseTokenShare = "cause_token_share", "tokens that are causes":
         "Share of tokens that have a true credit, mean over iterations: the share of |A| on causes if all |A| \
-         were equal." => |f| known_mean(&f.curve.cause_token_share);
+         were equal." => |f| mean_of(f.curve.cause_token_share.iter().copied().flatten());
     CreditCorrelation = "credit_correlation", "r(A, credit)":
         "Pearson's correlation of a token's advantage with its true credit, mean over iterations."
-        => |f| known_mean(&f.curve.credit_correlation);
+        => |f| mean_of(f.curve.credit_correlation.iter().copied().flatten());
+    RewardPairs = "reward_pairs", "RM pairs":
+        "Held-out pairs of a seed: what the accuracy is a share of." => |f| Some(f.reward.pairs as f64);
     RewardAccuracy = "reward_accuracy", "RM accuracy":
         "Share of held-out pairs whose chosen response the reward model scores higher."
         => |f| Some(f.reward.accuracy);
     RewardGoldAccuracy = "reward_gold_accuracy", "RM gold accuracy":
         "The same with the gold reward in place of the label." => |f| f.reward.gold_accuracy;
+    RewardGoldPairs = "reward_gold_pairs", "RM gold pairs":
+        "Held-out pairs of a seed whose responses differ in gold reward: what the gold accuracy is a share of."
+        => |f| Some(f.reward.gold_pairs? as f64);
+    SequenceRankCorrelation = "sequence_rank_correlation", "ρ responses":
+        "Spearman's correlation of e_φ with the gold reward, over the responses of held-out pairs."
+        => |f| f.reward.sequence_rank_correlation;
     RankCorrelation = "rank_correlation", "ρ segments":
-        "Spearman's correlation of segment rewards with the true credit of their tokens."
+        "Spearman's correlation of segment rewards with the true credit of their tokens; none where a response is one \
+         segment."
         => |f| f.reward.rank_correlation;
     ClauseCorrelation = "clause_correlation", "ρ clauses":
         "The same over clauses." => |f| f.reward.clause_correlation;
@@ -406,12 +457,47 @@ impl Quantity {
         (4.0, Self::GoldAtFourNats),
     ];
 
+    /// The KL at which it is the gold reward, in nats, if it is one of [`AT_KL`](Self::AT_KL).
+    pub fn level(self) -> Option<f64> {
+        Self::AT_KL.iter().find(|(_, quantity)| *quantity == self).map(|(level, _)| *level)
+    }
+
+    /// How many it is a share of, if it is a share: a quantity of its own.
+    pub fn count(self) -> Option<Self> {
+        match self {
+            Self::WinRate | Self::LengthControlledWinRate => Some(Self::Responses),
+            Self::RewardAccuracy => Some(Self::RewardPairs),
+            Self::RewardGoldAccuracy => Some(Self::RewardGoldPairs),
+            _ => None,
+        }
+    }
+
+    /// The largest difference that is called none, in the quantity's own units: two arms are said not to differ
+    /// only where the whole 95 % interval of their difference lies [within](Estimate::within) ± this (two
+    /// one-sided tests). Anything else whose interval includes 0 is undecided.
+    ///
+    /// Gold reward: 0.2, a fifth of what one clause on an asked topic earns. Win rates: 0.02, about what 0.2 of gold
+    /// reward moves one by.
+    pub fn margin(self) -> Option<f64> {
+        match self {
+            Self::Gold | Self::Area | Self::BestGold => Some(0.2),
+            Self::WinRate | Self::LengthControlledWinRate => Some(0.02),
+            _ => self.level().map(|_| 0.2),
+        }
+    }
+
+    /// Whether a difference in it is none by its [margin](Self::margin).
+    pub fn is_no_difference(self, difference: &Estimate) -> bool {
+        self.margin().is_some_and(|margin| difference.within(margin))
+    }
+
     /// Its value for the cell's SFT model, where that does not depend on the arm.
     fn of_base(self, figures: &Figures) -> Option<f64> {
         let before = &figures.evaluation.before;
         match self {
             Self::Gold => before.gold,
             Self::WinRate | Self::LengthControlledWinRate => Some(0.5), // against itself
+            Self::Responses => Some(before.responses as f64),
             Self::Kl => Some(before.kl),
             Self::Tokens => Some(before.tokens),
             Self::Repeats => before.repeats,
@@ -444,6 +530,10 @@ pub enum Column {
     ClipFraction,
     /// Share of the returns' variance that the critic explains.
     ExplainedVariance,
+    /// Standard deviation of a token's advantage before whitening.
+    AdvantageSpread,
+    /// β over that spread.
+    EffectiveKlCoefficient,
     /// Share of Σ |A| on tokens with a true credit.
     CauseAdvantageShare,
     /// Share of tokens that have a true credit.
@@ -466,7 +556,7 @@ pub enum Column {
 
 impl Column {
     /// All, in the order of `curves.csv`.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Gold,
         Self::SequenceScore,
         Self::Kl,
@@ -476,6 +566,8 @@ impl Column {
         Self::EosRate,
         Self::ClipFraction,
         Self::ExplainedVariance,
+        Self::AdvantageSpread,
+        Self::EffectiveKlCoefficient,
         Self::CauseAdvantageShare,
         Self::CauseTokenShare,
         Self::CreditCorrelation,
@@ -518,6 +610,8 @@ impl Column {
             Self::EosRate => some(&curve.eos_rate),
             Self::ClipFraction => some(&curve.clip_fraction),
             Self::ExplainedVariance => known(&curve.explained_variance),
+            Self::AdvantageSpread => some(&curve.advantage_spread),
+            Self::EffectiveKlCoefficient => effective_coefficients(curve),
             Self::CauseAdvantageShare => known(&curve.cause_advantage_share),
             Self::CauseTokenShare => known(&curve.cause_token_share),
             Self::CreditCorrelation => known(&curve.credit_correlation),
@@ -531,25 +625,27 @@ impl Column {
     }
 }
 
-/// The way of a cell in gold reward against KL: the rollouts of each iteration, which the policy drew before its
-/// update (the SFT model the first), and at the end the held-out evaluation of the final policy. Nothing where the
-/// truth is not known.
+/// Gold reward against KL of a cell's policy on held-out prompts: its evaluations, the SFT model first. `None` where
+/// the truth is not known, or nothing was evaluated.
 pub fn path(figures: &Figures) -> Option<Vec<PathPoint>> {
-    let Figures { curve, evaluation, .. } = figures;
-    let rollouts = curve.gold.iter().zip(&curve.kl_k1).map(|(gold, &kl)| (*gold, kl));
-    let all = rollouts.chain([(evaluation.after.gold, evaluation.after.kl)]);
-    let finite = |point: &PathPoint| point.kl.is_finite() && point.gold.is_finite();
-    all.map(|(gold, kl)| Some(PathPoint { kl, gold: gold? }).filter(finite)).collect()
+    let point = |line: &EvaluationLine| {
+        let Evaluation { gold, kl, .. } = line.evaluation;
+        let point = PathPoint { iteration: line.iteration, kl, gold: gold? };
+        (point.kl.is_finite() && point.gold.is_finite()).then_some(point)
+    };
+    let points: Option<Vec<PathPoint>> = figures.evaluations.iter().map(point).collect();
+    points.filter(|points| !points.is_empty())
 }
 
 /// The gold reward where the path first reaches a KL of `level`, in nats, by linear interpolation between the
-/// points before and after; nothing where it never does, or starts there.
+/// points before and after; `None` where it never does, or starts there.
 ///
 /// # Examples
 ///
 /// ```
 /// use segment_rlhf::grid::analysis::{PathPoint, gold_at_kl};
-/// let path = [(0.0, 1.5), (0.8, 2.0), (1.2, 3.0), (0.9, 2.5)].map(|(kl, gold)| PathPoint { kl, gold });
+/// let points = [(0, 0.0, 1.5), (2, 0.8, 2.0), (4, 1.2, 3.0), (6, 0.9, 2.5)];
+/// let path = points.map(|(iteration, kl, gold)| PathPoint { iteration, kl, gold });
 /// assert!((gold_at_kl(&path, 1.0).unwrap() - 2.5).abs() < 1e-12); // half way from 0.8 to 1.2
 /// assert_eq!(gold_at_kl(&path, 2.0), None);
 /// ```
@@ -560,19 +656,31 @@ pub fn gold_at_kl(path: &[PathPoint], level: f64) -> Option<f64> {
     Some(before.gold + share * (after.gold - before.gold))
 }
 
-/// The area under the path's gold reward over updates, by the trapezoidal rule, divided by the updates; nothing
+/// The area under the path's gold reward over updates, by the trapezoidal rule, divided by the updates; `None`
 /// without an update.
 ///
 /// # Examples
 ///
 /// ```
 /// use segment_rlhf::grid::analysis::{PathPoint, area};
-/// let path = [1.0, 3.0, 3.0].map(|gold| PathPoint { kl: 0.0, gold });
-/// assert_eq!(area(&path), Some(2.5)); // (2 + 3) / 2
+/// let points = [(0, 1.0), (2, 3.0), (3, 3.0)]; // the last evaluation may come sooner than the others
+/// let path = points.map(|(iteration, gold)| PathPoint { iteration, kl: 0.0, gold });
+/// assert_eq!(area(&path), Some((2.0 * 2.0 + 1.0 * 3.0) / 3.0));
 /// ```
 pub fn area(path: &[PathPoint]) -> Option<f64> {
-    let trapezoids = path.windows(2).map(|pair| (pair[0].gold + pair[1].gold) / 2.0);
-    (path.len() > 1).then(|| mean(trapezoids))
+    let updates = |from: &PathPoint, to: &PathPoint| to.iteration.abs_diff(from.iteration) as f64;
+    let all = updates(path.first()?, path.last()?);
+    let trapezoids = path
+        .windows(2)
+        .map(|pair| updates(&pair[0], &pair[1]) * (pair[0].gold + pair[1].gold) / 2.0);
+    (all > 0.0).then(|| trapezoids.sum::<f64>() / all)
+}
+
+/// β over the spread of advantages, by iteration; left out where they do not vary.
+fn effective_coefficients(curve: &Curve) -> BTreeMap<usize, f64> {
+    let pairs = curve.kl_coefficient.iter().zip(&curve.advantage_spread).enumerate();
+    let known = pairs.filter(|(_, (_, spread))| **spread > 0.0);
+    known.map(|(iteration, (coefficient, spread))| (iteration, coefficient / spread)).collect()
 }
 
 /// Whether the normalizer is a line over locations: what a constant explains of their means is no measure of a fit.
@@ -580,10 +688,10 @@ fn is_line(figures: &Figures) -> bool {
     matches!(figures.normalizer.normalizer, Normalizer::LocationAware { .. })
 }
 
-/// The mean of the known values; nothing where none is.
-fn known_mean(values: &[Option<f64>]) -> Option<f64> {
-    let known = values.iter().flatten();
-    (known.clone().count() > 0).then(|| mean(known.copied()))
+/// The mean of the values; `None` without one.
+fn mean_of(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let values: Vec<f64> = values.collect();
+    (!values.is_empty()).then(|| mean(values.into_iter()))
 }
 
 /// The finished cells of an arm by seed.
@@ -596,12 +704,74 @@ impl Analysis {
             results.cells.iter().map(|cell| (cell.id.as_str(), cell)).collect();
         let experiments = results.experiments.iter().map(|e| Experiment::of(e, &cells)).collect();
         let Results { format, version, device, .. } = results;
-        Self { format: *format, version: version.clone(), device: device.clone(), experiments }
+        let margins = Quantity::ALL.iter().filter_map(|&q| Some((q, q.margin()?))).collect();
+        let (version, device) = (version.clone(), device.clone());
+        Self { format: *format, version, device, margins, experiments }
     }
 
     /// Whether any cell is finished.
     pub fn has_figures(&self) -> bool {
         self.experiments.iter().flat_map(|e| &e.arms).any(|arm| !arm.seeds.finished.is_empty())
+    }
+}
+
+/// How the paper's orderings fare over all experiments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// The tables of the paper that claim them.
+    pub tables: Vec<u32>,
+    /// What is found of each, in the experiments' order.
+    pub verdicts: Vec<Verdict>,
+    /// Arms that they compare, each counted once however often it is named.
+    pub arms: usize,
+}
+
+impl Claims {
+    /// How many have this verdict.
+    pub fn count(&self, verdict: Verdict) -> usize {
+        self.verdicts.iter().filter(|of| **of == verdict).count()
+    }
+
+    /// The counts as a paragraph; `by` is what the verdicts go by.
+    pub fn text(&self, by: &str) -> String {
+        let tables: Vec<String> = self.tables.iter().map(u32::to_string).collect();
+        let claimed = match &tables[..] {
+            [before @ .., last] if !before.is_empty() => {
+                format!("tables {} and {last} of the paper claim", before.join(", "))
+            }
+            one => format!("table {} of the paper claims", one.concat()),
+        };
+        let counts = Verdict::ALL.map(|verdict| {
+            format!("{} {} ({})", self.count(verdict), verdict.title(), verdict.interval())
+        });
+        format!(
+            "Of {} orderings that {claimed}, by {by}: {}. All come from {} arms, so that the luck of one arm shows in \
+             several orderings.",
+            self.verdicts.len(),
+            counts.join(", "),
+            self.arms
+        )
+    }
+}
+
+impl Analysis {
+    /// The paper's orderings by one of their answers; `None` where no ordering has it.
+    pub fn claims(&self, answer: impl Fn(&Ordering) -> Option<Outcome>) -> Option<Claims> {
+        let mut claims = Claims { tables: Vec::new(), verdicts: Vec::new(), arms: 0 };
+        let mut compared = BTreeSet::new();
+        for experiment in &self.experiments {
+            let judged = experiment.orderings.iter().filter_map(|o| Some((o, answer(o)?)));
+            for (ordering, outcome) in judged {
+                claims.verdicts.push(outcome.verdict);
+                let arms = [&ordering.better, &ordering.worse].map(|name| experiment.arm(name));
+                compared.extend(arms.into_iter().flatten().map(|arm| &arm.cells));
+                claims.tables.extend(experiment.paper_table);
+            }
+        }
+        claims.tables.sort_unstable();
+        claims.tables.dedup();
+        claims.arms = compared.len();
+        (!claims.verdicts.is_empty()).then_some(claims)
     }
 }
 
@@ -619,7 +789,10 @@ impl Experiment {
             arm: arms[j].name.clone(),
             baseline: arms[i].name.clone(),
             figures: known(Quantity::COMPARED, |q| {
+                let both = finished[j].keys().filter(|seed| finished[i].contains_key(seed));
+                let every = q.level().map(|_| both.count());
                 paired(&finished[j], &finished[i], |f| q.of(f), |f| q.of(f))
+                    .filter(|estimate| every.is_none_or(|seeds| estimate.n == seeds))
             }),
         };
         Self {
@@ -640,6 +813,38 @@ impl Experiment {
     pub fn arm(&self, name: &str) -> Option<&Arm> {
         self.arms.iter().find(|arm| arm.name == name)
     }
+
+    /// Those of `wanted` that some arm knows, if only for some seeds; before a share whose count differs between arms or
+    /// seeds, that count.
+    pub fn columns(&self, wanted: &[Quantity]) -> Vec<Quantity> {
+        let known = |q: &Quantity| {
+            let seeds = |arm: &Arm| arm.reached.get(q).is_some_and(|seeds| !seeds.is_empty());
+            self.arms.iter().any(|arm| arm.figure(*q).is_some() || seeds(arm))
+        };
+        let mut columns: Vec<Quantity> = Vec::new();
+        for quantity in wanted.iter().copied().filter(known) {
+            let count =
+                quantity.count().filter(|count| known(count) && self.count(quantity).is_none());
+            columns.extend(count.filter(|count| !columns.contains(count)));
+            columns.push(quantity);
+        }
+        columns
+    }
+
+    /// How many a quantity is a share of with each seed, where it is a share and that is the same for all arms and
+    /// seeds.
+    pub fn count(&self, share: Quantity) -> Option<f64> {
+        let counts = self.arms.iter().filter_map(|arm| arm.figure(share.count()?));
+        let mut counts = counts.map(|of| (of.error.unwrap_or(0.0) == 0.0).then_some(of.mean));
+        let first = counts.next()??;
+        counts.all(|count| count == Some(first)).then_some(first)
+    }
+
+    /// The quantity's title, with the [count](Self::count) of a share: `win rate (n 384)`.
+    pub fn title(&self, quantity: Quantity) -> String {
+        let count = self.count(quantity).map(|n| format!(" (n {n})"));
+        quantity.title().to_owned() + &count.unwrap_or_default()
+    }
 }
 
 impl Arm {
@@ -647,6 +852,7 @@ impl Arm {
         let results::Arm { name, ours, method, settings, .. } = arm;
         let mut cells = cells.to_vec();
         cells.sort_by_key(|cell| cell.seed);
+        let ids = cells.iter().map(|cell| cell.id.clone()).collect();
         let mut seeds = Seeds::default();
         let mut problems = Vec::new();
         for Cell { seed, state, .. } in cells {
@@ -663,26 +869,48 @@ impl Arm {
                 error: error.clone(),
             }));
         }
-        let over_seeds = |q: Quantity| Estimate::of(finished.values().filter_map(|f| q.of(f)));
-        let paths =
-            finished.iter().filter_map(|(&seed, f)| Some(SeedPath { seed, points: path(f)? }));
+        let over_seeds = |q: Quantity| {
+            let of = Estimate::of(finished.values().filter_map(|f| q.of(f)))?;
+            (q.level().is_none() || of.n == finished.len()).then_some(of)
+        };
+        let paths: Vec<SeedPath> = (finished.iter())
+            .filter_map(|(&seed, f)| Some(SeedPath { seed, points: path(f)? }))
+            .collect();
+        let reached = |(level, quantity): (f64, Quantity)| {
+            let reach = paths.iter().filter(|path| gold_at_kl(&path.points, level).is_some());
+            (quantity, reach.map(|path| path.seed).collect())
+        };
+        let reached = Quantity::AT_KL.into_iter().filter(|_| !paths.is_empty()).map(reached);
         let bands = Column::ALL.into_iter().map(|column| (column, band(column, finished)));
         Self {
             name: name.clone(),
             ours: *ours,
             method: *method,
             settings: settings.clone(),
+            cells: ids,
             seeds,
             problems,
             figures: known(Quantity::ALL, over_seeds),
+            reached: reached.collect(),
             bands: bands.filter(|(_, points)| !points.is_empty()).collect(),
-            paths: paths.collect(),
+            paths,
         }
     }
 
     /// The estimate of a quantity.
     pub fn figure(&self, quantity: Quantity) -> Option<&Estimate> {
         self.figures.get(&quantity)
+    }
+
+    /// What to show in place of a rate that is a share of a single response or pair: `1 of 1`. At equal lengths a single
+    /// comparison has none.
+    pub fn of_one(&self, share: Quantity) -> Option<String> {
+        let (rate, count) = (self.figure(share)?, self.figure(share.count()?)?);
+        let one = rate.n == 1 && count.mean == 1.0;
+        one.then(|| match share {
+            Quantity::LengthControlledWinRate => "–".to_owned(),
+            _ => table::rate(rate.mean, 1),
+        })
     }
 
     /// The points of a learning curve; empty where it is not known.

@@ -9,7 +9,7 @@ use super::schedule::{self, OnFailure, Outcome, Tasks};
 use crate::error::Error;
 use crate::experiment::folder::{Origin, write_file, write_json};
 use crate::experiment::settings::Method;
-use crate::report::table::{markdown, with_error};
+use crate::report::table::{markdown, rate, with_error};
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::{Context, evaluate, fit_normalizer, policy, reward};
 use crate::statistics::{mean, standard_error};
@@ -103,67 +103,90 @@ pub fn cell_context(context: &Context, seed: u64, method: Method) -> Context {
     own
 }
 
-/// The table: one line for the SFT model, one a method. With one seed, errors are standard errors over
-/// held-out prompts; with several, over seeds.
-pub fn table(results: &Results) -> String {
-    let header = [
-        "method",
-        "gold",
-        "win rate",
-        "KL",
-        "tokens",
-        "RM acc.",
-        "RM acc. (gold)",
-        "ρ segments",
-        "F1 bounds",
-    ];
-    let methods: Vec<Method> =
-        Method::ALL.into_iter().filter(|m| results.cells.iter().any(|c| c.method == *m)).collect();
-    let mut rows = Vec::new();
-    if let Some(&first) = methods.first() {
-        let of =
-            |f: fn(&Cell) -> Option<f64>, e: fn(&Cell) -> Option<f64>| figure(results, first, f, e);
-        let mut row = vec!["SFT".to_owned()];
-        row.push(of(|c| c.evaluation.before.gold, |c| c.evaluation.before.gold_error));
-        row.push("0.50".into());
-        row.push("0.00".into());
-        row.push(of(|c| Some(c.evaluation.before.tokens), |_| None));
-        row.resize(header.len(), "–".into());
-        rows.push(row);
-    }
-    for method in methods {
-        let of = |f: fn(&Cell) -> Option<f64>, e: fn(&Cell) -> Option<f64>| {
-            figure(results, method, f, e)
-        };
-        rows.push(vec![
-            method.name().replace('_', " "),
-            of(|c| c.evaluation.after.gold, |c| c.evaluation.after.gold_error),
-            of(|c| c.evaluation.after.win_rate, |c| c.evaluation.after.win_rate_error),
-            of(|c| Some(c.evaluation.after.kl), |_| None),
-            of(|c| Some(c.evaluation.after.tokens), |_| None),
-            of(|c| Some(c.reward.accuracy), |_| None),
-            of(|c| c.reward.gold_accuracy, |_| None),
-            of(|c| c.reward.rank_correlation, |_| None),
-            of(|c| c.reward.boundary_f1, |_| None),
-        ]);
-    }
-    markdown(&header, &rows)
+/// What a column of the table shows of a cell.
+struct Column {
+    title: &'static str,
+    value: fn(&Cell) -> Option<f64>,
+    /// Its standard error over held-out prompts.
+    error: fn(&Cell) -> Option<f64>,
+    /// How many responses or pairs it is a share of.
+    count: fn(&Cell) -> Option<usize>,
 }
 
-/// One figure of a method: with its own error for one seed, with the standard error over several.
-fn figure(
-    results: &Results,
-    method: Method,
-    value: fn(&Cell) -> Option<f64>,
-    error: fn(&Cell) -> Option<f64>,
-) -> String {
-    let cells: Vec<&Cell> = results.cells.iter().filter(|c| c.method == method).collect();
-    let values: Option<Vec<f64>> = cells.iter().map(|cell| value(cell)).collect();
-    match (values, cells.as_slice()) {
-        (None, _) => with_error(None, None),
-        (Some(values), [only]) => with_error(Some(values[0]), error(only)),
-        (Some(values), _) => {
-            with_error(Some(mean(values.iter().copied())), standard_error(&values))
+impl Column {
+    const fn of(title: &'static str, value: fn(&Cell) -> Option<f64>) -> Self {
+        Self { title, value, error: |_| None, count: |_| None }
+    }
+
+    const fn with_error(mut self, error: fn(&Cell) -> Option<f64>) -> Self {
+        self.error = error;
+        self
+    }
+
+    const fn share(mut self, count: fn(&Cell) -> Option<usize>) -> Self {
+        self.count = count;
+        self
+    }
+
+    /// Its title, with the count of a share: the least and the greatest where cells differ.
+    fn title(&self, cells: &[Cell]) -> String {
+        let counts = || cells.iter().filter_map(self.count);
+        match (counts().min(), counts().max()) {
+            (Some(least), Some(most)) if least == most => format!("{} (n {most})", self.title),
+            (Some(least), Some(most)) => format!("{} (n {least}–{most})", self.title),
+            _ => self.title.to_owned(),
         }
     }
+
+    /// A method's figure: with its own error for one seed, with the standard error over several.
+    fn figure(&self, cells: &[&Cell]) -> String {
+        let values: Option<Vec<f64>> = cells.iter().map(|cell| (self.value)(cell)).collect();
+        match (values, cells) {
+            (None, _) => with_error(None, None),
+            (Some(values), [only]) if (self.count)(only) == Some(1) => rate(values[0], 1),
+            (Some(values), [only]) => with_error(Some(values[0]), (self.error)(only)),
+            (Some(values), _) => {
+                with_error(Some(mean(values.iter().copied())), standard_error(&values))
+            }
+        }
+    }
+}
+
+const BASE_GOLD: Column =
+    Column::of("gold", |c| c.evaluation.before.gold).with_error(|c| c.evaluation.before.gold_error);
+const BASE_TOKENS: Column = Column::of("tokens", |c| Some(c.evaluation.before.tokens));
+const COLUMNS: [Column; 9] = [
+    Column::of("gold", |c| c.evaluation.after.gold).with_error(|c| c.evaluation.after.gold_error),
+    Column::of("win rate", |c| c.evaluation.after.win_rate)
+        .with_error(|c| c.evaluation.after.win_rate_error)
+        .share(|c| Some(c.evaluation.after.responses)),
+    Column::of("KL", |c| Some(c.evaluation.after.kl)),
+    Column::of("tokens", |c| Some(c.evaluation.after.tokens)),
+    Column::of("RM acc.", |c| Some(c.reward.accuracy)).share(|c| Some(c.reward.pairs)),
+    Column::of("RM acc. (gold)", |c| c.reward.gold_accuracy).share(|c| c.reward.gold_pairs),
+    Column::of("ρ responses", |c| c.reward.sequence_rank_correlation),
+    Column::of("ρ segments", |c| c.reward.rank_correlation),
+    Column::of("F1 bounds", |c| c.reward.boundary_f1),
+];
+
+/// The table: one line for the SFT model, one a method. With one seed, errors are standard errors over
+/// held-out prompts; with several, over seeds. The head of a share says how many responses or pairs of a seed it is of.
+pub fn table(results: &Results) -> String {
+    let cells = &results.cells;
+    let of = |method: Method| cells.iter().filter(|c| c.method == method).collect::<Vec<_>>();
+    let methods = || Method::ALL.into_iter().filter(|&method| !of(method).is_empty());
+    let titles = COLUMNS.iter().map(|column| column.title(cells));
+    let header: Vec<String> = ["method".to_owned()].into_iter().chain(titles).collect();
+    let base = methods().next().map(|first| {
+        let [gold, tokens] = [BASE_GOLD, BASE_TOKENS].map(|column| column.figure(&of(first)));
+        let mut row = vec!["SFT".to_owned(), gold, "0.50".to_owned(), "0.00".to_owned(), tokens];
+        row.resize(header.len(), "–".into());
+        row
+    });
+    let row = |method: Method| {
+        let figures = COLUMNS.iter().map(|column| column.figure(&of(method)));
+        [method.name().replace('_', " ")].into_iter().chain(figures).collect()
+    };
+    let rows: Vec<Vec<String>> = base.into_iter().chain(methods().map(row)).collect();
+    markdown(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows)
 }

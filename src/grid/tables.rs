@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::analysis::{
-    Analysis, Arm, BASE, Column, Difference, Experiment, Ordering, Outcome, Quantity, Verdict,
+    Analysis, Arm, BASE, Column, Difference, Experiment, ONE_BETA, Ordering, Outcome, Quantity,
+    Verdict,
 };
 use super::results::{Results, State};
 use crate::experiment::folder::{FolderError, write_file};
@@ -19,7 +20,9 @@ pub const MARKERS: [&str; 2] = ["<!-- results -->", "<!-- /results -->"];
 /// - `curves.csv`: a line for each of their iterations, with every [`Column`];
 /// - `arms.csv`: a line for each quantity of each arm, over its seeds;
 /// - `differences.csv`: a line for each quantity of each pair of arms;
-/// - `orderings.csv`: a line for each ordering that the paper's tables claim.
+/// - `orderings.csv`: a line for each ordering that the paper's tables claim;
+///
+/// in both `no_difference` says whether the interval lies within the quantity's [margin](Quantity::margin).
 ///
 /// # Errors
 ///
@@ -42,11 +45,20 @@ pub fn write(analysis: &Analysis, results: &Results, dir: &Path) -> Result<(), F
 }
 
 /// How to read the tables.
-const READING: &str = "\
-Figures are means over seeds ± their standard error; in brackets stands the 95 % interval (Student's t over seeds). A
-difference is paired by seed, so that both sides start from the same SFT model. \\* marks a difference whose interval
-excludes 0; each interval speaks for itself alone, and of twenty, one misses the truth by chance. (n 2): only two seeds
-know the figure. –: not known.";
+fn reading() -> String {
+    let margin = |q: Quantity| q.margin().expect("it has one");
+    format!(
+        "Figures are means over seeds ± their standard error; in brackets is the 95 % interval (Student's t over \
+         seeds). A difference is paired by seed, so that both sides start from the same SFT model. \\* marks a \
+         difference whose interval excludes 0; each interval speaks for itself alone, and of twenty, one misses the \
+         truth by chance. ≈ marks one whose whole interval lies within ±{} gold reward or ±{} win rate: no difference. \
+         Without either mark it is undecided. In a column's head (n 384) means a share of 384 responses or pairs of each \
+         seed; in a cell (n 2) means that only two seeds know the figure, and – (2 of 5) that two of five seeds reach \
+         that KL. –: not known.",
+        margin(Quantity::Gold),
+        margin(Quantity::WinRate)
+    )
+}
 
 /// All experiments in Markdown: figures, gold reward at matched KL, the policy and the reward model, paired
 /// differences, what the paper claims, and the cells that gave nothing.
@@ -55,8 +67,9 @@ pub fn markdown(analysis: &Analysis) -> String {
     let mut parts = vec![
         "# Results".to_owned(),
         format!("segment-rlhf {version}, device {device}."),
-        READING.to_owned(),
+        reading(),
     ];
+    parts.extend(claims(analysis));
     for experiment in experiments {
         parts.push(format!("## {}", line(&experiment.title)));
         parts.extend(experiment.note.as_ref().map(|note| line(note)));
@@ -69,6 +82,8 @@ pub fn markdown(analysis: &Analysis) -> String {
             arms(experiment, &Quantity::AT_KL.map(|(_, quantity)| quantity)),
         );
         section("Policy", arms(experiment, POLICY));
+        let strength = arms(experiment, STRENGTH);
+        section("The KL term", strength.map(|table| format!("{ONE_BETA}\n\n{table}")));
         section("Reward model and normalizer", arms(experiment, REWARD));
         section("Differences paired by seed", differences(experiment));
         section("What the paper claims", orderings(experiment));
@@ -84,7 +99,8 @@ pub fn markdown(analysis: &Analysis) -> String {
 
 /// The section of the README: for each experiment its main figures, and how many of the paper's orderings show.
 pub fn readme(analysis: &Analysis) -> String {
-    let mut parts = vec![MARKERS[0].to_owned(), READING.to_owned()];
+    let mut parts = vec![MARKERS[0].to_owned(), reading()];
+    parts.extend(claims(analysis));
     for experiment in &analysis.experiments {
         parts.push(format!("### {}", line(&experiment.title)));
         parts.push(figures(experiment, SHORT));
@@ -118,6 +134,7 @@ const MAIN: &[Quantity] = &[
     Quantity::Repeats,
     Quantity::Area,
     Quantity::RewardAccuracy,
+    Quantity::SequenceRankCorrelation,
     Quantity::RankCorrelation,
 ];
 const SHORT: &[Quantity] = &[
@@ -135,6 +152,11 @@ const POLICY: &[Quantity] = &[
     Quantity::CauseAdvantageShare,
     Quantity::CauseTokenShare,
     Quantity::CreditCorrelation,
+];
+const STRENGTH: &[Quantity] = &[
+    Quantity::AdvantageSpreadAtFirst,
+    Quantity::AdvantageSpread,
+    Quantity::EffectiveKlCoefficient,
 ];
 const REWARD: &[Quantity] = &[
     Quantity::RewardGoldAccuracy,
@@ -170,11 +192,11 @@ fn score(experiment: &Experiment) -> Quantity {
 /// The SFT model and the arms: seeds, the score with its interval, and those of `columns` that are known.
 fn figures(experiment: &Experiment, columns: &[Quantity]) -> String {
     let score = score(experiment);
-    let columns = known(experiment, columns);
-    let header = ["arm", "seeds", score.title(), "95 %"].into_iter();
-    let header: Vec<&str> = header.chain(columns.iter().map(|q| q.title())).collect();
+    let columns = experiment.columns(columns);
+    let header = ["arm", "seeds", score.title(), "95 %"].map(str::to_owned).into_iter();
+    let header: Vec<String> = header.chain(columns.iter().map(|&q| experiment.title(q))).collect();
     let base = (!experiment.base.is_empty()).then(|| {
-        let of = |q: Quantity| with_error(experiment.base.get(&q), 0);
+        let of = |q: Quantity| with_error(q, experiment.base.get(&q), 0);
         let seeds = experiment.base.values().map(|e| e.n).max().unwrap_or_default();
         let head =
             [BASE.into(), seeds.to_string(), of(score), interval(experiment.base.get(&score))];
@@ -185,17 +207,22 @@ fn figures(experiment: &Experiment, columns: &[Quantity]) -> String {
         head.into_iter().chain(columns.iter().map(|&q| of(arm, q))).collect()
     };
     let rows: Vec<Vec<String>> = base.into_iter().chain(experiment.arms.iter().map(row)).collect();
-    table::markdown(&header, &rows)
+    markdown_table(&header, &rows)
 }
 
 /// The arms with those of `columns` that are known; nothing where none is.
 fn arms(experiment: &Experiment, columns: &[Quantity]) -> Option<String> {
-    let columns = known(experiment, columns);
-    let header: Vec<&str> = ["arm"].into_iter().chain(columns.iter().map(|q| q.title())).collect();
+    let columns = experiment.columns(columns);
+    let titles = columns.iter().map(|&q| experiment.title(q));
+    let header: Vec<String> = ["arm".to_owned()].into_iter().chain(titles).collect();
     let row =
         |arm: &Arm| [name(arm)].into_iter().chain(columns.iter().map(|&q| of(arm, q))).collect();
     let rows: Vec<Vec<String>> = experiment.arms.iter().map(row).collect();
-    (!columns.is_empty()).then(|| table::markdown(&header, &rows))
+    (!columns.is_empty()).then(|| markdown_table(&header, &rows))
+}
+
+fn markdown_table(header: &[String], rows: &[Vec<String>]) -> String {
+    table::markdown(&header.iter().map(String::as_str).collect::<Vec<_>>(), rows)
 }
 
 /// Every pair of arms with seeds in common.
@@ -206,16 +233,16 @@ fn differences(experiment: &Experiment) -> Option<String> {
     let is_known = |q: &Quantity| known.iter().any(|d| d.figures.contains_key(q));
     let rest = DIFFERENCES.iter().copied().filter(|&q| q != Quantity::Gold && is_known(&q));
     let columns: Vec<Quantity> = [score].into_iter().chain(rest).collect();
-    let header: Vec<&str> =
-        ["difference"].into_iter().chain(columns.iter().map(|q| q.title())).collect();
+    let titles = columns.iter().map(|&q| experiment.title(q));
+    let header: Vec<String> = ["difference".to_owned()].into_iter().chain(titles).collect();
     let row = |d: &&Difference| {
         let pair = format!("{} − {}", cell(&d.arm), cell(&d.baseline));
         let n = d.figures.values().map(|e| e.n).max().unwrap_or_default();
-        let cells = columns.iter().map(|q| difference(d.figures.get(q), n));
+        let cells = columns.iter().map(|&q| difference(q, d.figures.get(&q), n));
         [pair].into_iter().chain(cells).collect()
     };
     let rows: Vec<Vec<String>> = known.iter().map(row).collect();
-    (!known.is_empty()).then(|| table::markdown(&header, &rows))
+    (!known.is_empty()).then(|| markdown_table(&header, &rows))
 }
 
 /// The paper's orderings beside ours.
@@ -223,9 +250,11 @@ fn orderings(experiment: &Experiment) -> Option<String> {
     let orderings = &experiment.orderings;
     let first = orderings.first()?;
     let benchmarks: Vec<&str> = first.reported.iter().map(|r| r.benchmark.title()).collect();
+    let controlled = Quantity::LengthControlledWinRate;
+    let by_win_rate = format!("{}, here", experiment.title(controlled));
     let header = ["the paper"].into_iter().chain(benchmarks.iter().copied());
     let header: Vec<&str> =
-        header.chain(["gold, here", "verdict", "LC win rate, here", "verdict"]).collect();
+        header.chain(["gold, here", "verdict", &by_win_rate, "verdict"]).collect();
     let row = |ordering: &Ordering| {
         let reported = benchmarks.iter().map(|title| {
             let pair = ordering.reported.iter().find(|r| r.benchmark.title() == *title);
@@ -235,17 +264,17 @@ fn orderings(experiment: &Experiment) -> Option<String> {
                 format!("{:.decimals$} {sign} {:.decimals$}", pair.better, pair.worse)
             })
         });
-        let outcome = |outcome: &Option<Outcome>| match outcome {
+        let outcome = |quantity: Quantity, outcome: &Option<Outcome>| match outcome {
             Some(Outcome { difference: d, verdict }) => {
-                [difference(Some(d), d.n), verdict.title().to_owned()]
+                [difference(quantity, Some(d), d.n), verdict.title().to_owned()]
             }
             None => ["–".to_owned(), "–".to_owned()],
         };
         [claim(ordering)]
             .into_iter()
             .chain(reported)
-            .chain(outcome(&ordering.gold))
-            .chain(outcome(&ordering.length_controlled_win_rate))
+            .chain(outcome(Quantity::Gold, &ordering.gold))
+            .chain(outcome(controlled, &ordering.length_controlled_win_rate))
             .collect()
     };
     let rows: Vec<Vec<String>> = orderings.iter().map(row).collect();
@@ -264,7 +293,12 @@ fn claim(ordering: &Ordering) -> String {
     format!("{} > {}", cell(&ordering.better), cell(&ordering.worse))
 }
 
-/// How many of the paper's orderings show here by gold reward, and which.
+/// How many of the paper's orderings show here by gold reward, over all experiments.
+fn claims(analysis: &Analysis) -> Option<String> {
+    Some(analysis.claims(|ordering| ordering.gold)?.text("gold reward"))
+}
+
+/// The orderings of each verdict by gold reward.
 fn verdicts(experiment: &Experiment) -> Option<String> {
     let judged: Vec<(&Ordering, Outcome)> = (experiment.orderings.iter())
         .filter_map(|ordering| Some((ordering, ordering.gold?)))
@@ -272,18 +306,20 @@ fn verdicts(experiment: &Experiment) -> Option<String> {
     let list = |verdict: Verdict| {
         let of = judged.iter().filter(|(_, outcome)| outcome.verdict == verdict);
         let claims: Vec<String> = of
-            .map(|(ordering, outcome)| format!("{}{}", claim(ordering), star(&outcome.difference)))
+            .map(|(ordering, outcome)| {
+                claim(ordering) + no_difference(Quantity::Gold, &outcome.difference)
+            })
             .collect();
         let colon = if claims.is_empty() { "" } else { ": " };
-        format!("- {} ({}){colon}{}", verdict.title(), claims.len(), claims.join(", "))
+        let (title, interval) = (verdict.title(), verdict.interval());
+        format!("- {title}, {interval} ({}){colon}{}", claims.len(), claims.join(", "))
     };
     let head = format!(
         "Of the {} orderings that table {} of the paper claims, by gold reward:\n\n",
         judged.len(),
         experiment.paper_table.unwrap_or_default()
     );
-    let all = [Verdict::SameSignExcludesZero, Verdict::SameSign, Verdict::Opposite];
-    (!judged.is_empty()).then(|| head + &all.map(list).join("\n"))
+    (!judged.is_empty()).then(|| head + &Verdict::ALL.map(list).join("\n"))
 }
 
 /// Failed, corrupt and pending cells.
@@ -310,12 +346,6 @@ fn problems(experiment: &Experiment) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
-/// Those of `columns` that any arm knows.
-fn known(experiment: &Experiment, columns: &[Quantity]) -> Vec<Quantity> {
-    let known = |q: &Quantity| experiment.arms.iter().any(|arm| arm.figures.contains_key(q));
-    columns.iter().copied().filter(known).collect()
-}
-
 fn name(arm: &Arm) -> String {
     format!("{}{}", cell(&arm.name), if arm.ours { " (ours)" } else { "" })
 }
@@ -331,22 +361,37 @@ fn seeds(arm: &Arm) -> String {
 }
 
 fn of(arm: &Arm, quantity: Quantity) -> String {
-    with_error(arm.figure(quantity), arm.seeds.finished.len())
+    let finished = arm.seeds.finished.len();
+    match (arm.figure(quantity), arm.reached.get(&quantity)) {
+        (None, Some(seeds)) => format!("– ({} of {finished})", seeds.len()),
+        (None, None) => "–".into(),
+        (estimate, _) => {
+            let one = arm.of_one(quantity);
+            one.unwrap_or_else(|| with_error(quantity, estimate, finished))
+        }
+    }
 }
 
 /// `3.30 ± 0.16`, and the number of values if it is below `n`.
-fn with_error(estimate: Option<&Estimate>, n: usize) -> String {
+fn with_error(quantity: Quantity, estimate: Option<&Estimate>, n: usize) -> String {
     let Some(estimate) = estimate else { return "–".into() };
-    let error = estimate.error.map(|error| format!(" ± {error:.2}")).unwrap_or_default();
-    format!("{}{error}{}", number(estimate.mean), fewer(estimate, n))
+    let decimals = if quantity == Quantity::EffectiveKlCoefficient { 3 } else { 2 };
+    let error = estimate.error.map(|error| format!(" ± {error:.decimals$}")).unwrap_or_default();
+    format!("{}{error}{}", number(estimate.mean, decimals), fewer(estimate, n))
 }
 
-/// `+0.68 [+0.10, +1.26]*`, the star if the interval excludes 0, and the number of values if it is below `n`.
-fn difference(estimate: Option<&Estimate>, n: usize) -> String {
+/// `+0.68 [+0.10, +1.26]*`, the star if the interval excludes 0, ≈ if it is no difference, and the number of values if
+/// it is below `n`.
+fn difference(quantity: Quantity, estimate: Option<&Estimate>, n: usize) -> String {
     let Some(estimate) = estimate else { return "–".into() };
     let interval = estimate.interval.map(|[low, high]| format!(" [{low:+.2}, {high:+.2}]"));
-    let interval = interval.unwrap_or_default() + star(estimate);
-    format!("{:+.2}{interval}{}", estimate.mean, fewer(estimate, n))
+    let marks = star(estimate).to_owned() + no_difference(quantity, estimate);
+    format!("{:+.2}{}{marks}{}", estimate.mean, interval.unwrap_or_default(), fewer(estimate, n))
+}
+
+/// The mark of a difference that is none.
+fn no_difference(quantity: Quantity, difference: &Estimate) -> &'static str {
+    if quantity.is_no_difference(difference) { " ≈" } else { "" }
 }
 
 /// The mark of an interval that excludes 0.
@@ -360,13 +405,17 @@ fn fewer(estimate: &Estimate, n: usize) -> String {
 
 fn interval(estimate: Option<&Estimate>) -> String {
     let interval = estimate.and_then(|estimate| estimate.interval);
-    interval.map_or("–".into(), |[low, high]| format!("[{}, {}]", number(low), number(high)))
+    interval
+        .map_or("–".into(), |[low, high]| format!("[{}, {}]", number(low, 2), number(high, 2)))
 }
 
-/// Two decimals, and no minus before a zero.
-fn number(value: f64) -> String {
-    let text = format!("{value:.2}");
-    if text == "-0.00" { "0.00".into() } else { text }
+/// A number without a minus before a zero.
+fn number(value: f64, decimals: usize) -> String {
+    let text = format!("{value:.decimals$}");
+    match text.strip_prefix('-') {
+        Some(zero) if zero.chars().all(|c| matches!(c, '0' | '.')) => zero.to_owned(),
+        _ => text,
+    }
 }
 
 /// Text for a cell of a Markdown table.
@@ -438,6 +487,14 @@ fn estimate(estimate: &Estimate) -> [String; 5] {
     [mean.to_string(), optional(*error), optional(ends[0]), optional(ends[1]), n.to_string()]
 }
 
+/// The column that says whether a difference is none by the quantity's margin; empty where it has none.
+const NO_DIFFERENCE: &str = "no_difference";
+
+fn is_no_difference(quantity: Quantity, difference: &Estimate) -> String {
+    let is = quantity.margin().map(|_| quantity.is_no_difference(difference).to_string());
+    is.unwrap_or_default()
+}
+
 fn arms_csv(analysis: &Analysis) -> String {
     let mut csv = Csv::new(["experiment", "arm", "quantity"].into_iter().chain(ESTIMATE));
     for experiment in &analysis.experiments {
@@ -455,13 +512,14 @@ fn arms_csv(analysis: &Analysis) -> String {
 
 fn differences_csv(analysis: &Analysis) -> String {
     let head = ["experiment", "arm", "baseline", "quantity"].into_iter();
-    let mut csv = Csv::new(head.chain(ESTIMATE));
+    let mut csv = Csv::new(head.chain(ESTIMATE).chain([NO_DIFFERENCE]));
     for experiment in &analysis.experiments {
         for difference in &experiment.differences {
             let Difference { arm, baseline, figures } = difference;
             for (quantity, figure) in figures {
                 let head = [&experiment.name, arm, baseline, quantity.name()].map(str::to_owned);
-                csv.row(head.into_iter().chain(estimate(figure)));
+                let none = is_no_difference(*quantity, figure);
+                csv.row(head.into_iter().chain(estimate(figure)).chain([none]));
             }
         }
     }
@@ -470,7 +528,7 @@ fn differences_csv(analysis: &Analysis) -> String {
 
 fn orderings_csv(analysis: &Analysis) -> String {
     let head = ["experiment", "better", "worse", "benchmark", "paper_better", "paper_worse"];
-    let ours = ["by"].into_iter().chain(ESTIMATE).chain(["verdict"]);
+    let ours = ["by"].into_iter().chain(ESTIMATE).chain(["verdict", NO_DIFFERENCE]);
     let mut csv = Csv::new(head.into_iter().chain(ours));
     for experiment in &analysis.experiments {
         for ordering in &experiment.orderings {
@@ -492,7 +550,8 @@ fn orderings_csv(analysis: &Analysis) -> String {
                 let row = names.map(str::to_owned).into_iter();
                 let row = row.chain([decides.better.to_string(), decides.worse.to_string()]);
                 let row = row.chain([by.name().to_owned()]).chain(estimate(&difference));
-                csv.row(row.chain([verdict.title().to_owned()]));
+                let none = is_no_difference(by, &difference);
+                csv.row(row.chain([verdict.title().to_owned(), none]));
             }
         }
     }

@@ -46,3 +46,16 @@ pub fn with_error(mean: Option<f64>, error: Option<f64>) -> String {
         (Some(mean), Some(error)) => format!("{mean:.2} ± {error:.2}"),
     }
 }
+
+/// A share of `n` in words: `0.62 (n 384)`. Of one it is no rate, and says so: `1 of 1`.
+///
+/// # Examples
+///
+/// ```
+/// use segment_rlhf::report::table::rate;
+/// assert_eq!(rate(0.6237, 384), "0.62 (n 384)");
+/// assert_eq!([rate(1.0, 1), rate(0.0, 1), rate(0.5, 1)], ["1 of 1", "0 of 1", "0.5 of 1"]);
+/// ```
+pub fn rate(share: f64, n: usize) -> String {
+    if n == 1 { format!("{share} of 1") } else { format!("{share:.2} (n {n})") }
+}

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::kl::k1;
 use crate::model::generate::{generate, view_tokens};
 use crate::model::{CausalLm, ModelConfig};
+use crate::report::table::rate;
 use crate::rng::streams;
 use crate::statistics::{mean, standard_error};
 
@@ -269,7 +270,41 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
 
 fn describe(summary: &Summary) -> String {
     let name = if summary.after.gold.is_some() { "gold" } else { "reward" };
-    let win = summary.after.win_rate.unwrap_or(f64::NAN);
+    let Evaluation { win_rate, responses, kl, .. } = summary.after;
+    let win = win_rate.map(|share| format!(", win rate {}", rate(share, responses)));
     let (before, after) = (summary.before.score(), summary.after.score());
-    format!("{name} {before:.2} → {after:.2}, win rate {win:.2}, KL {:.2}", summary.after.kl)
+    format!("{name} {before:.2} → {after:.2}{}, KL {kl:.2}", win.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_win_rate_is_told_with_its_count_and_that_of_one_response_as_such() {
+        let evaluation = |responses: usize, win_rate: Option<f64>| Evaluation {
+            responses,
+            gold: Some(2.0),
+            gold_error: None,
+            sequence_score: 0.5,
+            sequence_score_error: None,
+            win_rate,
+            win_rate_error: None,
+            length_controlled_win_rate: win_rate,
+            length_controlled_error: None,
+            kl: 0.25,
+            tokens: 30.0,
+            segments: 12.0,
+            repeats: None,
+            eos_rate: 1.0,
+        };
+        let told = |responses, win_rate| {
+            let sample = Sample { prompt: vec![], before: vec![], after: vec![] };
+            let (before, after) =
+                (evaluation(responses, None), evaluation(responses, Some(win_rate)));
+            describe(&Summary { before, after, sample })
+        };
+        assert_eq!(told(384, 0.625), "gold 2.00 → 2.00, win rate 0.62 (n 384), KL 0.25");
+        assert_eq!(told(1, 1.0), "gold 2.00 → 2.00, win rate 1 of 1, KL 0.25");
+    }
 }

@@ -36,6 +36,8 @@ pub struct Summary {
     pub accuracy: f64,
     /// The same with the gold reward in place of the label, where it is known, over the pairs that it decides.
     pub gold_accuracy: Option<f64>,
+    /// Pairs that the gold reward decides: what `gold_accuracy` is a share of, where that is known.
+    pub gold_pairs: Option<usize>,
     /// Spearman's rank correlation of the sequence score with the gold reward, over responses, where that is
     /// known and the correlation defined.
     pub sequence_rank_correlation: Option<f64>,
@@ -315,6 +317,7 @@ fn evaluate(
         pairs: count,
         accuracy: share(gaps.iter().map(|&gap| is_right(gap)).sum(), count),
         gold_accuracy: (gold_known == count).then(|| share(gold_right, gold_decided)),
+        gold_pairs: (gold_known == count).then_some(gold_decided),
         sequence_rank_correlation: rank_correlation(&sequences),
         rank_correlation: rank_correlation(&learned.segments).filter(|_| dense),
         clause_correlation: rank_correlation(&learned.clauses),

@@ -171,11 +171,13 @@ fn policies_of_one_sft_model_answer_below_it() {
 /// What the results say of data whose gold reward nobody knows.
 fn without_truth() -> Results {
     fn forget(value: &mut Value) {
-        const TRUTHS: [&str; 16] = [
+        const TRUTHS: [&str; 18] = [
             "gold",
             "gold_error",
             "repeats",
             "gold_accuracy",
+            "gold_pairs",
+            "sequence_rank_correlation",
             "rank_correlation",
             "clause_correlation",
             "topic_correlation",
@@ -211,7 +213,8 @@ fn without_the_truth_e_phi_takes_golds_place() {
     let shown = html.split("<body>").nth(1).unwrap();
     let at = shown.to_lowercase().find("gold");
     assert_eq!(at.map(|at| &shown[at.saturating_sub(80)..at + 20]), None);
-    assert!(shown.contains(">e_φ of a response<"), "the learning curves' axis");
+    assert!(shown.contains(">e_φ of a rollout<"), "the learning curves' axis");
+    assert!(shown.contains(">e_φ on held-out prompts<"), "the frontier's axis");
 }
 
 #[test]

@@ -97,6 +97,7 @@ fn a_method_with_one_action_a_response_has_a_rank_correlation_of_sequences_alone
         let context = pipeline(dir.path(), &[method, "task.held_out_pairs=20"]);
         let summary = reward::run(&context).unwrap();
         assert_eq!(summary.pairs, 20);
+        assert!(summary.gold_pairs.is_some_and(|pairs| pairs > 0 && pairs <= 20));
         (summary.sequence_rank_correlation.is_some(), summary.rank_correlation.is_some())
     };
     assert_eq!(summary("method=bandit"), (true, false));

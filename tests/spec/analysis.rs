@@ -132,8 +132,8 @@ fn one_seed_has_a_mean_and_nothing_more() {
         for estimate in experiment.arms.iter().flat_map(|arm| arm.figures.values()) {
             assert_eq!((estimate.n, estimate.error, estimate.interval), (1, None, None));
         }
-        let verdicts = experiment.orderings.iter().filter_map(|o| Some(o.gold?.verdict));
-        assert!(!verdicts.clone().any(|verdict| verdict == Verdict::SameSignExcludesZero));
+        let mut verdicts = experiment.orderings.iter().filter_map(|o| Some(o.gold?.verdict));
+        assert!(verdicts.all(|verdict| verdict == Verdict::Undecided));
     }
 }
 
@@ -173,6 +173,7 @@ fn an_analysis_survives_json_without_a_nan() {
     let mut results = synthetic::results();
     for figures in figures(&mut results, "token") {
         figures.curve.kl_k1[3] = f64::NAN;
+        figures.evaluations[2].evaluation.kl = f64::NAN;
         figures.evaluation.after.tokens = f64::INFINITY;
         figures.evaluation.after.win_rate = Some(f64::NAN);
     }
@@ -193,12 +194,14 @@ fn what_is_not_known_is_left_out() {
     for figures in figures(&mut results, "token") {
         figures.evaluation.after.gold = None;
         figures.curve.gold.iter_mut().for_each(|gold| *gold = None);
+        figures.evaluations.iter_mut().for_each(|line| line.evaluation.gold = None);
     }
     let analysis = Analysis::of(&results);
     let token = analysis.experiments[0].arm("token").unwrap();
     let of_gold = [Quantity::Gold, Quantity::Area, Quantity::GoldAtOneNat];
     assert!(of_gold.iter().all(|quantity| token.figure(*quantity).is_none()));
     assert!(token.band(Column::Gold).is_empty() && token.paths.is_empty());
+    assert!(token.reached.is_empty());
     assert!(token.figure(Quantity::SequenceScore).is_some());
 }
 
@@ -209,10 +212,14 @@ fn only_a_line_over_locations_has_a_share_explained() {
     assert_eq!(["none", "global", "last", "regression"].map(known), [false, false, false, true]);
 }
 
+/// A path through these iterations, KLs and gold rewards.
+fn points<const N: usize>(points: [(usize, f64, f64); N]) -> [PathPoint; N] {
+    points.map(|(iteration, kl, gold)| PathPoint { iteration, kl, gold })
+}
+
 #[test]
 fn gold_at_matched_kl_is_read_at_the_first_crossing() {
-    let path = [(0.0, 1.0), (1.0, 2.0), (0.5, 9.0), (3.0, 4.0)];
-    let path = path.map(|(kl, gold)| PathPoint { kl, gold });
+    let path = points([(0, 0.0, 1.0), (1, 1.0, 2.0), (2, 0.5, 9.0), (3, 3.0, 4.0)]);
     assert_eq!(gold_at_kl(&path, 0.5), Some(1.5)); // on the way up, not at the 9 later
     assert_eq!(gold_at_kl(&path, 1.0), Some(2.0)); // reached exactly
     assert_eq!(gold_at_kl(&path, 2.0), Some(6.0)); // 9 + 0.6 (4 - 9)
@@ -220,28 +227,137 @@ fn gold_at_matched_kl_is_read_at_the_first_crossing() {
     assert_eq!(gold_at_kl(&path[3..], 2.0), None); // starts beyond it
 }
 
+/// The held-out evaluations of a cell are these.
+fn evaluate(figures: &mut Figures, path: &[PathPoint]) {
+    let line = figures.evaluations[0].clone();
+    figures.evaluations.clear();
+    for &PathPoint { iteration, kl, gold } in path {
+        let mut line = line.clone();
+        line.iteration = iteration;
+        (line.evaluation.gold, line.evaluation.kl) = (Some(gold), kl);
+        figures.evaluations.push(line);
+    }
+}
+
 #[test]
-fn a_path_ends_with_the_final_policy() {
+fn a_path_is_of_held_out_evaluations_alone() {
     let mut results = synthetic::results();
     for figures in figures(&mut results, "token") {
-        figures.curve.gold = vec![Some(1.0), Some(2.0)];
-        figures.curve.kl_k1 = vec![0.0, 0.5];
-        (figures.evaluation.after.gold, figures.evaluation.after.kl) = (Some(4.0), 1.5);
+        // Rollouts to training prompts, and the evaluation stage's second look at the last policy.
+        figures.curve.gold.fill(Some(77.0));
+        figures.curve.kl_k1.fill(0.9);
+        (figures.evaluation.after.gold, figures.evaluation.after.kl) = (Some(88.0), 9.0);
+        evaluate(figures, &points([(0, 0.0, 1.0), (2, 0.5, 2.0), (3, 1.5, 4.0)]));
     }
     let analysis = Analysis::of(&results);
     let token = analysis.experiments[0].arm("token").unwrap();
-    let points: Vec<(f64, f64)> = token.paths[0].points.iter().map(|p| (p.kl, p.gold)).collect();
-    assert_eq!(points, [(0.0, 1.0), (0.5, 2.0), (1.5, 4.0)]);
+    assert_eq!(token.paths[0].points, points([(0, 0.0, 1.0), (2, 0.5, 2.0), (3, 1.5, 4.0)]));
     assert_eq!(token.figure(Quantity::GoldAtOneNat).unwrap().mean, 3.0);
-    assert_eq!(token.figure(Quantity::Area).unwrap().mean, 2.25); // (1.5 + 3) / 2
+    assert_eq!(token.figure(Quantity::Area).unwrap().mean, 2.0); // (2 · 1.5 + 1 · 3) / 3
     assert_eq!(token.figure(Quantity::GoldAtTwoNats), None);
 }
 
 #[test]
+fn gold_at_a_kl_is_known_only_where_every_seed_reaches_it() {
+    let mut results = synthetic::results();
+    for (figures, kl) in figures(&mut results, "token").into_iter().zip([3.0, 0.75, 1.0]) {
+        evaluate(figures, &points([(0, 0.0, 1.0), (8, kl, 2.0)]));
+    }
+    for figures in figures(&mut results, "segment") {
+        evaluate(figures, &points([(0, 0.0, 1.0), (8, 5.0, 2.0)]));
+    }
+    let analysis = Analysis::of(&results);
+    let experiment = &analysis.experiments[0];
+    let token = experiment.arm("token").unwrap();
+    let reached = |quantity| &token.reached[&quantity][..];
+    assert_eq!(reached(Quantity::GoldAtHalfNat), [1, 2, 3]);
+    assert_eq!(reached(Quantity::GoldAtOneNat), [1, 3]);
+    assert_eq!(reached(Quantity::GoldAtTwoNats), [1]);
+    assert_eq!(reached(Quantity::GoldAtFourNats), [0; 0]);
+    let known = |quantity| token.figure(quantity).map(|estimate| estimate.n);
+    assert_eq!(known(Quantity::GoldAtHalfNat), Some(3));
+    assert_eq!(known(Quantity::GoldAtOneNat), None);
+    // The same of differences, over the seeds that both arms finished.
+    let with = |arm: &str, baseline: &str| {
+        let figures = &difference(experiment, arm, baseline).figures;
+        [Quantity::GoldAtHalfNat, Quantity::GoldAtOneNat].map(|q| figures.get(&q).map(|of| of.n))
+    };
+    assert_eq!(with("segment", "token"), [Some(3), None]);
+    assert_eq!(with("bandit as segment", "segment"), [Some(2), Some(2)]); // seed 3 failed
+}
+
+#[test]
 fn a_constant_curve_has_itself_as_area() {
-    let path = [PathPoint { kl: 0.0, gold: 1.7 }; 9];
+    let path: Vec<PathPoint> =
+        [0, 2, 3, 7].map(|iteration| PathPoint { iteration, kl: 0.0, gold: 1.7 }).into();
     approx::assert_relative_eq!(area(&path).unwrap(), 1.7, max_relative = HOST_F64);
     assert_eq!(area(&path[..1]), None);
+    assert_eq!(area(&[]), None);
+}
+
+#[test]
+fn the_strength_of_the_kl_term_is_beta_over_the_spread_of_advantages() {
+    let mut results = synthetic::results();
+    for figures in figures(&mut results, "token") {
+        figures.curve.advantage_spread = vec![4.0, 2.0, 0.0];
+        figures.curve.kl_coefficient = vec![0.1, 0.2, 0.3];
+    }
+    let analysis = Analysis::of(&results);
+    let token = analysis.experiments[0].arm("token").unwrap();
+    let mean = |quantity| token.figure(quantity).unwrap().mean;
+    assert_eq!(mean(Quantity::AdvantageSpreadAtFirst), 4.0);
+    assert_eq!(mean(Quantity::AdvantageSpread), 2.0);
+    // Where advantages do not vary, there is no strength: (0.1 / 4 + 0.2 / 2) / 2.
+    let expected = (0.1 / 4.0 + 0.2 / 2.0) / 2.0;
+    approx::assert_relative_eq!(
+        mean(Quantity::EffectiveKlCoefficient),
+        expected,
+        max_relative = HOST_F64
+    );
+    let curve: Vec<_> =
+        token.band(Column::EffectiveKlCoefficient).iter().map(|p| p.iteration).collect();
+    assert_eq!(curve, [0, 1]);
+    assert_eq!(token.band(Column::AdvantageSpread).len(), 3);
+}
+
+#[test]
+fn a_share_has_a_count_where_all_arms_and_seeds_have_the_same() {
+    let mut results = synthetic::results();
+    let analysis = Analysis::of(&results);
+    let experiment = &analysis.experiments[0];
+    assert_eq!(experiment.title(Quantity::WinRate), "win rate (n 384)");
+    assert_eq!(experiment.title(Quantity::LengthControlledWinRate), "LC win rate (n 384)");
+    assert_eq!(experiment.title(Quantity::RewardAccuracy), "RM accuracy (n 800)");
+    assert_eq!(experiment.title(Quantity::RewardGoldAccuracy), "RM gold accuracy (n 790)");
+    assert_eq!(experiment.title(Quantity::Gold), "gold");
+    let wanted = [Quantity::Gold, Quantity::WinRate, Quantity::LengthControlledWinRate];
+    assert_eq!(experiment.columns(&wanted), wanted);
+    // One seed of one arm with another: the count is a column of its own, once.
+    figures(&mut results, "token")[1].evaluation.after.responses = 12;
+    let analysis = Analysis::of(&results);
+    let experiment = &analysis.experiments[0];
+    assert_eq!(experiment.title(Quantity::WinRate), "win rate");
+    let [gold, win_rate, controlled] = wanted;
+    assert_eq!(experiment.columns(&wanted), [gold, Quantity::Responses, win_rate, controlled]);
+    assert_eq!(experiment.title(Quantity::RewardAccuracy), "RM accuracy (n 800)");
+}
+
+#[test]
+fn a_win_rate_of_one_response_is_shown_as_such() {
+    let mut results = synthetic::results();
+    for arm in results.experiments.iter_mut().flat_map(|e| &mut e.arms) {
+        arm.cells.truncate(1);
+    }
+    for figures in figures(&mut results, "token") {
+        figures.evaluation.after.responses = 1;
+        figures.evaluation.after.win_rate = Some(1.0);
+    }
+    let analysis = Analysis::of(&results);
+    let of_one = |arm: &str, q| analysis.experiments[0].arm(arm).unwrap().of_one(q);
+    assert_eq!(of_one("token", Quantity::WinRate).as_deref(), Some("1 of 1"));
+    assert_eq!(of_one("token", Quantity::LengthControlledWinRate).as_deref(), Some("–"));
+    assert_eq!(of_one("token", Quantity::RewardAccuracy), None);
+    assert_eq!(of_one("segment", Quantity::WinRate), None);
 }
 
 #[test]
@@ -261,7 +377,7 @@ fn bands_are_means_over_the_seeds_that_have_the_iteration() {
     );
     // Held out, by iterations done; the SFT model wins half of the comparisons with itself.
     let win_rate = token.band(Column::WinRate);
-    assert_eq!(win_rate.iter().map(|p| p.iteration).collect::<Vec<_>>(), [0, 4, 8]);
+    assert_eq!(win_rate.iter().map(|p| p.iteration).collect::<Vec<_>>(), [0, 2, 4, 6, 8]);
     assert_eq!(win_rate[0].estimate.mean, 0.5);
 }
 
@@ -285,11 +401,65 @@ fn an_ordering_of_the_paper_has_one_of_three_verdicts() {
         assert_eq!((&ordering.better[..], &ordering.worse[..]), ("segment", "bandit"));
         ordering.gold.unwrap().verdict
     };
-    assert_eq!(verdict([1.0, 1.1, 0.9]), Verdict::SameSignExcludesZero);
-    assert_eq!(verdict([3.0, 0.1, -0.1]), Verdict::SameSign);
-    assert_eq!(verdict([-3.0, 0.1, 0.1]), Verdict::Opposite);
+    assert_eq!(verdict([1.0, 1.1, 0.9]), Verdict::AsInThePaper);
+    assert_eq!(verdict([3.0, 0.1, -0.1]), Verdict::Undecided);
+    assert_eq!(verdict([-3.0, 0.1, 0.1]), Verdict::Undecided);
     assert_eq!(verdict([-1.0, -1.1, -0.9]), Verdict::Opposite);
-    assert_eq!(verdict([0.0; 3]), Verdict::Opposite);
+    assert_eq!(verdict([0.0; 3]), Verdict::Undecided);
+}
+
+#[test]
+fn a_difference_is_none_only_where_its_whole_interval_lies_within_the_margin() {
+    let margin = Quantity::Gold.margin().unwrap();
+    let of = |low: f64, high: f64| Estimate {
+        mean: (low + high) / 2.0,
+        error: Some(0.0),
+        interval: Some([low, high]),
+        n: 5,
+    };
+    let is = |low, high| Quantity::Gold.is_no_difference(&of(low, high));
+    assert!(is(-margin, margin));
+    assert!(is(0.1 * margin, 0.2 * margin)); // small, though it excludes 0
+    assert!(!is(-1.01 * margin, 0.0) && !is(0.0, 1.01 * margin));
+    let single = Estimate { mean: 0.0, error: None, interval: None, n: 1 };
+    assert!(!Quantity::Gold.is_no_difference(&single));
+    assert!(!Quantity::Kl.is_no_difference(&of(0.0, 0.0))); // what has no margin
+    // In the units of each, and told in analysis.json.
+    let with = |q: &Quantity| q.margin().map(|margin| (*q, margin));
+    let margins = Quantity::ALL.iter().filter_map(with).collect();
+    assert_eq!(Analysis::of(&synthetic::results()).margins, margins);
+    assert_eq!(
+        (margin, margins[&Quantity::GoldAtOneNat], margins[&Quantity::WinRate]),
+        (0.2, 0.2, 0.02)
+    );
+}
+
+#[test]
+fn orderings_are_counted_over_experiments_and_their_arms_once() {
+    let analysis = Analysis::of(&synthetic::results());
+    let claims = analysis.claims(|ordering| ordering.gold).unwrap();
+    assert_eq!((&claims.tables[..], claims.verdicts.len()), (&[1, 4, 5][..], 21 + 6 + 3));
+    // Six methods; three further normalizers; two further interpolations: segment, regression and even split are one arm.
+    assert_eq!(claims.arms, 6 + 3 + 2);
+    let count = |verdict| claims.count(verdict);
+    let counts = Verdict::ALL.map(count);
+    assert_eq!(counts.iter().sum::<usize>(), 30);
+    let [same, undecided, opposite] = counts;
+    assert_eq!(
+        claims.text("gold reward"),
+        format!(
+            "Of 30 orderings that tables 1, 4 and 5 of the paper claim, by gold reward: {same} as in the paper (the \
+             interval excludes 0), {undecided} undecided (the interval does not exclude 0), {opposite} opposite (the \
+             interval excludes 0). All come from 11 arms, so that the luck of one arm shows in several orderings."
+        )
+    );
+    let one = Claims { tables: vec![4], verdicts: vec![Verdict::Opposite], arms: 2 };
+    let text = one.text("gold reward");
+    assert!(
+        text.starts_with("Of 1 orderings that table 4 of the paper claims, by gold reward: 0 as"),
+        "{text}"
+    );
+    assert_eq!(analysis.claims(|_| None), None);
 }
 
 #[test]
@@ -333,7 +503,7 @@ fn the_sft_model_is_compared_with_the_policy_that_it_became() {
     let gold = ordering.gold.unwrap().difference;
     approx::assert_relative_eq!(gold.mean, 2.0, max_relative = HOST_F64);
     let win_rate = ordering.length_controlled_win_rate.unwrap();
-    assert_eq!((win_rate.difference.mean, win_rate.verdict), (0.25, Verdict::SameSignExcludesZero));
+    assert_eq!((win_rate.difference.mean, win_rate.verdict), (0.25, Verdict::AsInThePaper));
 }
 
 #[test]

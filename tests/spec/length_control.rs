@@ -5,6 +5,7 @@ use rand::Rng;
 use segment_rlhf::benchmark::length_control::{
     Comparison, LengthControl, RIDGE, length_control, plain,
 };
+use segment_rlhf::benchmark::win_rate::Report;
 use segment_rlhf::rng::{Stream, stream};
 
 use crate::tolerance::{BOOTSTRAP, HOST_F64, STANDARD_ERRORS, STATIONARY};
@@ -164,4 +165,36 @@ proptest! {
         let fit = length_control(&all.iter().map(words).collect::<Vec<_>>());
         prop_assert!((fit.win_rate - length_control(&all).win_rate).abs() < HOST_F64);
     }
+}
+
+#[test]
+fn a_win_rate_is_shown_with_its_count_and_one_question_has_none() {
+    let report = |questions: usize| Report {
+        questions,
+        unmatched: 0,
+        wins: questions,
+        ties: 0,
+        losses: 0,
+        win_rate: 1.0,
+        win_rate_error: (questions > 1).then_some(0.0),
+        length_controlled_win_rate: 0.875,
+        length_controlled_error: None,
+        length_coefficient: 0.0,
+        mean_length_a: 3.0,
+        mean_length_b: 2.0,
+        mean_score_a: 1.0,
+        mean_score_b: 0.0,
+    };
+    let lines = |questions: usize| {
+        let table = report(questions).table();
+        table.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let many = lines(40);
+    assert_eq!(many[2], "| win rate          | 100.0 |    0.0 |  40 |");
+    assert_eq!(many[3], "| length-controlled |  87.5 |      – |  40 |");
+    assert!(many.last().unwrap().starts_with("lengths alone tell wins from losses"));
+    let one = lines(1);
+    assert_eq!(one[2], "| win rate          | 1 of 1 |      – |   1 |");
+    assert_eq!(one[3], "| length-controlled |      – |      – |   1 |");
+    assert!(one.last().unwrap().starts_with("characters an answer"));
 }

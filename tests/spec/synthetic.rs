@@ -18,7 +18,7 @@ use segment_rlhf::stage::{Stage, preferences, reward};
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/grid/results.json");
 const SEEDS: [u64; 3] = [1, 2, 3];
 const ITERATIONS: usize = 8;
-const EVALUATE_EVERY: usize = 4;
+const EVALUATE_EVERY: usize = 2;
 
 #[test]
 fn the_fixture_is_what_the_formulas_give() {
@@ -170,6 +170,7 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
         gold: known(&|i| rollouts[i][0]),
         sequence_score: column(&|i| rollouts[i][0] / 10.0),
         kl_k1: column(&|i| rollouts[i][1]),
+        kl_coefficient: column(&|_| 0.1),
         entropy: column(&|i| 0.45 - 0.1 * share(i)),
         response_tokens: column(&|i| rollouts[i][2]),
         segments: column(&|i| if dense { rollouts[i][2] / 2.6 } else { 1.0 }),
@@ -264,6 +265,7 @@ fn reward_model(settings: &Settings, own: &mut Stream) -> reward::Summary {
         pairs: 800,
         accuracy: round(accuracy + noise),
         gold_accuracy: Some(round(accuracy + 0.05 + noise)),
+        gold_pairs: Some(790),
         sequence_rank_correlation: Some(round(0.6 + noise)),
         rank_correlation: known(0.3),
         clause_correlation: known(0.47),

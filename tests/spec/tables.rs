@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use segment_rlhf::grid::analysis::{Analysis, Column, Quantity};
-use segment_rlhf::grid::results::{Results, State};
+use segment_rlhf::grid::reproduce;
+use segment_rlhf::grid::results::{Arm, Cell, Results, State};
 use segment_rlhf::grid::tables::{MARKERS, markdown, readme, replace_section, write};
 
 use crate::synthetic;
@@ -78,29 +79,140 @@ fn the_papers_figures_and_the_verdict_stand_beside_ours() {
     let text = markdown(&Analysis::of(&synthetic::results()));
     let of = row(&text, "the paper", "segment > bandit");
     assert_eq!(of[1..4], ["31.05 > 27.05", "34.0 > 31.3", "7.65 > 7.46"]);
-    assert_eq!(of[5], "same sign, interval excludes 0");
+    assert_eq!((of[5], of[7]), ("as in the paper", "as in the paper"));
     assert!(of[4].starts_with("+0.") && of[4].ends_with("]\\*"), "{of:?}");
     let of = row(&text, "the paper", "bandit > sentence");
     assert_eq!((of[1], of[2], of[5]), ("27.05 > 25.56", "31.3 < 32.8", "opposite"));
+    assert_eq!(row(&text, "the paper", "segment > token")[5], "undecided");
 }
 
 #[test]
 fn orderings_are_counted_and_named_by_verdict() {
-    let text = readme(&Analysis::of(&synthetic::results()));
+    let analysis = Analysis::of(&synthetic::results());
+    let text = readme(&analysis);
     assert!(
         text.contains("Of the 6 orderings that table 4 of the paper claims, by gold reward:\n\n")
     );
     let line = |start: &str| text.lines().filter(|l| l.starts_with(start)).collect::<Vec<_>>();
-    // Tables 1, 4 and 5; a star where the interval excludes 0.
+    // Tables 1, 4 and 5.
+    let same = line("- as in the paper, the interval excludes 0 ");
     assert_eq!(
-        line("- same sign, interval")[1],
-        "- same sign, interval excludes 0 (2): regression > none\\*, regression > last\\*"
+        same[1..],
+        [
+            "- as in the paper, the interval excludes 0 (2): regression > none, regression > last",
+            "- as in the paper, the interval excludes 0 (0)",
+        ]
     );
-    assert_eq!(line("- same sign, interval")[2], "- same sign, interval excludes 0 (0)");
-    assert!(
-        line("- opposite")[0]
-            .starts_with("- opposite (4): bandit > sentence\\*, segment > token, ")
+    let undecided = line("- undecided, the interval does not exclude 0 ");
+    assert!(undecided[0].contains("segment > token"), "{undecided:?}");
+    let opposite = line("- opposite, the interval excludes 0 ");
+    assert!(opposite[0].contains(": bandit > sentence"), "{opposite:?}");
+    assert!(same.len() == 3 && undecided.len() == 3 && opposite.len() == 3);
+    // Each is named once, and the sum over the tables stands above them.
+    let claims = analysis.claims(|ordering| ordering.gold).unwrap().text("gold reward");
+    assert!(text.contains(&format!("\n\n{claims}\n\n")));
+    assert!(markdown(&analysis).contains(&format!("\n\n{claims}\n\n")));
+}
+
+#[test]
+fn a_difference_is_marked_where_it_excludes_0_and_where_it_is_none() {
+    let mut results = synthetic::results();
+    let with = |results: &mut Results, arm: usize, gold: [f64; 3]| {
+        let ids = results.experiments[2].arms[arm].cells.clone();
+        for (id, gold) in ids.iter().zip(gold) {
+            let cell = results.cells.iter_mut().find(|cell| cell.id == *id).unwrap();
+            let State::Finished(figures) = &mut cell.state else { panic!("finished") };
+            figures.evaluation.after.gold = Some(gold);
+        }
+    };
+    with(&mut results, 0, [1.0, 2.0, 3.0]);
+    with(&mut results, 1, [1.01, 2.0, 2.99]); // within ± 0.03 of it
+    with(&mut results, 2, [2.0, 3.0, 4.1]);
+    let text = markdown(&Analysis::of(&results));
+    let gold = |pair: &str| row(&text, "difference", pair)[1].to_owned();
+    let text5 = text.split("## Table 5").nth(1).unwrap();
+    assert_eq!(row(text5, "difference", "repeat − last token")[1], "+0.00 [-0.02, +0.02] ≈");
+    assert_eq!(row(text5, "difference", "even split − last token")[1], "+1.03 [+0.89, +1.18]\\*");
+    assert!(!gold("segment − bandit").contains('≈'));
+    let csv = csv(&files(&results)["differences.csv"]);
+    let of = |arm: &str, baseline: &str, quantity: &str| {
+        let is = |row: &&BTreeMap<String, String>| {
+            (&row["arm"][..], &row["baseline"][..], &row["quantity"][..])
+                == (arm, baseline, quantity)
+        };
+        csv.iter().find(is).unwrap()["no_difference"].clone()
+    };
+    assert_eq!(of("repeat", "last token", "gold"), "true");
+    assert_eq!(of("even split", "last token", "gold"), "false");
+    assert_eq!(of("repeat", "last token", "kl"), "");
+    let ordering = self::csv(&files(&results)["orderings.csv"]);
+    let ordering =
+        ordering.iter().find(|row| row["better"] == "repeat" || row["worse"] == "repeat");
+    assert!(ordering.unwrap().contains_key("no_difference"));
+}
+
+#[test]
+fn a_kl_that_some_seeds_do_not_reach_has_their_number_in_place_of_a_figure() {
+    let mut results = synthetic::results();
+    let id = results.experiments[0].arms[2].cells[1].clone();
+    let cell = results.cells.iter_mut().find(|cell| cell.id == id).unwrap();
+    let State::Finished(figures) = &mut cell.state else { panic!("finished") };
+    figures.evaluations.iter_mut().for_each(|line| line.evaluation.kl = 0.0);
+    let text = markdown(&Analysis::of(&results));
+    let matched = text.split("### Gold reward at matched KL").nth(1).unwrap();
+    let header = row(matched, "arm", "arm");
+    assert_eq!(header[1], "gold at KL 0.25");
+    let token = row(matched, "arm", "token");
+    assert_eq!(token[1..=4], ["– (2 of 3)"; 4]);
+    assert_eq!(row(matched, "arm", "bandit")[3], "– (0 of 3)"); // 1 nat, which its KL of 0.6 stays below
+    assert!(row(matched, "arm", "segment")[1].contains(" ± "));
+}
+
+#[test]
+fn shares_say_how_many_they_are_of() {
+    let mut results = synthetic::results();
+    let text = markdown(&Analysis::of(&results));
+    for title in ["win rate (n 384)", "LC win rate (n 384)", "RM accuracy (n 800)"] {
+        assert!(row(&text, "arm", "arm").contains(&title), "{title}");
+    }
+    assert!(text.contains("| RM gold accuracy (n 790) |"));
+    for arm in results.experiments.iter_mut().flat_map(|e| &mut e.arms) {
+        arm.cells.truncate(1);
+    }
+    for cell in &mut results.cells {
+        let State::Finished(figures) = &mut cell.state else { continue };
+        figures.evaluation.after.responses = 1;
+        figures.evaluation.after.win_rate = Some(0.0);
+    }
+    let text = markdown(&Analysis::of(&results));
+    let column = row(&text, "arm", "arm").iter().position(|title| *title == "win rate (n 1)");
+    let token = row(&text, "arm", "token");
+    assert_eq!(token[column.unwrap()..][..2], ["0 of 1", "–"]);
+}
+
+#[test]
+fn the_strength_of_the_kl_term_is_shown_by_arm() {
+    let text = markdown(&Analysis::of(&synthetic::results()));
+    let section = text.split("### The KL term").nth(1).unwrap();
+    assert!(section.trim_start().starts_with("One β is not one strength"));
+    assert_eq!(
+        row(section, "arm", "arm")[1..],
+        ["spread of A, first", "spread of A", "β / spread"]
     );
+    // The bandit's advantages spread from 4 to 3.56, the token's from 2 to 1.56; the mean of β 0.1 over each.
+    assert_eq!(row(section, "arm", "bandit")[1..], ["4.00 ± 0.00", "3.78 ± 0.00", "0.026 ± 0.000"]);
+    assert_eq!(row(section, "arm", "token")[1..], ["2.00 ± 0.00", "1.78 ± 0.00", "0.057 ± 0.000"]);
+}
+
+#[test]
+fn whole_responses_and_segments_have_their_own_correlations() {
+    let text = markdown(&Analysis::of(&synthetic::results()));
+    let header = row(&text, "arm", "arm");
+    let place = |title: &str| header.iter().position(|of| *of == title).unwrap();
+    let (responses, segments) = (place("ρ responses"), place("ρ segments"));
+    let bandit = row(&text, "arm", "bandit");
+    assert!(bandit[responses].starts_with("0.") && bandit[segments] == "–", "{bandit:?}");
+    assert!(row(&text, "arm", "segment")[segments].starts_with("0."));
 }
 
 #[test]
@@ -244,9 +356,65 @@ fn curves_have_a_line_for_each_iteration_and_a_hole_where_nothing_was_measured()
     for (i, row) in token.iter().enumerate() {
         assert_eq!(row["gold"].parse().ok(), figures.curve.gold.get(i).copied().flatten());
         assert_eq!(row["kl"].parse().ok(), figures.curve.kl_k1.get(i).copied());
-        assert_eq!(row["held_out_gold"].is_empty(), i % 4 != 0);
+        assert_eq!(row["held_out_gold"].is_empty(), i % 2 != 0);
     }
     assert_eq!(token[0].len(), 4 + Column::ALL.len());
+}
+
+/// What `reproduce` gave with these seeds: the cells of two methods.
+fn reproduced(seeds: &[u64]) -> reproduce::Results {
+    let results = synthetic::results();
+    let cell = |(_, arm, cell): (_, &Arm, &Cell)| {
+        let figures = cell.figures().unwrap().clone();
+        reproduce::Cell {
+            method: arm.method,
+            seed: cell.seed,
+            stages: cell.stages.clone(),
+            reward: figures.reward,
+            normalizer: figures.normalizer,
+            policy: figures.policy,
+            evaluation: figures.evaluation,
+        }
+    };
+    let wanted = results.rows().filter(|(experiment, arm, cell)| {
+        let method = arm.name == "bandit" || arm.name == "token";
+        experiment.name == "table1" && method && seeds.contains(&cell.seed)
+    });
+    let cells = wanted.map(cell).collect();
+    reproduce::Results { version: "synthetic".into(), device: "none".into(), cells }
+}
+
+#[test]
+fn reproduce_shows_shares_with_their_counts_and_correlations_by_what_they_are_of() {
+    let mut results = reproduced(&[1, 2]);
+    let table = reproduce::table(&results);
+    let header = row(&table, "method", "method");
+    assert_eq!(header[2], "win rate (n 384)");
+    let names = ["RM acc. (n 800)", "RM acc. (gold) (n 790)", "ρ responses", "ρ segments"];
+    assert_eq!(header[5..9], names);
+    let bandit = row(&table, "method", "bandit");
+    assert!(bandit[7].starts_with("0.") && bandit[8] == "–", "{bandit:?}");
+    assert!(row(&table, "method", "token")[8].starts_with("0."));
+    assert_eq!(row(&table, "method", "SFT")[2..4], ["0.50", "0.00"]);
+    // Seeds differ in how many pairs gold decides.
+    results.cells[1].reward.gold_pairs = Some(781);
+    let table = reproduce::table(&results);
+    assert_eq!(row(&table, "method", "method")[6], "RM acc. (gold) (n 781–790)");
+}
+
+#[test]
+fn reproduce_says_of_one_response_that_it_is_one() {
+    let mut results = reproduced(&[1]);
+    for cell in &mut results.cells {
+        (cell.evaluation.after.responses, cell.reward.pairs) = (1, 1);
+        (cell.evaluation.after.win_rate, cell.evaluation.after.win_rate_error) = (Some(1.0), None);
+        cell.reward.accuracy = 0.0;
+    }
+    let table = reproduce::table(&results);
+    let token = row(&table, "method", "token");
+    assert_eq!((token[2], token[5]), ("1 of 1", "0 of 1"));
+    let error = results.cells[0].evaluation.after.gold_error;
+    assert!(row(&table, "method", "bandit")[1].ends_with(&format!(" ± {:.2}", error.unwrap())));
 }
 
 #[test]

@@ -111,7 +111,8 @@ fn text(text: impl Into<String>) -> Block {
 }
 
 fn table(caption: impl Into<String>, header: &[&str], rows: Vec<Vec<Cell>>) -> Option<Block> {
-    let header: Vec<String> = header.iter().map(|title| title.replace(" %", "\u{a0}%")).collect();
+    let whole = |title: &&str| title.replace(" %", "\u{a0}%").replace("(n ", "(n\u{a0}");
+    let header: Vec<String> = header.iter().map(whole).collect();
     let (caption, summary) = (caption.into(), None);
     (!rows.is_empty()).then_some(Block::Table { caption, header, rows, summary })
 }
@@ -187,21 +188,36 @@ fn run(page: &Page) -> Option<Section> {
 /// A column of a table of arms: the quantity and its decimals.
 type Shown = (Quantity, usize);
 
-/// Those that some arm knows.
-fn known<'a>(arms: &[Arm], columns: impl IntoIterator<Item = &'a Shown>) -> Vec<Shown> {
-    let known = |quantity| arms.iter().any(|arm| arm.figure(quantity).is_some());
-    columns.into_iter().copied().filter(|&(quantity, _)| known(quantity)).collect()
+/// Those that some arm knows, with the counts that differ between arms.
+fn known(experiment: &Experiment, columns: &[Shown]) -> Vec<Shown> {
+    let wanted: Vec<Quantity> = columns.iter().map(|(quantity, _)| *quantity).collect();
+    let decimals = |q| columns.iter().find(|(of, _)| *of == q).map_or(0, |(_, decimals)| *decimals);
+    experiment.columns(&wanted).into_iter().map(|quantity| (quantity, decimals(quantity))).collect()
+}
+
+/// An arm's figure; where it is none because only some seeds have it, how many do.
+fn arm_cell(arm: &Arm, quantity: Quantity, decimals: usize) -> Cell {
+    match (arm.of_one(quantity), arm.figure(quantity), arm.reached.get(&quantity)) {
+        (Some(one), ..) => Cell::number(one),
+        (None, None, Some(seeds)) => {
+            let of = arm.seeds.finished.len();
+            Cell::number("–").with_note(Some(format!("{} of {of} seeds", seeds.len())))
+        }
+        (None, estimate, _) => Cell::estimate(estimate, decimals),
+    }
 }
 
 /// A table of arms without the SFT model and the paper.
 fn arms_only(experiment: &Experiment, caption: &str, columns: &[Shown]) -> Option<Block> {
-    let columns = known(&experiment.arms, columns);
+    let columns = known(experiment, columns);
     let rows = experiment.arms.iter().filter(|arm| !arm.figures.is_empty()).map(|arm| {
-        let figures = columns.iter().map(|(q, decimals)| Cell::estimate(arm.figure(*q), *decimals));
+        let figures =
+            columns.iter().map(|(quantity, decimals)| arm_cell(arm, *quantity, *decimals));
         [Cell::name(title(arm))].into_iter().chain(figures).collect()
     });
-    let titles = columns.iter().map(|(quantity, _)| quantity.title());
-    let header: Vec<&str> = ["arm"].into_iter().chain(titles).collect();
+    let titles = columns.iter().map(|(quantity, _)| experiment.title(*quantity));
+    let header: Vec<String> = ["arm".to_owned()].into_iter().chain(titles).collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
     (!columns.is_empty()).then(|| table(caption, &header, rows.collect()))?
 }
 

@@ -107,14 +107,17 @@ impl Cell {
         Self::number(format!("{mean:.decimals$}{error}")).with_note(note.map(|note| minus(&note)))
     }
 
-    /// The same for a difference, which shows its sign.
-    pub fn difference(estimate: Option<&Estimate>, decimals: usize) -> Self {
+    /// The same for a difference, which shows its sign; `none` says that it is no difference.
+    pub fn difference(estimate: Option<&Estimate>, decimals: usize, none: bool) -> Self {
         let mut cell = Self::estimate(estimate, decimals);
         if estimate.is_some_and(|e| e.mean > 0.0) {
             cell.text.insert(0, '+');
         }
         if estimate.is_some_and(Estimate::excludes_zero) {
             cell.class = "number strong";
+        }
+        if none {
+            cell.text += " ≈";
         }
         cell
     }

@@ -1,10 +1,9 @@
 //! Arms beside each other and beside the paper: the headline, the orderings, every experiment.
 
-use std::collections::BTreeMap;
-
 use super::training::series;
 use super::{
-    Shown, count, figure, heading, known, knows_gold, main_experiment, note, table, text, title,
+    Shown, arm_cell, count, figure, heading, known, knows_gold, main_experiment, note, table, text,
+    title,
 };
 use crate::grid::analysis::{BASE, Benchmark, Experiment, Ordering, Outcome, Quantity, Verdict};
 use crate::report::page::Page;
@@ -31,7 +30,7 @@ fn arms_table(
     columns: &[Shown],
     benchmarks: &[Benchmark],
 ) -> Option<Block> {
-    let columns = known(&experiment.arms, columns);
+    let columns = known(experiment, columns);
     let reported = |arm: &str, b: Benchmark| reported_figure(experiment, arm, b);
     let benchmarks: Vec<Benchmark> = benchmarks
         .iter()
@@ -46,20 +45,24 @@ fn arms_table(
         });
         cells.collect::<Vec<_>>()
     };
-    let row = |name: String, key: &str, n: usize, figures: &BTreeMap<Quantity, Estimate>| {
-        let figures = columns.iter().map(|(q, decimals)| Cell::estimate(figures.get(q), *decimals));
+    let row = |name: String, key: &str, n: usize, cell: &dyn Fn(Quantity, usize) -> Cell| {
+        let figures = columns.iter().map(|(quantity, decimals)| cell(*quantity, *decimals));
         let head = [Cell::name(name), Cell::number(n.to_string())];
         head.into_iter().chain(figures).chain(paper(key)).collect::<Vec<_>>()
     };
     let base = experiment.base.values().next().map(|estimate| estimate.n);
-    let base = base.map(|n| row("SFT model".into(), BASE, n, &experiment.base));
+    let base = base.map(|n| {
+        row("SFT model".into(), BASE, n, &|q, d| Cell::estimate(experiment.base.get(&q), d))
+    });
     let finished = experiment.arms.iter().filter(|arm| !arm.figures.is_empty());
-    let arms = finished.map(|a| row(title(a), &a.name, a.seeds.finished.len(), &a.figures));
+    let arms = finished.map(|arm| {
+        row(title(arm), &arm.name, arm.seeds.finished.len(), &|q, d| arm_cell(arm, q, d))
+    });
     let paper_titles = benchmarks.iter().map(|b| format!("paper: {}", b.title()));
     let header: Vec<String> = ["arm", "seeds"]
         .map(str::to_owned)
         .into_iter()
-        .chain(columns.iter().map(|(quantity, _)| quantity.title().to_owned()))
+        .chain(columns.iter().map(|(quantity, _)| experiment.title(*quantity)))
         .chain(paper_titles)
         .collect();
     let rows: Vec<_> = base.into_iter().chain(arms).collect();
@@ -88,7 +91,7 @@ pub(super) fn headline(page: &Page) -> Option<Section> {
         if gold { "the gold reward of the task" } else { "e_φ, the reward model's own score" };
     let caption = format!(
         "{}. On held-out prompts: mean ± standard error over seeds, below it the 95 % interval (Student's t). \
-         Responses are judged by {judge}. The paper's figures are of other models and other judges: only the \
+         Responses are judged by {judge}; (n …) is the number of responses of each seed that a win rate is a share of. The paper's figures are of other models and other judges: only the \
          order of rows can be compared.",
         experiment.title.trim_end_matches('.')
     );
@@ -117,7 +120,7 @@ fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
             marked: false,
         });
         let plot = Plot {
-            y: capital(quantity.title()),
+            y: capital(&experiment.title(quantity)),
             description: format!("{} of each arm, with 95 % intervals", quantity.title()),
             rows: known.iter().map(|(_, arm, _)| title(arm)).collect(),
             layers: base.into_iter().chain(spreads).collect(),
@@ -144,7 +147,6 @@ fn capital(text: &str) -> String {
 
 pub(super) fn claims(page: &Page, truth: bool) -> Option<Section> {
     let mut blocks = Vec::new();
-    let mut verdicts: Vec<Verdict> = Vec::new();
     for experiment in &page.analysis.experiments {
         let orderings = &experiment.orderings;
         let benchmarks = Benchmark::ALL.into_iter();
@@ -157,36 +159,44 @@ pub(super) fn claims(page: &Page, truth: bool) -> Option<Section> {
              with its standard error and 95 % interval; then the paper's figures of both.",
             experiment.title.trim_end_matches('.')
         );
+        let controlled = experiment.title(Quantity::LengthControlledWinRate);
         let ours = [
-            ("by gold", truth),
-            ("Δ gold", truth),
-            ("by LC win rate", true),
-            ("Δ LC win rate", true),
+            ("by gold".to_owned(), truth),
+            ("Δ gold".to_owned(), truth),
+            ("by LC win rate".to_owned(), true),
+            (format!("Δ {controlled}"), true),
         ];
         let ours = ours.into_iter().filter(|(_, known)| *known).map(|(name, _)| name);
-        let paper: Vec<String> =
-            benchmarks.iter().map(|b| format!("paper: {}", b.title())).collect();
-        let header: Vec<&str> = ["the paper's ordering"]
-            .into_iter()
-            .chain(ours)
-            .chain(paper.iter().map(String::as_str))
-            .collect();
-        blocks.extend(table(caption, &header, rows));
-        let outcome = |o: &Ordering| if truth { o.gold } else { o.length_controlled_win_rate };
-        verdicts.extend(orderings.iter().filter_map(outcome).map(|outcome| outcome.verdict));
+        let paper = benchmarks.iter().map(|b| format!("paper: {}", b.title()));
+        let header: Vec<String> =
+            ["the paper's ordering".to_owned()].into_iter().chain(ours).chain(paper).collect();
+        blocks.extend(table(caption, &header.iter().map(String::as_str).collect::<Vec<_>>(), rows));
     }
-    let of = |verdict: Verdict| verdicts.iter().filter(|v| **v == verdict).count();
-    let summary = format!(
-        "Of {} that the paper's tables claim, {} shows {} with the same sign and an interval that excludes 0, {} with \
-         the same sign, {} with the opposite sign.",
-        count(verdicts.len(), "ordering"),
-        if truth { "gold reward" } else { "the length-controlled win rate" },
-        of(Verdict::SameSignExcludesZero),
-        of(Verdict::SameSign),
-        of(Verdict::Opposite)
-    );
-    blocks.insert(0, text(summary));
+    let (by, claims) = match truth {
+        true => ("gold reward", page.analysis.claims(|ordering| ordering.gold)),
+        false => {
+            let claims = page.analysis.claims(|ordering| ordering.length_controlled_win_rate);
+            ("the length-controlled win rate", claims)
+        }
+    };
+    let summary = claims.map(|claims| text(format!("{} {}", claims.text(by), equivalence(truth))));
+    blocks.splice(0..0, summary);
     Section::new("claims", "The paper's orderings", blocks)
+}
+
+/// What the mark of no difference says.
+fn equivalence(truth: bool) -> String {
+    let margin = |quantity: Quantity| quantity.margin().unwrap_or_default();
+    let gold =
+        if truth { format!("±{} gold reward or ", margin(Quantity::Gold)) } else { String::new() };
+    let rate = margin(Quantity::WinRate);
+    format!("≈ marks a difference whose whole interval lies within {gold}±{rate} win rate: none.")
+}
+
+/// A difference in a quantity.
+fn difference_cell(quantity: Quantity, difference: Option<&Estimate>, decimals: usize) -> Cell {
+    let none = difference.is_some_and(|difference| quantity.is_no_difference(difference));
+    Cell::difference(difference, decimals, none)
 }
 
 fn ordering_row(ordering: &Ordering, benchmarks: &[Benchmark], truth: bool) -> Option<Vec<Cell>> {
@@ -202,15 +212,16 @@ fn ordering_row(ordering: &Ordering, benchmarks: &[Benchmark], truth: bool) -> O
         });
         Cell { text, note: None, class: "number paper" }
     });
-    let outcome = |outcome: Option<Outcome>, decimals| match outcome {
+    let outcome = |quantity, outcome: Option<Outcome>, decimals| match outcome {
         Some(Outcome { difference, verdict }) => {
-            [verdict_cell(verdict), Cell::difference(Some(&difference), decimals)]
+            [verdict_cell(verdict), difference_cell(quantity, Some(&difference), decimals)]
         }
         None => [Cell::words("–"), Cell::number("–")],
     };
     let pair = Cell::name(format!("{} > {}", ordering.better, ordering.worse));
-    let gold = truth.then(|| outcome(ordering.gold, 2)).into_iter().flatten();
-    let controlled = outcome(ordering.length_controlled_win_rate, 3);
+    let gold = truth.then(|| outcome(Quantity::Gold, ordering.gold, 2)).into_iter().flatten();
+    let by_win_rate = ordering.length_controlled_win_rate;
+    let controlled = outcome(Quantity::LengthControlledWinRate, by_win_rate, 3);
     Some([pair].into_iter().chain(gold).chain(controlled).chain(paper).collect())
 }
 
@@ -222,24 +233,20 @@ fn decimals(benchmark: Benchmark) -> usize {
 /// A verdict, which a sign tells apart as well as its colour.
 fn verdict_cell(verdict: Verdict) -> Cell {
     let (sign, class) = match verdict {
-        Verdict::SameSignExcludesZero => ("●", "verdict yes"),
-        Verdict::SameSign => ("○", "verdict perhaps"),
+        Verdict::AsInThePaper => ("●", "verdict yes"),
+        Verdict::Undecided => ("○", "verdict perhaps"),
         Verdict::Opposite => ("×", "verdict no"),
     };
-    let (title, note) = match verdict.title().split_once(", ") {
-        Some((title, note)) => (title, Some(note.to_owned())),
-        None => (verdict.title(), None),
-    };
-    Cell { text: format!("{sign} {title}"), note, class }
+    Cell { text: format!("{sign} {}", verdict.title()), note: None, class }
 }
 
 pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
     let further = [
         (Quantity::Area, 2),
-        (Quantity::BestGold, 2),
         (Quantity::GoldAtOneNat, 2),
         (Quantity::GoldAtTwoNats, 2),
         (Quantity::RewardAccuracy, 3),
+        (Quantity::SequenceRankCorrelation, 2),
         (Quantity::RankCorrelation, 2),
     ];
     let columns = judged(truth, &further);
@@ -273,7 +280,7 @@ fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
     let rows: Vec<Vec<Cell>> = shown
         .map(|difference| {
             let of = |&(quantity, decimals): &Shown| {
-                Cell::difference(difference.figures.get(&quantity), decimals)
+                difference_cell(quantity, difference.figures.get(&quantity), decimals)
             };
             let name = Cell::name(format!("{} − {}", difference.arm, difference.baseline));
             let seeds = difference.figures.values().map(|estimate| estimate.n).max().unwrap_or(0);
@@ -284,12 +291,14 @@ fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
         })
         .collect();
     let header = ["pair", "seeds"].map(str::to_owned).into_iter();
-    let header =
-        header.chain(columns.iter().map(|(quantity, _)| format!("Δ {}", quantity.title())));
+    let header = header
+        .chain(columns.iter().map(|(quantity, _)| format!("Δ {}", experiment.title(*quantity))));
     let summary = Some(format!("Differences paired by seed: {}", count(rows.len(), "pair")));
-    let caption = "Mean difference over the seeds that both finished ± standard error, below it the 95 % interval; \
-                   bold where that excludes 0. With many pairs some exclude 0 by chance: 1 in 20 where nothing \
-                   differs.";
-    let (caption, header) = (caption.into(), header.collect());
+    let caption = format!(
+        "Mean difference over the seeds that both finished ± standard error, below it the 95 % interval; bold where that \
+         excludes 0. With many pairs some exclude 0 by chance: 1 in 20 where nothing differs. {}",
+        equivalence(truth)
+    );
+    let header = header.collect();
     (!rows.is_empty()).then_some(Block::Table { caption, header, rows, summary })
 }

@@ -122,7 +122,7 @@ fn cutoff(arm: &Arm) -> Option<f64> {
 }
 
 /// The experiment that varies the cutoff, with the arms' cutoffs.
-fn sweep(analysis: &Analysis) -> Option<Vec<(f64, &Arm)>> {
+fn sweep(analysis: &Analysis) -> Option<(&Experiment, Vec<(f64, &Arm)>)> {
     let swept = |experiment: &'_ Experiment| {
         experiment.arms.iter().filter(|a| cutoff(a).is_some()).count() > 2
     };
@@ -130,7 +130,7 @@ fn sweep(analysis: &Analysis) -> Option<Vec<(f64, &Arm)>> {
     let mut arms: Vec<(f64, &Arm)> =
         experiment.arms.iter().filter_map(|arm| Some((cutoff(arm)?, arm))).collect();
     arms.sort_by(|a, b| a.0.total_cmp(&b.0));
-    Some(arms)
+    Some((experiment, arms))
 }
 
 /// Quantities over cutoffs in one plot, with their intervals.
@@ -182,7 +182,7 @@ pub(super) fn segments(page: &Page, truth: bool) -> Option<Section> {
         Vec::new(),
         lengths.collect(),
     );
-    let sweep = sweep(page.analysis).and_then(|arms| {
+    let sweep = sweep(page.analysis).and_then(|(experiment, arms)| {
         let score = match truth {
             true => (Quantity::Gold, "Gold reward of a held-out response"),
             false => (Quantity::SequenceScore, "e_φ of a held-out response"),
@@ -197,8 +197,11 @@ pub(super) fn segments(page: &Page, truth: bool) -> Option<Section> {
             (paper.entropy_cutoff, paper.segment_tokens, paper.best_entropy_cutoff);
         let caption = format!(
             "The cutoff sweep: means and 95 % intervals over seeds. In the win rates' plot the second series is the \
-             win rate at equal lengths. The paper's figure 4 has cutoffs from {from} to {to} nats, which cut segments \
-             of {short} to {long} tokens, and finds those from {low} to {high} best."
+             win rate at equal lengths{}. The paper's figure 4 has cutoffs from {from} to {to} nats, which cut segments \
+             of {short} to {long} tokens, and finds those from {low} to {high} best.",
+            experiment.count(Quantity::WinRate).map_or(String::new(), |n| {
+                format!("; both are shares of {n} responses of each seed")
+            })
         );
         let legend = vec![
             Entry::new(Style::Series(0), "the quantity above the plot"),
@@ -261,9 +264,13 @@ pub(super) fn reward_model(page: &Page) -> Option<Section> {
         Entry::new(Style::Series(0), "held-out pairs, by how sure the model is"),
         Entry::new(Style::Reference, "perfectly calibrated"),
     ];
+    let pairs = experiment.count(Quantity::RewardAccuracy);
+    let pairs = pairs.map_or(String::new(), |n| format!(", {n} of each seed,"));
     let calibration = figure(
-        "Calibration of the reward models: held-out pairs in groups of equal size by σ of the gap between their \
-         scores. Below the dotted line a model is surer than it ought to be. Means and 95 % intervals over seeds.",
+        format!(
+            "Calibration of the reward models: held-out pairs{pairs} in groups of equal size by σ of the gap between their \
+         scores. Below the dotted line a model is surer than it ought to be. Means and 95 % intervals over seeds."
+        ),
         legend,
         plots.collect(),
     );
@@ -349,7 +356,7 @@ fn pieces(text: &ShadedText, shown: &SegmentedText) -> Vec<Piece> {
 
 pub(super) fn ground_truth(page: &Page) -> Option<Section> {
     let experiment = main_experiment(page.analysis)?;
-    let boundaries = sweep(page.analysis).and_then(|arms| {
+    let boundaries = sweep(page.analysis).and_then(|(_, arms)| {
         let quantities = [Quantity::BoundaryPrecision, Quantity::BoundaryRecall, Quantity::BoundaryF1];
         let plots = over_cutoffs(&arms, "Segment starts against phrase starts", &quantities);
         let legend = quantities.iter().enumerate();
@@ -364,9 +371,11 @@ pub(super) fn ground_truth(page: &Page) -> Option<Section> {
     });
     let learned = arms_only(
         experiment,
-        "What reward models know of the truth: Spearman's ρ of learned with true rewards, by what an action is; \
-         boundaries: segment starts against true phrase starts.",
+        "What reward models know of the truth: Spearman's ρ of scores of whole responses with gold reward, and of learned \
+         with true rewards by what an action is, where a response has several; boundaries: segment starts against true \
+         phrase starts.",
         &[
+            (Quantity::SequenceRankCorrelation, 2),
             (Quantity::RankCorrelation, 2),
             (Quantity::ClauseCorrelation, 2),
             (Quantity::TopicCorrelation, 2),

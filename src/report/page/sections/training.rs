@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{Shown, arms_only, figure, heading, main_experiment, text, title};
 use crate::experiment::settings::Method;
-use crate::grid::analysis::{Arm, BandPoint, Column, Experiment, PathPoint, Quantity};
+use crate::grid::analysis::{Arm, BandPoint, Column, Experiment, ONE_BETA, PathPoint, Quantity};
 use crate::report::page::Page;
 use crate::report::page::plots::{Layer, Plot, Style};
-use crate::report::page::view::{Drawing, Entry, Section};
+use crate::report::page::view::{Block, Drawing, Entry, Section};
 
 /// Arms that are drawn together: all of an experiment, or, where each has a place on an axis and they are too many
 /// for one plot, those with the same place.
@@ -91,36 +91,34 @@ fn band(style: Style, points: &[BandPoint]) -> Layer {
     Layer::Band(style, points.iter().filter_map(point).collect())
 }
 
-/// What a policy is judged by in training.
-fn score(truth: bool) -> (Column, &'static str) {
-    match truth {
-        true => (Column::Gold, "Gold reward of a response"),
-        false => (Column::SequenceScore, "e_φ of a response"),
-    }
-}
-
 pub(super) fn curves(page: &Page, truth: bool) -> Option<Section> {
+    let score = match truth {
+        true => (Column::Gold, "Gold reward of a rollout"),
+        false => (Column::SequenceScore, "e_φ of a rollout"),
+    };
     let columns = [
-        score(truth),
-        (Column::WinRate, "Win rate over the SFT model"),
-        (Column::Kl, "KL from the SFT model, nats a response"),
-        (Column::Tokens, "Tokens of a response"),
+        score,
+        (Column::WinRate, "Win rate over the SFT model, held out"),
+        (Column::Kl, "KL from the SFT model, nats a rollout"),
+        (Column::Tokens, "Tokens of a rollout"),
         (Column::Entropy, "Entropy of the policy, nats a token"),
     ];
     let mut blocks = vec![text(
         "Lines are means over seeds, bands their 95 % intervals, cut where they leave the plot; of a single seed there \
-         is no band. Win rates are of held-out prompts, the rest of rollouts, which the policy draws before its update: \
-         what stands at 0 is the SFT model.",
+         is no band. Win rates are of held-out prompts, the rest of rollouts to training prompts, which the policy draws \
+         before its update: what is at 0 is the SFT model.",
     )];
     for experiment in &page.analysis.experiments {
         let mut figures = Vec::new();
         for group in groups(experiment) {
             let plots = columns.iter().filter_map(|&(column, y)| group.plot(column, y)).collect();
             let name = group.name.map_or(String::new(), |name| format!(", {name}"));
-            let caption = format!(
-                "{}{name}: training over updates of the policy.",
-                experiment.title.trim_end_matches('.')
-            );
+            let win_rate = experiment.count(Quantity::WinRate);
+            let count = win_rate.map_or(String::new(), |n| {
+                format!(" A win rate is a share of {n} responses of each seed.")
+            });
+            let title = experiment.title.trim_end_matches('.');
+            let caption = format!("{title}{name}: training over updates of the policy.{count}");
             figures.extend(figure(caption, group.legend(), plots));
         }
         if !figures.is_empty() {
@@ -137,11 +135,14 @@ fn root(kl: f64) -> f64 {
 }
 
 pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
-    let (column, score) = score(truth);
+    let (column, score) = match truth {
+        true => (Column::HeldOutGold, "Gold reward on held-out prompts"),
+        false => (Column::HeldOutSequenceScore, "e_φ on held-out prompts"),
+    };
     let mut blocks = vec![text(
         "A policy pays for reward in KL from the SFT model. At the same KL, the higher curve is the better method; a \
-         curve that bends down has begun to exploit its reward model. The KL's axis is that of its root, by which \
-         reward tends to grow evenly.",
+         curve that bends down has begun to exploit its reward model. Every point is an evaluation on held-out prompts, \
+         and the first is the SFT model's. The KL's axis is that of its root, by which reward tends to grow evenly.",
     )];
     for experiment in &page.analysis.experiments {
         for group in groups(experiment) {
@@ -154,14 +155,14 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
                 arm.paths.iter().map(move |seed| path(&seed.points)).collect::<Vec<_>>()
             });
             let mean = arms().map(|(style, arm)| {
-                let points = arm.band(Column::Kl).iter().zip(arm.band(column));
+                let points = arm.band(Column::HeldOutKl).iter().zip(arm.band(column));
                 let points =
                     points.map(|(kl, score)| (root(kl.estimate.mean), score.estimate.mean));
                 Layer::Line { style, points: points.collect(), marked: true }
             });
             let path = Plot {
                 y: score.into(),
-                x: "KL from the SFT model, nats a response, by its root".into(),
+                x: "held-out KL, nats a response, by its root".into(),
                 x_squares: true,
                 description: format!("{score} against KL, one curve an arm"),
                 layers: faint.chain(mean).collect(),
@@ -178,8 +179,8 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
                 Layer::Intervals(style, levels.collect())
             });
             let matched = Plot {
-                y: "Gold reward where the KL is first reached".into(),
-                x: "KL from the SFT model, nats a response".into(),
+                y: "Held-out gold reward at the KL".into(),
+                x: "held-out KL, nats a response".into(),
                 description: "Gold reward at matched KL, one marker an arm".into(),
                 x_range: Some([0.5, 5.5]),
                 x_names: &["¼", "½", "1", "2", "4"],
@@ -191,12 +192,12 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
             let title = experiment.title.trim_end_matches('.');
             let caption = match truth {
                 true => format!(
-                    "{title}{name}. First, one faint line a seed, and the mean over seeds of each iteration; second, \
-                     where training first reaches a KL of ¼, ½, 1, 2 and 4 nats, with 95 % intervals, over the seeds that \
-                     get there."
+                    "{title}{name}. First, one faint line a seed, and the mean over seeds of each evaluation; second, \
+                     where training first reaches a KL of ¼, ½, 1, 2 and 4 nats, by linear interpolation between \
+                     evaluations, with 95 % intervals: only where every seed gets there."
                 ),
                 false => format!(
-                    "{title}{name}. e_φ against KL, means over seeds of each iteration. Every reward model has its \
+                    "{title}{name}. e_φ against KL, means over seeds of each evaluation. Every reward model has its \
                      own scale: compare only arms that share theirs."
                 ),
             };
@@ -209,9 +210,36 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
     let matched = Quantity::AT_KL.iter().map(|(_, quantity)| *quantity);
     let columns = matched.chain([Quantity::Area, Quantity::BestGold, Quantity::BestIteration]);
     let columns: Vec<Shown> = columns.map(|quantity| (quantity, 2)).collect();
-    let caption = "Gold reward at matched KL; the mean during training; and the best evaluation, with the update after \
-                   which it was.";
+    let caption = "On held-out prompts: gold reward at matched KL, or how many seeds reach that KL; the mean during \
+                   training; and the best evaluation, with the update after which it was.";
     let table = main_experiment(page.analysis).and_then(|e| arms_only(e, caption, &columns));
     blocks.extend(table.filter(|_| truth));
+    blocks.extend(main_experiment(page.analysis).into_iter().flat_map(strength));
     Section::new("frontier", "Reward against KL", blocks)
+}
+
+/// How strong the KL term of each arm is.
+fn strength(experiment: &Experiment) -> Vec<Block> {
+    let columns = [
+        (Quantity::AdvantageSpreadAtFirst, 2),
+        (Quantity::AdvantageSpread, 2),
+        (Quantity::EffectiveKlCoefficient, 3),
+    ];
+    let caption = "The spread of advantages (A) before whitening, in the first iteration and as the mean over \
+                   iterations, and the mean of β over it.";
+    let Some(table) = arms_only(experiment, caption, &columns) else { return Vec::new() };
+    let figures = groups(experiment).into_iter().filter_map(|group| {
+        let columns = [
+            (Column::AdvantageSpread, "Spread of advantages before whitening"),
+            (Column::EffectiveKlCoefficient, "β over the spread of advantages"),
+        ];
+        let plots = columns.iter().filter_map(|&(column, y)| group.plot(column, y)).collect();
+        let caption =
+            "The same during training. Lines are means over seeds, bands their 95 % intervals.";
+        figure(caption, group.legend(), plots)
+    });
+    [heading("How strong the KL term is"), text(ONE_BETA), table]
+        .into_iter()
+        .chain(figures)
+        .collect()
 }
