@@ -333,6 +333,19 @@ pub enum Items<T> {
     Stored(Arc<Store>, Vec<u32>),
 }
 
+impl<T: PartialEq> Items<T> {
+    /// Whether these are the same items, in the same order; rows of two stores are not.
+    pub fn are(&self, others: &Self) -> bool {
+        match (self, others) {
+            (Self::Memory(items), Self::Memory(others)) => items == others,
+            (Self::Stored(store, rows), Self::Stored(other, others)) => {
+                Arc::ptr_eq(store, other) && rows == others
+            }
+            _ => false,
+        }
+    }
+}
+
 impl<T: Clone + From<StoredRow>> Items<T> {
     /// How many.
     pub fn len(&self) -> usize {
