@@ -444,6 +444,10 @@ mod tests {
         assert_eq!((items.len(), items.is_empty()), (2, false));
         let [first, second, third] = rows();
         assert_eq!(items.get(1).unwrap(), second);
+        let Items::Stored(store, _) = &items else { unreachable!("stored above") };
+        assert!(items.are(&items.clone()));
+        assert!(!items.are(&Items::Stored(store.clone(), vec![1, 2])));
+        assert!(!items.are(&Items::Memory(vec![third.clone(), second.clone()])));
         let chunks: Vec<_> = items.chunks(1).map(Result::unwrap).collect();
         assert_eq!(chunks, [[third.clone()], [second.clone()]]);
         let all = Items::Memory(vec![first.clone(), second.clone(), third.clone()]);

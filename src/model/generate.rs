@@ -258,3 +258,35 @@ pub fn pad_rows<'a>(
     }
     Tensor::from_data(TensorData::new(values, [count, width]), device)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::experiment::settings::Settings;
+    use crate::model::decoder::passes;
+    use crate::rng::streams;
+
+    #[test]
+    fn a_stop_ends_generation_with_the_pass_that_reads_a_piece_of_a_prompt_or_a_token() {
+        let config = Settings::defaults().model_config(32, 400);
+        let model = CausalLm::fresh(&config, 0, &Device::flex());
+        let prompt = vec![5; 2 * PREFILL + 44];
+        let passes_until = |at| {
+            let stop = Stop::default();
+            let (max_new_tokens, sampling) = (4, Sampling::GREEDY);
+            let limit = Generation { sampling, max_new_tokens, rows_at_once: 1, stops: &[] };
+            let draws = streams(0, "t", 0..1);
+            let run = || generate(&model, &config, &[&prompt], limit, draws, &stop);
+            let (passes, result) = passes::count(at, &stop, run);
+            (passes, result.map(|responses| responses[0].len()))
+        };
+        // Three pieces of the prompt, and one token before each but the first.
+        assert_eq!(passes_until(0), (6, Ok(4)));
+        for at in 1..6 {
+            let interrupted = Err(Interrupted { saved_in: None });
+            assert_eq!(passes_until(at), (at, interrupted));
+        }
+    }
+}

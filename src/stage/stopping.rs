@@ -121,14 +121,14 @@ impl Unbroken {
     }
 }
 
-/// Stops the stage at moments spread over it, where each try goes on from the one before.
+/// Stops the stage at moments spread over it, two passes at each, where each try goes on from the one before.
 #[track_caller]
 fn ends_with_the_pass(stage: Stage) {
     let unbroken = Unbroken::new(stage);
     unbroken.begin_anew();
     let mut interrupted = 0;
-    for eighth in 0..8 {
-        let at = 1 + eighth * unbroken.passes / 8;
+    for i in 0..16 {
+        let at = 1 + i % 2 + i / 2 * unbroken.passes / 8;
         let (passes, stopped) = unbroken.stopped(at);
         if stopped {
             assert_eq!(passes, at, "passes until the end, with a stop in pass {at}");
@@ -140,7 +140,7 @@ fn ends_with_the_pass(stage: Stage) {
             unbroken.begin_anew();
         }
     }
-    assert!(interrupted >= 4, "interrupted {interrupted} times");
+    assert!(interrupted >= 8, "interrupted {interrupted} times");
     stage.run(&unbroken.context).unwrap();
     unbroken.assert_same();
 }

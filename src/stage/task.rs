@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use rand::seq::SliceRandom;
 
@@ -15,6 +17,7 @@ use crate::data::store::{Items, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
+use crate::experiment::lock::Turn;
 use crate::model::ModelConfig;
 use crate::rng::{Fnv1a, stream};
 
@@ -179,7 +182,7 @@ impl Task {
             Some(store) => store,
             None => {
                 // Methods may be trained side by side.
-                let _turn = context.locks.wait(&folder.join("lock")).map_err(FolderError::from)?;
+                let _turn = turn(context, &folder.join("lock"))?;
                 if Store::open(&dir)?.is_none() {
                     Store::write(&dir, fill)?;
                 }
@@ -305,6 +308,17 @@ pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     Ok(Tokenizer::from_json(&letters::tokenizer_json(), "<eos>", "<pad>", format)?)
 }
 
+/// Waits for the turn that the file `path` stands for, unless a stop was asked for.
+fn turn(context: &Context, path: &Path) -> Result<Turn, Error> {
+    loop {
+        if let Some(turn) = context.locks.turn(path).map_err(FolderError::from)? {
+            return Ok(turn);
+        }
+        context.stop.check()?;
+        sleep(Duration::from_millis(50));
+    }
+}
+
 /// Appends a row to a store, unless a stop was asked for.
 fn store(
     context: &Context,
@@ -333,6 +347,19 @@ mod tests {
     use super::*;
     use crate::device::DeviceName;
     use crate::experiment::settings::Settings;
+
+    #[test]
+    fn a_stop_ends_the_wait_for_another_process_that_reads_the_same_data() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join("lock");
+        let context =
+            Context::new(Settings::defaults(), DeviceName::Flex, run.path().to_owned()).unwrap();
+        let other = turn(&context, &path).unwrap();
+        context.stop.request();
+        assert!(matches!(turn(&context, &path), Err(Error::Interrupted(_))));
+        drop(other);
+        turn(&context, &path).unwrap();
+    }
 
     #[test]
     fn a_stop_ends_the_reading_of_data_and_leaves_no_store() {

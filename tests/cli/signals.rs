@@ -133,7 +133,7 @@ fn a_signal_ends_generate_and_score() {
     finish(run.path(), &["sft", "train-reward"], &[]);
     ends_without_a_trace(run.path(), &["generate", "--reference", "--samples", "20000"]);
     let texts = run.path().join("texts.jsonl");
-    let row = "{\"prompt\": \"write to gina .\", \"response\": \"dear gina , good morning .\"}\n";
-    fs::write(&texts, row.repeat(20_000)).unwrap();
+    let row = r#"{"prompt": "write to emma .", "response": "dear emma , the abbey ."}"#;
+    fs::write(&texts, [row, "\n"].concat().repeat(20_000)).unwrap();
     ends_without_a_trace(run.path(), &["score", texts.to_str().unwrap(), "--json"]);
 }
