@@ -5,6 +5,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use segment_rlhf::control::Stop;
 use segment_rlhf::experiment::settings::Settings;
 use segment_rlhf::gae::gae;
 use segment_rlhf::model::generate::{Generation, generate, response_log_probs, view_tokens};
@@ -46,7 +47,7 @@ fn training(c: &mut Criterion) {
     });
     let model = trainer.model().valid();
     group.bench_function("log-probabilities and entropies, 32 rows of 52 tokens", |b| {
-        b.iter(|| view_tokens(&model, &rows, ROWS));
+        b.iter(|| view_tokens(&model, &rows, ROWS, &Stop::default()));
     });
     group.finish();
 }
@@ -63,7 +64,7 @@ fn generation(c: &mut Criterion) {
     group.bench_function("generation, 128 rows of 64 new tokens", |b| {
         b.iter_batched(
             || streams(0, "bench", 0..128),
-            |streams| generate(&model, &config, &prompts, plain, streams),
+            |streams| generate(&model, &config, &prompts, plain, streams, &Stop::default()),
             BatchSize::SmallInput,
         );
     });

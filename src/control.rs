@@ -1,17 +1,41 @@
 //! Stopping a run from outside, and telling how far it is.
 
+use std::cell::Cell;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Asks running stages to write a checkpoint and end.
+/// A stop was asked for before the work was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped; {}", how_to_go_on(.saved_in.as_deref()))]
+pub struct Interrupted {
+    /// Where the work that was done is saved, if it is.
+    pub saved_in: Option<PathBuf>,
+}
+
+fn how_to_go_on(saved_in: Option<&Path>) -> String {
+    match saved_in {
+        Some(path) => {
+            let path = path.display();
+            format!("run the same command again to go on from what is saved in {path}")
+        }
+        None => "this command saves nothing before its end: run it again".into(),
+    }
+}
+
+/// Asks running work to save what it has and end.
+///
+/// Every loop that runs models calls [`Stop::check`] before each forward pass, so that at most the pass that is
+/// running when the stop comes is waited for.
 #[derive(Clone, Default)]
 pub struct Stop {
     requested: Arc<AtomicBool>,
     steps_left: Option<Arc<AtomicUsize>>,
+    saved_in: Option<PathBuf>,
 }
 
 impl Stop {
@@ -27,11 +51,36 @@ impl Stop {
             if requested.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            say("\nstopping after this step; again to stop at once");
+            say("\nstopping after this forward pass; again to stop at once");
         };
         // A process has one handler; in tests that start several stops, the first one serves.
         let _ = ctrlc::set_handler(handler);
         self
+    }
+
+    /// The same stop, for work that is saved in `path`.
+    #[must_use]
+    pub fn saving_in(&self, path: &Path) -> Self {
+        Self { saved_in: Some(path.to_owned()), ..self.clone() }
+    }
+
+    /// Asks for the stop, as a signal does.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the work if a stop was asked for; called before each forward pass.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`].
+    pub fn check(&self) -> Result<(), Interrupted> {
+        if self.requested.load(Ordering::SeqCst) { Err(self.interrupted()) } else { Ok(()) }
+    }
+
+    /// What ends the work after a stop.
+    pub fn interrupted(&self) -> Interrupted {
+        Interrupted { saved_in: self.saved_in.clone() }
     }
 
     /// Whether to stop now; called once after each optimizer step or PPO iteration.
@@ -51,7 +100,10 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Progress bars in a terminal; elsewhere one line a stage.
+/// How long a stage says nothing outside of a terminal.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// Progress bars in a terminal; elsewhere a line every half minute, and one at the end of each stage.
 #[derive(Clone)]
 pub struct Progress {
     bars: MultiProgress,
@@ -116,7 +168,9 @@ impl Progress {
         bar.set_style(style.progress_chars("━╸─"));
         bar.set_prefix(name.clone());
         bar.tick();
-        Stage { name, bar, mode: self.mode, keep: self.keep, start: Instant::now() }
+        let start = Instant::now();
+        let (mode, keep) = (self.mode, self.keep);
+        Stage { name, bar, mode, keep, done, start, last_line: Cell::new(start) }
     }
 
     /// Prints a line without breaking the bars.
@@ -154,7 +208,10 @@ pub struct Stage {
     bar: ProgressBar,
     mode: Mode,
     keep: bool,
+    /// Steps done before the start.
+    done: usize,
     start: Instant,
+    last_line: Cell<Instant>,
 }
 
 impl Stage {
@@ -162,6 +219,26 @@ impl Stage {
     pub fn step(&self, message: impl Into<String>) {
         self.bar.set_message(message.into());
         self.bar.inc(1);
+        if self.mode == Mode::Lines
+            && let Some(line) = self.line_at(Instant::now())
+        {
+            say(&line);
+        }
+    }
+
+    /// How far the stage is, if it has said nothing for long enough.
+    fn line_at(&self, now: Instant) -> Option<String> {
+        if now.duration_since(self.last_line.get()) < QUIET {
+            return None;
+        }
+        self.last_line.set(now);
+        let (at, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let elapsed = now.duration_since(self.start).as_secs_f64();
+        let rate = (at - self.done as u64) as f64 / elapsed;
+        let left = total.saturating_sub(at) as f64 / rate;
+        let message = self.bar.message();
+        let message = if message.is_empty() { message } else { format!(", {message}") };
+        Some(format!("{:28} {at}/{total}{message} ({elapsed:.0} s, {left:.0} s left)", self.name))
     }
 
     /// The stage is done; `message` says with what result.
@@ -182,5 +259,36 @@ impl Stage {
             }
             Mode::Silent => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outside_of_a_terminal_a_stage_says_every_half_minute_how_far_it_is() {
+        let stage = Progress::silent().stage("evaluate", 10, 4);
+        let after = |seconds| stage.start + Duration::from_secs(seconds);
+        stage.step("");
+        assert_eq!(stage.line_at(after(29)), None);
+        let line = stage.line_at(after(30)).unwrap();
+        assert_eq!(line, format!("{:28} 5/10 (30 s, 150 s left)", "evaluate"));
+        stage.step("SFT");
+        assert_eq!(stage.line_at(after(59)), None);
+        let line = stage.line_at(after(60)).unwrap();
+        assert_eq!(line, format!("{:28} 6/10, SFT (60 s, 120 s left)", "evaluate"));
+    }
+
+    #[test]
+    fn a_stop_says_where_to_go_on() {
+        let stop = Stop::default();
+        assert_eq!(stop.check(), Ok(()));
+        let stage = stop.saving_in(Path::new("run/sft"));
+        stop.request();
+        let text = |stop: &Stop| stop.check().unwrap_err().to_string();
+        let again = "stopped; run the same command again to go on from what is saved in run/sft";
+        assert_eq!(text(&stage), again);
+        assert_eq!(text(&stop), "stopped; this command saves nothing before its end: run it again");
     }
 }

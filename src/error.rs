@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::benchmark::BenchmarkError;
+use crate::control::Interrupted;
 use crate::data::error::DataError;
 use crate::experiment::folder::FolderError;
 use crate::experiment::lock::LockError;
@@ -26,7 +27,7 @@ pub enum Error {
     Grid(#[from] GridError),
     /// Data or a tokenizer was refused.
     #[error(transparent)]
-    Data(#[from] DataError),
+    Data(DataError),
     /// A benchmark's files were refused.
     #[error(transparent)]
     Benchmark(#[from] BenchmarkError),
@@ -91,12 +92,18 @@ pub enum Error {
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),
-    /// The run was stopped by a signal or by `--stop-after`; its checkpoint is written.
-    #[error("stopped; run the same command again to go on from the checkpoint in {dir}")]
-    Interrupted {
-        /// The stage's folder.
-        dir: PathBuf,
-    },
+    /// The run was stopped by a signal or by `--stop-after`; what it has done is saved.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl From<DataError> for Error {
+    fn from(error: DataError) -> Self {
+        match error {
+            DataError::Interrupted(interrupted) => interrupted.into(),
+            error => Self::Data(error),
+        }
+    }
 }
 
 impl Error {

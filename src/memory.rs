@@ -11,6 +11,7 @@ use crate::device::{Checkpointing, DeviceName, Precision};
 use crate::error::Error;
 use crate::experiment::settings::Settings;
 use crate::model::ModelConfig;
+use crate::model::generate::PREFILL;
 
 /// Bytes of a number that is trained, and of every number on the host.
 const WIDE: f64 = 4.0;
@@ -409,16 +410,16 @@ impl<'a> Estimator<'a> {
             .map(|n| n as f64)
     }
 
-    /// Bytes that the forward pass of a layer keeps for the backward pass. Norms and attention are computed in 32
-    /// bits whatever the type of the rest.
-    fn layer(&self, rows: f64, columns: f64) -> f64 {
+    /// Bytes that the forward pass of a layer over some columns, which see so many keys, keeps for the backward pass.
+    /// Norms and attention are computed in 32 bits whatever the type of the rest.
+    fn layer(&self, rows: f64, columns: f64, keys: f64) -> f64 {
         let [d, f, q, _] = self.widths();
         // Twice the residual stream, it normalized, and scaled; queries, keys, values, and what attention gives.
         let wide = 6.0 * d + 4.0 * q;
         // Gate, its sigmoid and its product, the other half, and the product of both.
         let narrow = if self.config.family.has_gate() { 5.0 * f } else { 3.0 * f };
         // Attention's scores, scaled, masked, and as probabilities.
-        let scores = 3.0 * self.config.heads as f64 * columns;
+        let scores = 3.0 * self.config.heads as f64 * keys;
         rows * columns * (WIDE * (wide + scores) + self.compute() * narrow)
     }
 
@@ -426,7 +427,7 @@ impl<'a> Estimator<'a> {
     fn training(&self, rows: usize, lengths: Lengths, model: Model) -> f64 {
         let (rows, columns) = (rows as f64, (lengths.prompt + lengths.response) as f64);
         let layers = self.config.layers as f64;
-        let layer = self.layer(rows, columns);
+        let layer = self.layer(rows, columns, columns);
         let kept = match self.settings.precision.checkpointing {
             Checkpointing::Layers => {
                 layers * rows * columns * self.config.hidden_size as f64 * self.compute() + layer
@@ -448,7 +449,7 @@ impl<'a> Estimator<'a> {
     /// Bytes of activations where nothing is kept: one layer, or the head.
     fn reading(&self, rows: usize, lengths: Lengths) -> f64 {
         let (rows, columns) = (rows as f64, (lengths.prompt + lengths.response) as f64);
-        self.layer(rows, columns).max(4.0 * self.logits(rows, lengths)) + self.copy()
+        self.layer(rows, columns, columns).max(4.0 * self.logits(rows, lengths)) + self.copy()
     }
 
     /// The CPU multiplies in 32 bits, and makes a copy of the largest matrix for that.
@@ -467,7 +468,8 @@ impl<'a> Estimator<'a> {
         WIDE * rows * lengths.response as f64 * self.config.vocab_size as f64
     }
 
-    /// The cache of a batch under generation, the keys and values that one layer reads of it, and the first pass.
+    /// The cache of a batch under generation, the keys and values that one layer reads of it, and the last pass over
+    /// the prompts.
     fn generation(&self, lengths: Lengths) -> f64 {
         let sampling = &self.settings.sampling;
         let (rows, prompt) = (sampling.rows_at_once as f64, lengths.prompt as f64);
@@ -476,7 +478,8 @@ impl<'a> Estimator<'a> {
         let cache = 2.0 * self.config.layers as f64 * rows * columns * kv * self.compute();
         let read = 2.0 * rows * columns * (kv + q) * self.compute();
         let logits = 2.0 * WIDE * rows * self.config.vocab_size as f64;
-        cache + (read + logits).max(self.layer(rows, prompt)) + self.copy()
+        let piece = prompt.min(PREFILL as f64);
+        cache + (read + logits).max(self.layer(rows, piece, prompt)) + self.copy()
     }
 }
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::error::BenchmarkError;
 use crate::atomic;
+use crate::control::Stop;
 use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
 use crate::data::fields::{Fields, read_rows};
@@ -104,6 +105,7 @@ pub fn run(context: &Context, benchmark: &Benchmark, request: &Request) -> Resul
     questions.iter().try_for_each(|question| respondent.check(question))?;
     let name = request.name.as_str();
     let mut answers = Answers::open(&request.out, &respondent.circumstances(context)?)?;
+    let stop = context.stop.saving_in(&answers.partial);
     let done = answers.entries.len().min(questions.len());
     let title = format!("{} {name}", benchmark.name);
     let stage = context.progress.stage(context.title(&title), questions.len(), done);
@@ -111,12 +113,12 @@ pub fn run(context: &Context, benchmark: &Benchmark, request: &Request) -> Resul
     let same = |a: &Question, b: &Question| a.temperature == b.temperature;
     for alike in questions[done..].chunk_by(same) {
         for batch in alike.chunks(rows_at_once) {
-            for (question, answer) in batch.iter().zip(respondent.answer(batch)?) {
+            for (question, answer) in batch.iter().zip(respondent.answer(batch, &stop)?) {
                 answers.push((benchmark.write)(question, &answer, name, now()))?;
                 stage.step("");
             }
             if context.stop.after_step() && answers.entries.len() < questions.len() {
-                return Err(context.interrupted(&answers.partial));
+                return Err(stop.interrupted().into());
             }
         }
     }
@@ -213,7 +215,7 @@ impl<'a> Respondent<'a> {
     }
 
     /// The answers to each question's turns; all are of one temperature.
-    fn answer(&self, questions: &[Question]) -> Result<Vec<Vec<Answer>>, Error> {
+    fn answer(&self, questions: &[Question], stop: &Stop) -> Result<Vec<Vec<Answer>>, Error> {
         let mut conversations: Vec<Vec<Message>> = vec![Vec::new(); questions.len()];
         let mut answers: Vec<Vec<Answer>> = vec![Vec::new(); questions.len()];
         let most = questions.iter().map(|question| question.turns.len()).max().unwrap_or(0);
@@ -224,7 +226,7 @@ impl<'a> Respondent<'a> {
                 let content = questions[i].turns[turn].clone();
                 conversations[i].push(Message { role: Role::User, content });
             }
-            let given = self.turn(turn, &asked, questions, &conversations)?;
+            let given = self.turn(turn, &asked, questions, &conversations, stop)?;
             for (i, answer) in asked.into_iter().zip(given) {
                 let content = answer.text.clone();
                 conversations[i].push(Message { role: Role::Assistant, content });
@@ -241,6 +243,7 @@ impl<'a> Respondent<'a> {
         asked: &[usize],
         questions: &[Question],
         conversations: &[Vec<Message>],
+        stop: &Stop,
     ) -> Result<Vec<Answer>, Error> {
         let prompt = |&i: &usize| self.prompt(&questions[i], &conversations[i]);
         let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
@@ -261,7 +264,7 @@ impl<'a> Respondent<'a> {
         let stream_of = |&i: &usize| stream(self.seed, &purpose, questions[i].place as u64);
         let streams = asked.iter().map(stream_of).collect();
         let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let responses = generate(&self.model, &self.config, &rows, generation, streams);
+        let responses = generate(&self.model, &self.config, &rows, generation, streams, stop)?;
         let answer = |(mut response, room): (Vec<u32>, usize)| {
             response.truncate(room);
             let stops = self.tokenizer.stop_tokens();

@@ -135,7 +135,7 @@ struct Common {
     /// CPU threads of one tensor operation [default: 1 for reproduce, else all]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
-    /// Stop with a checkpoint after N optimizer steps or PPO iterations, as Ctrl-C would
+    /// Stop with a checkpoint after N optimizer steps or PPO iterations
     #[arg(long, global = true, value_name = "N")]
     stop_after: Option<usize>,
     /// Run even where the file system has no locks: see to it yourself that no two processes run one stage

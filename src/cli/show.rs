@@ -161,7 +161,10 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
     let generation = context.settings.generation(tokenizer.stop_tokens());
     let draws = streams(context.settings.seed, "generate", 0..rows.len());
     out(tokenizer.decode(&prompt).trim())?;
-    for response in crate::model::generate::generate(&model, &config, &rows, generation, draws) {
+    let stop = &context.stop;
+    for response in
+        crate::model::generate::generate(&model, &config, &rows, generation, draws, stop)?
+    {
         out(tokenizer.decode(&response).trim())?;
     }
     Ok(())
@@ -186,7 +189,9 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
             let draws = streams(context.settings.seed, "generate", 0..1);
             let generation = context.settings.generation(tokenizer.stop_tokens());
             let rows = [prompt.as_slice()];
-            crate::model::generate::generate(&model, &config, &rows, generation, draws).remove(0)
+            let stop = &context.stop;
+            crate::model::generate::generate(&model, &config, &rows, generation, draws, stop)?
+                .remove(0)
         }
     };
     let mut own = context.clone();
@@ -235,7 +240,8 @@ fn segmented(
     }
     let (settings, tokenizer) = (&context.settings, &task.tokenizer);
     let (model, _) = CausalLm::load(&context.reference_dir()?, context.frozen())?;
-    let entropies = view_tokens(&model, &[(prompt, response)], 1).remove(0).entropies;
+    let rows = [(prompt, response)];
+    let entropies = view_tokens(&model, &rows, 1, &context.stop)?.remove(0).entropies;
     let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
     let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
     let segments = Segmenter::new(settings, actions, ends, stops).cut(response, &entropies)?;

@@ -4,10 +4,15 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::control::Interrupted;
+
 /// A fault in a data file, a tokenizer, or what was asked of them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
+    /// A stop was asked for while data were read.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// A file cannot be read.
     #[error("{path}: cannot be read ({source}); check the path and its permissions")]
     Read {

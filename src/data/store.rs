@@ -392,6 +392,19 @@ pub enum Items<T> {
     Stored(Arc<Store>, Vec<u32>),
 }
 
+impl<T: PartialEq> Items<T> {
+    /// Whether these are the same items, in the same order; rows of two stores are not.
+    pub fn are(&self, others: &Self) -> bool {
+        match (self, others) {
+            (Self::Memory(items), Self::Memory(others)) => items == others,
+            (Self::Stored(store, rows), Self::Stored(other, others)) => {
+                Arc::ptr_eq(store, other) && rows == others
+            }
+            _ => false,
+        }
+    }
+}
+
 impl<T: Clone + From<StoredRow>> Items<T> {
     /// How many.
     pub fn len(&self) -> usize {
@@ -494,6 +507,10 @@ mod tests {
         assert_eq!((items.len(), items.is_empty()), (2, false));
         let [first, second, third] = rows();
         assert_eq!(items.get(1).unwrap(), second);
+        let Items::Stored(store, _) = &items else { unreachable!("stored above") };
+        assert!(items.are(&items.clone()));
+        assert!(!items.are(&Items::Stored(store.clone(), vec![1, 2])));
+        assert!(!items.are(&Items::Memory(vec![third.clone(), second.clone()])));
         let chunks: Vec<_> = items.chunks(1).map(Result::unwrap).collect();
         assert_eq!(chunks, [[third.clone()], [second.clone()]]);
         let all = Items::Memory(vec![first.clone(), second.clone(), third.clone()]);

@@ -4,7 +4,8 @@
 //! settings.toml    what the folder was started with: settings, inputs, version, commit, numerics, device, seed
 //! metrics.jsonl    one line a step or iteration; the same numbers in every run with one seed
 //! timings.jsonl    seconds and tokens a second of the same steps
-//! checkpoints/     the last two, each whole: step-00000100/{*.safetensors, *.adamw, state.json, manifest.json}
+//! checkpoints/     the last two, each whole: step-00000100/{*.safetensors, *.adamw, state.json, manifest.json};
+//!                  *.jsonl: what passes over a data set have given so far, one line a batch
 //! model/           the result in Hugging Face's layout
 //! summary.json     the result in figures; its presence says that the stage is finished
 //! took.json        seconds that it took in a grid or a reproduction, all tries together
@@ -15,6 +16,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -275,19 +277,23 @@ impl StageFolder {
     ///
     /// [`FolderError::Corrupt`] when it has fewer lines; [`FolderError::Read`] and [`FolderError::Write`].
     pub fn log(&self, name: &str, lines: usize) -> Result<Log, FolderError> {
-        let path = self.dir.join(name);
-        let text = read_if_there(&path)?.unwrap_or_default();
-        let whole =
-            text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
-        let kept: Vec<&[u8]> = whole.take(lines).collect();
-        if kept.len() < lines {
-            let detail =
-                format!("{} lines, but the checkpoint was written after {lines}", kept.len());
-            return Err(FolderError::Corrupt { path, detail });
-        }
-        write_file(&path, &kept.concat())?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(writing(&path))?;
-        Ok(Log { path, file, lines })
+        Log::open(self.dir.join(name), lines)
+    }
+
+    /// The batches that a pass over a data set has given so far, under the name `name`. They are valid for the
+    /// folder's settings and inputs, and go with the checkpoints. What a kill left of a last batch is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Read`].
+    pub fn parts<T: DeserializeOwned>(&self, name: &str) -> Result<Parts<T>, FolderError> {
+        let path = self.dir.join(CHECKPOINTS).join(format!("{name}.jsonl"));
+        let bytes = read_if_there(&path)?.unwrap_or_default();
+        let batches: Vec<Vec<T>> =
+            whole_lines(&bytes).map_while(|line| serde_json::from_slice(line).ok()).collect();
+        let count = batches.len();
+        let items = batches.into_iter().flatten().collect();
+        Ok(Parts { path: Some(path), log: None, items, batches: count })
     }
 
     fn checkpoint_dirs(&self) -> Result<Vec<PathBuf>, FolderError> {
@@ -342,7 +348,12 @@ pub fn clear(dir: &Path) -> Result<(), FolderError> {
     if is_finished(dir) { remove_checkpoints(dir) } else { Ok(()) }
 }
 
-fn remove_checkpoints(dir: &Path) -> Result<(), FolderError> {
+/// Removes the checkpoints of the stage in the folder `dir`, and what its passes over data sets have given so far.
+///
+/// # Errors
+///
+/// [`FolderError::Write`].
+pub fn remove_checkpoints(dir: &Path) -> Result<(), FolderError> {
     let checkpoints = dir.join(CHECKPOINTS);
     atomic::remove_dir(&checkpoints).map_err(writing(&checkpoints))
 }
@@ -354,6 +365,65 @@ fn has_begun(dir: &Path) -> Result<bool, FolderError> {
     Ok(entries(dir)?.iter().any(|path| begun(&name(path))))
 }
 
+/// The lines of `bytes` that end.
+fn whole_lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"))
+}
+
+/// The results of a pass over a data set, kept batch by batch, so that a stage that was stopped goes on behind them.
+pub struct Parts<T> {
+    /// Where they are kept; `None` for a pass that starts again.
+    path: Option<PathBuf>,
+    /// Open from the first batch on.
+    log: Option<Log>,
+    items: Vec<T>,
+    batches: usize,
+}
+
+impl<T> Default for Parts<T> {
+    /// Those of a pass that starts again after a stop.
+    fn default() -> Self {
+        Self { path: None, log: None, items: Vec::new(), batches: 0 }
+    }
+}
+
+impl<T: Serialize> Parts<T> {
+    /// The results, when they are complete.
+    pub fn into_items(self) -> Vec<T> {
+        self.items
+    }
+
+    /// Batches so far.
+    pub fn batches(&self) -> usize {
+        self.batches
+    }
+
+    /// The next items of `total`, at most `size` of them; `None` when all are done.
+    pub fn left(&self, total: usize, size: usize) -> Option<Range<usize>> {
+        let start = self.items.len();
+        (start < total).then(|| start..total.min(start + size.max(1)))
+    }
+
+    /// Adds the results of the next items.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Read`] and [`FolderError::Write`].
+    pub fn push(&mut self, batch: Vec<T>) -> Result<(), FolderError> {
+        if let Some(path) = &self.path {
+            if self.log.is_none() {
+                let dir = path.parent().expect("a file is in a folder");
+                atomic::create_dir_all(dir).map_err(writing(dir))?;
+                self.log = Some(Log::open(path.clone(), self.batches)?);
+            }
+            self.log.as_mut().expect("opened above").write(&batch)?;
+        }
+        self.items.extend(batch);
+        self.batches += 1;
+        Ok(())
+    }
+}
+
 /// A file of JSON lines that grows.
 pub struct Log {
     path: PathBuf,
@@ -362,6 +432,20 @@ pub struct Log {
 }
 
 impl Log {
+    /// Opens the log `path` behind its first `lines` lines.
+    fn open(path: PathBuf, lines: usize) -> Result<Self, FolderError> {
+        let text = read_if_there(&path)?.unwrap_or_default();
+        let kept: Vec<&[u8]> = whole_lines(&text).take(lines).collect();
+        if kept.len() < lines {
+            let detail =
+                format!("{} lines, but the checkpoint was written after {lines}", kept.len());
+            return Err(FolderError::Corrupt { path, detail });
+        }
+        write_file(&path, &kept.concat())?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(writing(&path))?;
+        Ok(Self { path, file, lines })
+    }
+
     /// Appends one line.
     ///
     /// # Errors
@@ -619,5 +703,33 @@ mod tests {
             open(&run, 0).unwrap();
             assert!(is_settled(&dir).unwrap(), "{left}");
         }
+    }
+
+    #[test]
+    fn a_pass_goes_on_behind_its_last_whole_batch() {
+        let run = TempDir::new().unwrap();
+        let folder = open(&run, 0).unwrap();
+        let path = folder.dir().join("checkpoints/scores.jsonl");
+        let open = || folder.parts::<f64>("scores").unwrap();
+        let mut parts = open();
+        assert_eq!((parts.left(5, 2), parts.batches()), (Some(0..2), 0));
+        assert!(!path.exists(), "a pass that has given nothing leaves nothing");
+        let scores = [0.1 + 0.2, f64::MIN_POSITIVE, -1.0 / 3.0, 4.0, 5.0];
+        parts.push(scores[..2].to_vec()).unwrap();
+        parts.push(scores[2..4].to_vec()).unwrap();
+        drop(parts);
+        let text = fs::read_to_string(&path).unwrap();
+        // A kill can leave half of a line, a power loss zeros.
+        for left in ["[5.0", "[5.0]", "\0\0\0\0\n", "[5.0\n[6.0]\n"] {
+            fs::write(&path, text.clone() + left).unwrap();
+            let mut parts = open();
+            assert_eq!((parts.left(5, 2), parts.batches()), (Some(4..5), 2), "{left:?}");
+            parts.push(vec![scores[4]]).unwrap();
+            assert_eq!(parts.left(5, 2), None);
+            assert_eq!(open().into_items(), scores);
+            assert_eq!(fs::read_to_string(&path).unwrap(), text.clone() + "[5.0]\n");
+        }
+        folder.finish(&1).unwrap();
+        assert!(!path.exists());
     }
 }

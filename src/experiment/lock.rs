@@ -184,6 +184,21 @@ impl Locks {
         Self { held: Some(lock), ..self.clone() }
     }
 
+    /// The turn that the file `path` stands for, unless another process has it.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] and [`LockError::Write`].
+    pub fn turn(&self, path: &Path) -> Result<Option<Turn>, LockError> {
+        let file = create(path)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(source)) => self.unsupported.check(path, source)?,
+            Ok(()) => {}
+        }
+        Ok(Some(Turn { _file: file }))
+    }
+
     /// Waits for a turn, which the file `path` stands for.
     ///
     /// # Errors

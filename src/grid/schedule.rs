@@ -231,6 +231,7 @@ fn leave_what_cannot_run(states: &mut [Progress], tasks: &[Task]) {
 
 /// Runs a task unless its result is there; says whether it is then, which it is not while another process has it.
 fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
+    task.context.stop.check()?;
     if folder::is_settled(&task.dir)? {
         return Ok(true);
     }
@@ -310,6 +311,24 @@ mod tests {
     use super::*;
     use crate::device::DeviceName;
     use crate::experiment::settings::Settings;
+
+    #[test]
+    fn a_stop_ends_the_wait_for_another_process() {
+        let run = tempfile::tempdir().unwrap();
+        let context =
+            Context::new(Settings::defaults(), DeviceName::Flex, run.path().to_owned()).unwrap();
+        let mut tasks = Tasks::default();
+        tasks.add(&context);
+        let _other = context.locks.take(&tasks.all()[0].dir).unwrap();
+        let result = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| super::run(&tasks, 1, OnFailure::KeepGoing, || ()));
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(!waiting.is_finished());
+            context.stop.request();
+            waiting.join().unwrap()
+        });
+        assert!(matches!(result, Err(Error::Interrupted(_))));
+    }
 
     #[test]
     fn a_panic_in_one_worker_ends_the_others() {

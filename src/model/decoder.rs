@@ -81,6 +81,8 @@ impl Decoder {
     ) -> Tensor<3> {
         let seen = cache.as_ref().map_or(0, |cache| cache.len());
         assert_eq!(columns.start, seen, "columns follow those already seen");
+        #[cfg(test)]
+        passes::begin();
         let device = self.embed_tokens.weight.device();
         if let Some(tape) = self.tape.as_ref().filter(|_| device.is_autodiff()) {
             return self.norm.forward(self.record(tape, grid, columns.end));
@@ -467,5 +469,35 @@ impl ScalarModel {
         dir: &Path,
     ) -> Result<(), CheckpointError> {
         lora::save(self, settings, base, &config.to_json(Head::Score, DType::F32), dir)
+    }
+}
+
+/// The forward passes of this thread, counted where they happen.
+#[cfg(test)]
+pub(crate) mod passes {
+    use std::cell::RefCell;
+
+    use crate::control::Stop;
+
+    thread_local! {
+        static COUNT: RefCell<(usize, Option<(usize, Stop)>)> = const { RefCell::new((0, None)) };
+    }
+
+    pub(super) fn begin() {
+        COUNT.with_borrow_mut(|(count, stop)| {
+            *count += 1;
+            if let Some((at, stop)) = stop
+                && count == at
+            {
+                stop.request();
+            }
+        });
+    }
+
+    /// How many forward passes `run` begins, with what it returns. `stop` is asked for during the pass `at`, from 1.
+    pub(crate) fn count<T>(at: usize, stop: &Stop, run: impl FnOnce() -> T) -> (usize, T) {
+        COUNT.set((0, Some((at, stop.clone()))));
+        let result = run();
+        (COUNT.take().0, result)
     }
 }

@@ -8,8 +8,12 @@ use super::decoder::{CausalLm, ScalarModel};
 use super::grid::Grid;
 use super::layers::wide;
 use super::sampling::Sampling;
+use crate::control::{Interrupted, Stop};
 use crate::rng::Stream;
 use crate::segmentation::entropy;
+
+/// Columns of a prompt that are read in one forward pass.
+pub(crate) const PREFILL: usize = 128;
 
 /// When generation stops, and how it draws.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +31,12 @@ pub struct Generation<'a> {
 /// A response to each prompt; it ends with a stop token unless it reached the limit.
 ///
 /// Each row draws from its own stream, so that a response depends on neither the other rows nor their
-/// number. The model must be on a device without autodiff.
+/// number. The model must be on a device without autodiff. A long prompt is read in pieces, so that no forward pass
+/// is a long one.
+///
+/// # Errors
+///
+/// [`Interrupted`] when `stop` is asked for.
 ///
 /// # Panics
 ///
@@ -38,13 +47,15 @@ pub fn generate(
     prompts: &[&[u32]],
     generation: Generation<'_>,
     mut streams: Vec<Stream>,
-) -> Vec<Vec<u32>> {
+    stop: &Stop,
+) -> Result<Vec<Vec<u32>>, Interrupted> {
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
     let rows = generation.rows_at_once.max(1);
-    let batches = prompts.chunks(rows).zip(streams.chunks_mut(rows));
-    batches
-        .flat_map(|(prompts, streams)| generate_batch(model, config, prompts, generation, streams))
-        .collect()
+    let mut responses = Vec::with_capacity(prompts.len());
+    for (prompts, streams) in prompts.chunks(rows).zip(streams.chunks_mut(rows)) {
+        responses.extend(generate_batch(model, config, prompts, generation, streams, stop)?);
+    }
+    Ok(responses)
 }
 
 fn generate_batch(
@@ -53,7 +64,8 @@ fn generate_batch(
     prompts: &[&[u32]],
     generation: Generation<'_>,
     streams: &mut [Stream],
-) -> Vec<Vec<u32>> {
+    stop: &Stop,
+) -> Result<Vec<Vec<u32>>, Interrupted> {
     let mut responses = vec![Vec::new(); prompts.len()];
     let mut ended = vec![false; prompts.len()];
     let mut active: Vec<usize> = (0..prompts.len()).collect();
@@ -64,7 +76,7 @@ fn generate_batch(
         prompts.iter().map(|prompt| (start - prompt.len(), prompt.to_vec())).collect();
     let columns = start + generation.max_new_tokens;
     let mut cache = KvCache::new(config, prompts.len(), columns, (&device, model.dtype()));
-    let mut logits = model.next_logits(&grid, 0..start, &mut cache);
+    let mut logits = read_prompts(model, &grid, start, &mut cache, stop)?;
     for step in 0..generation.max_new_tokens {
         let [batch, _, vocabulary] = logits.dims();
         let host = to_vec(logits.reshape([batch, vocabulary]));
@@ -87,9 +99,30 @@ fn generate_batch(
             rows = kept.iter().map(|&row| std::mem::take(&mut rows[row])).collect();
             active = kept.iter().map(|&row| active[row]).collect();
         }
+        stop.check()?;
         logits = next(model, &rows, start + step, &mut cache);
     }
-    responses
+    Ok(responses)
+}
+
+/// The logits after the last of `columns` columns, which the cache then holds.
+fn read_prompts(
+    model: &CausalLm,
+    grid: &Grid,
+    columns: usize,
+    cache: &mut KvCache,
+    stop: &Stop,
+) -> Result<Tensor<3>, Interrupted> {
+    let mut start = 0;
+    loop {
+        let end = columns.min(start + PREFILL);
+        stop.check()?;
+        let logits = model.next_logits(grid, start..end, cache);
+        if end == columns {
+            return Ok(logits);
+        }
+        start = end;
+    }
 }
 
 /// The logits after the token in `column`, the newest of each row.
@@ -128,13 +161,19 @@ pub fn response_log_probs(model: &CausalLm, grid: &Grid, first: usize) -> (Tenso
 
 /// The view of `model` on each (prompt, response), `rows_at_once` of them at a time. A prompt holds at least
 /// one token.
+///
+/// # Errors
+///
+/// [`Interrupted`] when `stop` is asked for.
 pub fn view_tokens(
     model: &CausalLm,
     rows: &[(&[u32], &[u32])],
     rows_at_once: usize,
-) -> Vec<TokenView> {
+    stop: &Stop,
+) -> Result<Vec<TokenView>, Interrupted> {
     let mut views = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(rows_at_once.max(1)) {
+        stop.check()?;
         let (grid, first) = Grid::aligned(chunk.iter().copied());
         let (log_probs, logits) = response_log_probs(model, &grid, first);
         let width = grid.width() - first;
@@ -144,7 +183,7 @@ pub fn view_tokens(
             views.push(TokenView { log_probs: of(&log_probs), entropies: of(&entropies) });
         }
     }
-    views
+    Ok(views)
 }
 
 /// Where a scalar model is read, relative to each response token.
@@ -169,14 +208,20 @@ impl ReadAt {
 
 /// The scalar that `model` gives each token of each (prompt, response), `rows_at_once` of them at a time. A
 /// prompt holds at least one token.
+///
+/// # Errors
+///
+/// [`Interrupted`] when `stop` is asked for.
 pub fn read_scalars(
     model: &ScalarModel,
     rows: &[(&[u32], &[u32])],
     at: ReadAt,
     rows_at_once: usize,
-) -> Vec<Vec<f32>> {
+    stop: &Stop,
+) -> Result<Vec<Vec<f32>>, Interrupted> {
     let mut scalars = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(rows_at_once.max(1)) {
+        stop.check()?;
         let (grid, first) = Grid::aligned(chunk.iter().copied());
         let columns = at.columns(&grid, first);
         let width = columns.len();
@@ -185,7 +230,7 @@ pub fn read_scalars(
             |(i, row): (usize, &(&[u32], &[u32]))| all[i * width..i * width + row.1.len()].to_vec();
         scalars.extend(chunk.iter().enumerate().map(of));
     }
-    scalars
+    Ok(scalars)
 }
 
 /// A tensor's values on the host, row by row.
@@ -212,4 +257,36 @@ pub fn pad_rows<'a>(
         count += 1;
     }
     Tensor::from_data(TensorData::new(values, [count, width]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::experiment::settings::Settings;
+    use crate::model::decoder::passes;
+    use crate::rng::streams;
+
+    #[test]
+    fn a_stop_ends_generation_with_the_pass_that_reads_a_piece_of_a_prompt_or_a_token() {
+        let config = Settings::defaults().model_config(32, 400);
+        let model = CausalLm::fresh(&config, 0, &Device::flex());
+        let prompt = vec![5; 2 * PREFILL + 44];
+        let passes_until = |at| {
+            let stop = Stop::default();
+            let (max_new_tokens, sampling) = (4, Sampling::GREEDY);
+            let limit = Generation { sampling, max_new_tokens, rows_at_once: 1, stops: &[] };
+            let draws = streams(0, "t", 0..1);
+            let run = || generate(&model, &config, &[&prompt], limit, draws, &stop);
+            let (passes, result) = passes::count(at, &stop, run);
+            (passes, result.map(|responses| responses[0].len()))
+        };
+        // Three pieces of the prompt, and one token before each but the first.
+        assert_eq!(passes_until(0), (6, Ok(4)));
+        for at in 1..6 {
+            let interrupted = Err(Interrupted { saved_in: None });
+            assert_eq!(passes_until(at), (at, interrupted));
+        }
+    }
 }

@@ -117,7 +117,8 @@ fn segment_lengths(plan: &Plan, results: &Results) -> Result<Vec<SegmentLengths>
     let pairs = preferences::load(context, &task)?.0.held_out;
     let pairs = pairs.read(0..pairs.len().min(context.settings.normalizer.pairs))?;
     let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
-    let views = view_tokens(&model, &rows, context.settings.ppo.rows_at_once);
+    let rows_at_once = context.settings.ppo.rows_at_once;
+    let views = view_tokens(&model, &rows, rows_at_once, &context.stop)?;
     let mut found = Vec::new();
     for (actions, cell) in cells {
         let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());

@@ -175,9 +175,10 @@ impl Context {
         if self.label.is_empty() { stage.to_owned() } else { format!("{} {stage}", self.label) }
     }
 
-    /// The error with which the stage whose folder is `dir` ends when a stop was asked for.
-    pub fn interrupted(&self, dir: &Path) -> Error {
-        Error::Interrupted { dir: dir.to_owned() }
+    /// The same for the work of `stage`, whose folder a stop names.
+    #[must_use]
+    pub(super) fn within(&self, stage: Stage) -> Self {
+        Self { stop: self.stop.saving_in(&self.dir(stage)), ..self.clone() }
     }
 }
 

@@ -4,13 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
 use super::pipeline::Stage;
-use super::score::Scorer;
+use super::score::{Scored, Scorer};
 use super::task::Task;
 use crate::benchmark::length_control::{Comparison, length_control};
 use crate::data::letters::ClauseKind;
 use crate::error::Error;
+use crate::experiment::folder::{Parts, StageFolder};
 use crate::kl::k1;
-use crate::model::generate::{generate, view_tokens};
+use crate::model::generate::{TokenView, generate, view_tokens};
 use crate::model::{CausalLm, ModelConfig};
 use crate::report::table::rate;
 use crate::rng::streams;
@@ -89,6 +90,40 @@ impl Side {
     }
 }
 
+/// What is done of judging one model, kept in the stage's folder if a stop is not to lose it.
+#[derive(Default)]
+pub struct Kept {
+    responses: Parts<Vec<u32>>,
+    judgements: Parts<Judgement>,
+}
+
+/// What the models say of a response.
+#[derive(Serialize, Deserialize)]
+struct Judgement {
+    /// e_φ.
+    sequence_score: f64,
+    /// KL from the reference (k1), nats.
+    kl: f64,
+    segments: usize,
+}
+
+impl Kept {
+    /// What `folder` keeps under the name `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Folder`].
+    pub fn open(folder: &StageFolder, name: &str) -> Result<Self, Error> {
+        let responses = folder.parts(&format!("{name}-responses"))?;
+        Ok(Self { responses, judgements: folder.parts(&format!("{name}-judgements"))? })
+    }
+
+    /// Batches that are done.
+    fn batches(&self) -> usize {
+        self.responses.batches() + self.judgements.batches()
+    }
+}
+
 /// Evaluation of models on one set of prompts, with the same random draws for every model of one [`Side`].
 pub struct Evaluator<'a> {
     /// Settings and seed.
@@ -112,36 +147,51 @@ impl<'a> Evaluator<'a> {
         Ok(Self { context, task, scorer, prompts })
     }
 
-    /// Samples the model's responses and judges them.
+    /// Batches in which one model is judged.
+    fn batches(&self) -> usize {
+        let settings = &self.context.settings;
+        let rows = self.prompts.len() * settings.evaluation.samples;
+        rows.div_ceil(settings.sampling.rows_at_once) + rows.div_ceil(settings.ppo.rows_at_once)
+    }
+
+    /// Samples the model's responses and judges them, as far as that is not `kept`; calls `done` after each batch.
     ///
     /// # Errors
     ///
-    /// [`Error::Segmentation`] and [`Error::NonFinite`].
+    /// [`Error::Segmentation`], [`Error::NonFinite`], [`Error::Interrupted`] and [`Error::Folder`].
     pub fn judge(
         &self,
         model: &CausalLm,
         config: &ModelConfig,
         side: Side,
+        kept: Kept,
+        done: &dyn Fn(),
     ) -> Result<Judged, Error> {
         let settings = &self.context.settings;
         let stops = self.task.tokenizer.stop_tokens();
         let samples = settings.evaluation.samples;
         let prompts: Vec<Vec<u32>> =
             self.prompts.iter().flat_map(|p| std::iter::repeat_n(p.clone(), samples)).collect();
-        let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let draws = streams(settings.seed, side.purpose(), 0..rows.len());
-        let responses = generate(model, config, &rows, settings.generation(stops), draws);
+        let Kept { mut responses, mut judgements } = kept;
+        while let Some(next) = responses.left(prompts.len(), settings.sampling.rows_at_once) {
+            let rows: Vec<&[u32]> = prompts[next.clone()].iter().map(Vec::as_slice).collect();
+            let draws = streams(settings.seed, side.purpose(), next);
+            let generation = settings.generation(stops);
+            let stop = &self.context.stop;
+            responses.push(generate(model, config, &rows, generation, draws, stop)?)?;
+            done();
+        }
+        let responses = responses.into_items();
         let rows: Vec<(&[u32], &[u32])> =
             prompts.iter().zip(&responses).map(|(p, r)| (&p[..], &r[..])).collect();
-        let views = view_tokens(model, &rows, settings.ppo.rows_at_once);
-        let scored = self.scorer.score(&rows, 0)?;
+        while let Some(next) = judgements.left(rows.len(), settings.ppo.rows_at_once) {
+            judgements.push(self.judgements(model, &rows[next])?)?;
+            done();
+        }
+        let judgements = judgements.into_items();
         let gold: Option<Vec<_>> = rows.iter().map(|(p, r)| self.task.gold(p, r)).collect();
-        let sequence: Vec<f64> = scored.iter().map(|s| s.sequence_score).collect();
+        let sequence: Vec<f64> = judgements.iter().map(|j| j.sequence_score).collect();
         let rewards = gold.as_ref().map(|gold| gold.iter().map(|g| g.reward()).collect::<Vec<_>>());
-        let kl = views.iter().zip(&scored).map(|(view, scored)| {
-            let pairs = view.log_probs.iter().zip(&scored.reference.log_probs);
-            pairs.map(|(&l, &reference)| k1(f64::from(l), f64::from(reference))).sum::<f64>()
-        });
         let by_prompt = |values: &[f64]| standard_error(&averages(values, samples));
         let repeats = |gold: &Vec<crate::data::letters::Gold>| {
             mean(gold.iter().map(|g| g.count(ClauseKind::Repeat) as f64))
@@ -156,9 +206,9 @@ impl<'a> Evaluator<'a> {
             win_rate_error: None,
             length_controlled_win_rate: None,
             length_controlled_error: None,
-            kl: mean(kl),
+            kl: mean(judgements.iter().map(|j| j.kl)),
             tokens: mean(responses.iter().map(|r| r.len() as f64)),
-            segments: mean(scored.iter().map(|s| s.segments.len() as f64)),
+            segments: mean(judgements.iter().map(|j| j.segments as f64)),
             repeats: gold.as_ref().map(repeats),
             eos_rate: mean(
                 responses
@@ -168,6 +218,22 @@ impl<'a> Evaluator<'a> {
         };
         let scores = rewards.unwrap_or(sequence);
         Ok(Judged { prompts, responses, scores, evaluation })
+    }
+
+    /// What the models say of one batch of the model's responses.
+    fn judgements(
+        &self,
+        model: &CausalLm,
+        rows: &[(&[u32], &[u32])],
+    ) -> Result<Vec<Judgement>, Error> {
+        let views = view_tokens(model, rows, rows.len(), &self.context.stop)?;
+        let judgement = |(view, scored): (TokenView, Scored)| {
+            let pairs = view.log_probs.iter().zip(&scored.reference.log_probs);
+            let kl = pairs.map(|(&l, &reference)| k1(f64::from(l), f64::from(reference))).sum();
+            let segments = scored.segments.len();
+            Judgement { sequence_score: scored.sequence_score, kl, segments }
+        };
+        Ok(views.into_iter().zip(self.scorer.score(rows, 0)?).map(judgement).collect())
     }
 
     /// Adds the win rates of `judged` over `baseline`, which answered the same prompts.
@@ -229,6 +295,7 @@ pub struct Sample {
 ///
 /// Every [`Error`].
 pub fn run(context: &Context) -> Result<Summary, Error> {
+    let context = &context.within(Stage::Evaluate);
     let settings = &context.settings;
     let reference_dir = context.reference_dir()?;
     let policy_dir = context.policy_dir()?.join("model");
@@ -252,10 +319,13 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
     let policy = scorer.base().language_model(&policy_dir, context.frozen())?;
     let evaluator = Evaluator::new(context, &task, &scorer)?;
-    let stage = context.progress.stage(context.title("evaluate"), 2, 0);
-    let before = evaluator.judge(&scorer.reference, &config, Side::Baseline)?;
-    stage.step("SFT");
-    let mut after = evaluator.judge(&policy, &config, Side::Policy)?;
+    let (sft, trained) = (Kept::open(&folder, "sft")?, Kept::open(&folder, "policy")?);
+    let done = sft.batches() + trained.batches();
+    let stage = context.progress.stage(context.title("evaluate"), 2 * evaluator.batches(), done);
+    let before =
+        evaluator.judge(&scorer.reference, &config, Side::Baseline, sft, &|| stage.step("SFT"))?;
+    let mut after =
+        evaluator.judge(&policy, &config, Side::Policy, trained, &|| stage.step("policy"))?;
     evaluator.compare(&mut after, &before);
     let sample = Sample {
         prompt: after.prompts[0].clone(),

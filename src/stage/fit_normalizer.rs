@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::context::{Context, model_fingerprint};
 use super::pipeline::Stage;
 use super::preferences::{self, Pair};
-use super::score::Scorer;
+use super::score::{Scored, Scorer};
 use super::task::Task;
 use crate::error::Error;
-use crate::experiment::folder::{read_json, write_json};
+use crate::experiment::folder::{read_json, remove_checkpoints, write_json};
 use crate::experiment::settings::{Method, NormalizerKind};
 use crate::model::ModelConfig;
 use crate::normalizer::{LocationStatistic, Normalizer, location, location_statistics};
@@ -91,6 +91,7 @@ fn min_location(context: &Context) -> f64 {
 /// Every [`Error`]; a fit whose Std(p) is not positive where it will be used is refused, and nothing is
 /// written.
 pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
+    let context = &context.within(Stage::FitNormalizer);
     let settings = &context.settings;
     let reward_dir = context.reward_dir()?;
     let reference_dir = context.reference_dir()?;
@@ -120,16 +121,24 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let calibration = pairs.train.len().min(settings.normalizer.pairs);
     let pairs_at_once = settings.reward.rows_at_once;
     let steps = calibration.div_ceil(pairs_at_once);
-    let stage = context.progress.stage(context.title("fit-normalizer"), steps, 0);
-    let mut rewards: Vec<Vec<f64>> = Vec::with_capacity(2 * calibration);
-    for start in (0..calibration).step_by(pairs_at_once) {
-        let pairs = pairs.train.read(start..calibration.min(start + pairs_at_once))?;
+    let mut rewards = folder.parts::<[Vec<f64>; 2]>("rewards")?;
+    let title = context.title("fit-normalizer");
+    let stage = context.progress.stage(title, steps, rewards.batches());
+    while let Some(next) = rewards.left(calibration, pairs_at_once) {
+        let pairs = pairs.train.read(next)?;
         let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
-        rewards.extend(scorer.score(&rows, 0)?.into_iter().map(|scored| scored.rewards));
+        let scored = scorer.score(&rows, 0)?;
+        let of_pair = |two: &[Scored]| [0, 1].map(|side: usize| two[side].rewards.clone());
+        rewards.push(scored.chunks(2).map(of_pair).collect())?;
         stage.step("");
     }
+    let rewards = rewards.into_items().concat();
     let min_location = min_location(context);
-    let (normalizer, statistics) = fit(&rewards, context, min_location)?;
+    let fitted = fit(&rewards, context, min_location);
+    if fitted.is_err() {
+        remove_checkpoints(folder.dir())?; // the folder is then free for other settings
+    }
+    let (normalizer, statistics) = fitted?;
     let r_squared = |actual: fn(&LocationStatistic) -> f64, fitted: &dyn Fn(f64) -> f64| {
         let points = statistics.iter().map(|s| (actual(s), fitted(s.location)));
         r_squared(&points.collect::<Vec<_>>())

@@ -11,7 +11,7 @@
 //! ```
 
 pub mod context;
-mod cuts;
+mod cut;
 pub mod evaluate;
 pub mod export;
 pub mod fit_normalizer;
@@ -24,6 +24,8 @@ pub mod rollout;
 pub mod score;
 pub mod score_text;
 pub mod sft;
+#[cfg(test)]
+mod stopping;
 pub mod supervised;
 pub mod task;
 

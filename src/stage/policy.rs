@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
-use super::evaluate::{Evaluation, Evaluator, Judged, Side};
+use super::evaluate::{Evaluation, Evaluator, Judged, Kept, Side};
 use super::fit_normalizer::NormalizerFile;
 use super::pipeline::Stage;
 use super::rollout::{Rollout, Sampler, compare_with_truth, metrics_of};
@@ -72,6 +72,7 @@ const BEST: &str = "best.safetensors";
 ///
 /// Every [`Error`].
 pub fn run(context: &Context) -> Result<Summary, Error> {
+    let context = &context.within(Stage::Ppo);
     let settings = &context.settings;
     settings.check_for_ppo()?;
     let reference_dir = context.reference_dir()?;
@@ -178,8 +179,8 @@ impl<'a> Ppo<'a> {
         let stage =
             self.context.progress.stage(self.context.title("ppo"), ppo.iterations, self.done);
         // Every evaluation is compared with the SFT model's own responses; it is the policy after 0 iterations.
-        let baseline =
-            self.evaluator.judge(&self.scorer.reference, &self.config, Side::Baseline)?;
+        let (model, kept) = (&self.scorer.reference, Kept::open(folder, "baseline")?);
+        let baseline = self.evaluator.judge(model, &self.config, Side::Baseline, kept, &|| ())?;
         if self.state.evaluations == 0 {
             let evaluation = baseline.evaluation.clone();
             evaluations.write(&EvaluationLine { iteration: 0, evaluation })?;
@@ -200,7 +201,7 @@ impl<'a> Ppo<'a> {
             if self.done < ppo.iterations {
                 folder.save(self.done, self.checkpoint())?;
                 if self.context.stop.after_step() {
-                    return Err(self.context.interrupted(folder.dir()));
+                    return Err(self.context.stop.interrupted().into());
                 }
             }
         }
@@ -255,6 +256,7 @@ impl<'a> Ppo<'a> {
             interpolation: settings.interpolation(),
             kl_coefficient: self.state.kl_coefficient,
             generation: settings.generation(self.task.tokenizer.stop_tokens()),
+            stop: &self.context.stop,
         };
         sampler.roll_out(&prompts, draws, iteration)
     }
@@ -272,7 +274,8 @@ impl<'a> Ppo<'a> {
     /// Judges the policy on held-out prompts, and keeps it if it is the best so far.
     fn evaluate(&mut self, baseline: &Judged, log: &mut Log) -> Result<(), Error> {
         let model = self.policy.model().inference();
-        let mut judged = self.evaluator.judge(&model, &self.config, Side::Policy)?;
+        let (side, kept) = (Side::Policy, Kept::default());
+        let mut judged = self.evaluator.judge(&model, &self.config, side, kept, &|| ())?;
         self.evaluator.compare(&mut judged, baseline);
         let evaluation = judged.evaluation;
         log.write(&EvaluationLine { iteration: self.done, evaluation: evaluation.clone() })?;
@@ -387,10 +390,12 @@ fn update(
                 let rows: Vec<&Rollout> = chunk.iter().map(|&i| &rollouts[i]).collect();
                 let batch = Batch::new(&rows, context);
                 sums.tokens += 2 * batch.grid.tokens();
+                context.stop.check()?;
                 let losses = batch.policy_loss(policy.model(), ppo.clip);
                 sums.clip_fraction += share * scalar(losses.clip_fraction);
                 sums.ratio += share * scalar(losses.ratio);
                 sums.policy_loss += policy.accumulate(losses.loss.mul_scalar(share))?;
+                context.stop.check()?;
                 let loss = batch.value_loss(critic.model(), value_clip);
                 sums.value_loss += critic.accumulate(loss.mul_scalar(share))?;
             }

@@ -10,7 +10,7 @@ use super::task::{Data, Split, Task, permutation};
 use crate::data::letters::{self, Prompt};
 use crate::data::store::{Items, StoredRow};
 use crate::error::Error;
-use crate::experiment::folder::{FolderError, read_json_lines, write_file};
+use crate::experiment::folder::{FolderError, Parts, read_json_lines, write_file};
 use crate::model::CausalLm;
 use crate::model::generate::generate;
 use crate::rng::{Fnv1a, Stream, streams};
@@ -87,6 +87,7 @@ pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
 ///
 /// Every [`Error`].
 pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
+    let context = &context.within(Stage::Preferences);
     let reference = context.reference_dir()?;
     Task::open(context, Some(&reference))?;
     let inputs = [("model", model_fingerprint(&reference)?)];
@@ -102,31 +103,34 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     let counts = [settings.task.pairs, settings.task.held_out_pairs];
     let batch = settings.sampling.rows_at_once.div_ceil(2); // two responses a pair
     let total = counts.iter().map(|count| count.div_ceil(batch)).sum();
-    let stage = context.progress.stage(context.title("preferences"), total, 0);
-    let sample = |prompts: &[Prompt], count: usize, purpose: &str| {
-        let mut pairs = Vec::with_capacity(count);
+    let kept: [Parts<Pair>; 2] = [folder.parts("train")?, folder.parts("held-out")?];
+    let done = kept.iter().map(Parts::batches).sum();
+    let stage = context.progress.stage(context.title("preferences"), total, done);
+    let sample = |prompts: &[Prompt], count: usize, purpose: &str, mut pairs: Parts<Pair>| {
         let purpose = |what: &str| format!("{purpose}: {what}");
         let order = permutation(settings.seed, &purpose("order"), 0, prompts.len());
-        for start in (0..count).step_by(batch) {
-            let end = count.min(start + batch);
-            let chosen: Vec<&Prompt> =
-                (start..end).map(|i| &prompts[order[i % order.len()]]).collect();
+        while let Some(next) = pairs.left(count, batch) {
+            let (start, end) = (next.start, next.end);
+            let chosen: Vec<&Prompt> = next.map(|i| &prompts[order[i % order.len()]]).collect();
             let tokens: Vec<Vec<u32>> =
                 chosen.iter().flat_map(|p| [p.tokens(), p.tokens()]).collect();
             let rows: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
             let draws = streams(settings.seed, &purpose("responses"), 2 * start..2 * end);
-            let responses = generate(&model, &config, &rows, generation, draws);
+            let responses = generate(&model, &config, &rows, generation, draws, &context.stop)?;
             let labels = streams(settings.seed, &purpose("labels"), start..end);
-            for ((prompt, two), mut rng) in chosen.iter().zip(responses.chunks(2)).zip(labels) {
+            let labelled = |((prompt, two), mut rng): ((&&Prompt, &[Vec<u32>]), Stream)| {
                 let temperature = settings.task.label_temperature;
-                pairs.push(label(prompt, [two[0].clone(), two[1].clone()], temperature, &mut rng));
-            }
+                label(prompt, [two[0].clone(), two[1].clone()], temperature, &mut rng)
+            };
+            let two = responses.chunks(2);
+            pairs.push(chosen.iter().zip(two).zip(labels).map(labelled).collect())?;
             stage.step("");
         }
-        pairs
+        Ok::<_, Error>(pairs.into_items())
     };
-    let pairs = sample(&train, counts[0], "pairs");
-    let held_out = sample(&held_out, counts[1], "held-out pairs");
+    let [of_train, of_held_out] = kept;
+    let pairs = sample(&train, counts[0], "pairs", of_train)?;
+    let held_out = sample(&held_out, counts[1], "held-out pairs", of_held_out)?;
     write_pairs(&dir.join("train.jsonl"), &pairs)?;
     write_pairs(&dir.join("held_out.jsonl"), &held_out)?;
     let gaps: Vec<f64> = pairs.iter().filter_map(|p| p.gold).map(|[c, r]| c - r).collect();

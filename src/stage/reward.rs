@@ -2,25 +2,27 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
-use super::cuts::Cuts;
+use super::cut::Cut;
 use super::pipeline::Stage;
 use super::preferences::{self, Pair};
 use super::score::{RewardCard, Segmenter};
-use super::supervised::{BatchResult, Epochs, train};
-use super::task::Task;
+use super::supervised::{BatchResult, Epochs, or_save, train};
+use super::task::{Split, Task};
 use crate::bt_loss::segment_bt_loss;
+use crate::control::Stop;
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
 use crate::error::Error;
-use crate::experiment::folder::write_json;
+use crate::experiment::folder::{StageFolder, write_json};
 use crate::experiment::settings::RewardSettings;
-use crate::model::generate::{ReadAt, pad_rows, read_scalars, view_tokens};
+use crate::model::generate::{ReadAt, TokenView, pad_rows, read_scalars, view_tokens};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
 use crate::segment_reward::{aggregate, aggregation_weights, segment_rewards, sequence_scores};
@@ -98,7 +100,7 @@ fn calibration(mut gaps: Vec<f64>) -> Vec<Calibration> {
 struct Examples<'a> {
     pairs: &'a Items<Pair>,
     segmenter: &'a Segmenter,
-    cuts: Option<Cuts>,
+    cuts: Option<Arc<Vec<[Cut; 2]>>>,
 }
 
 /// A pair with the segments of both responses.
@@ -107,39 +109,81 @@ struct Example {
     segments: [Vec<Range<usize>>; 2],
 }
 
-impl<'a> Examples<'a> {
-    fn new(
-        context: &Context,
-        reference: &Path,
-        segmenter: &'a Segmenter,
-        pairs: &'a Items<Pair>,
-    ) -> Result<Self, Error> {
-        if !matches!(segmenter.actions, Actions::Segment { .. }) {
-            return Ok(Self { pairs, segmenter, cuts: None });
-        }
-        let pairs_at_once = context.settings.reward.rows_at_once;
-        let (model, _) = CausalLm::load(reference, context.frozen())?;
-        let title = context.title("train-reward: segments");
-        let stage = context.progress.stage(title, pairs.len().div_ceil(pairs_at_once), 0);
-        let mut cuts = Cuts::default();
-        for chunk in pairs.chunks(pairs_at_once) {
-            let chunk = chunk?;
-            let rows: Vec<(&[u32], &[u32])> = chunk.iter().flat_map(Pair::rows).collect();
-            for ((_, response), view) in rows.iter().zip(view_tokens(&model, &rows, rows.len())) {
-                cuts.push(&segmenter.cut(response, &view.entropies)?, response.len());
+/// Cuts the responses of pairs where that takes the reference model's entropies, once: what is done is kept in the
+/// stage's folder until its end.
+struct Cutter<'a> {
+    context: &'a Context,
+    reference: &'a Path,
+    segmenter: &'a Segmenter,
+}
+
+impl<'a> Cutter<'a> {
+    /// The examples of `split`, to train on and held out.
+    fn split(
+        &self,
+        split: &'a Split<Items<Pair>>,
+        folder: &StageFolder,
+    ) -> Result<Split<Examples<'a>>, Error> {
+        let Self { segmenter, .. } = *self;
+        let examples = |pairs, cuts| Examples { pairs, segmenter, cuts };
+        let Split { train, held_out } = split;
+        let [cut_train, cut_held_out] = match segmenter.actions {
+            Actions::Segment { .. } => {
+                let of_train = Arc::new(self.cut(train, folder, "train")?);
+                let of_held_out = match train.are(held_out) {
+                    true => of_train.clone(),
+                    false => Arc::new(self.cut(held_out, folder, "held-out")?),
+                };
+                [Some(of_train), Some(of_held_out)]
             }
+            _ => [None, None],
+        };
+        Ok(Split { train: examples(train, cut_train), held_out: examples(held_out, cut_held_out) })
+    }
+
+    /// The segments of both responses of each pair.
+    fn cut(
+        &self,
+        pairs: &Items<Pair>,
+        folder: &StageFolder,
+        name: &str,
+    ) -> Result<Vec<[Cut; 2]>, Error> {
+        let context = self.context;
+        let mut cuts = folder.parts(&format!("segments-{name}"))?;
+        let pairs_at_once = context.settings.reward.rows_at_once;
+        let batches = pairs.len().div_ceil(pairs_at_once);
+        if cuts.left(pairs.len(), pairs_at_once).is_none() {
+            return Ok(cuts.into_items());
+        }
+        let (model, _) = CausalLm::load(self.reference, context.frozen())?;
+        let title = context.title(&format!("segments ({name})"));
+        let stage = context.progress.stage(title, batches, cuts.batches());
+        while let Some(next) = cuts.left(pairs.len(), pairs_at_once) {
+            let chunk = pairs.read(next)?;
+            let rows: Vec<(&[u32], &[u32])> = chunk.iter().flat_map(Pair::rows).collect();
+            let views = view_tokens(&model, &rows, rows.len(), &context.stop)?;
+            let cut = |row: &(&[u32], &[u32]), view: &TokenView| {
+                let segments = self.segmenter.cut(row.1, &view.entropies)?;
+                Ok::<_, Error>(Cut::new(&segments, row.1.len()))
+            };
+            let both = rows.chunks(2).zip(views.chunks(2));
+            let both = both
+                .map(|(rows, views)| Ok([cut(&rows[0], &views[0])?, cut(&rows[1], &views[1])?]));
+            cuts.push(both.collect::<Result<_, Error>>()?)?;
             stage.step("");
         }
         stage.finish(format!("of {} pairs", pairs.len()));
-        Ok(Self { pairs, segmenter, cuts: Some(cuts) })
+        Ok(cuts.into_items())
     }
+}
 
+impl Examples<'_> {
     /// The examples with these numbers.
     fn read(&self, numbers: impl IntoIterator<Item = usize>) -> Result<Vec<Example>, Error> {
         let example = |i| {
             let pair = self.pairs.get(i)?;
             let side = |which: usize| match &self.cuts {
-                Some(cuts) => Ok(cuts.segments(2 * i + which)),
+                Some(cuts) => Ok(cuts[i][which].segments()),
                 None => {
                     let (_, response) = pair.rows()[which];
                     self.segmenter.cut(response, &vec![0.0; response.len()])
@@ -158,6 +202,7 @@ impl<'a> Examples<'a> {
 ///
 /// Every [`Error`].
 pub fn run(context: &Context) -> Result<Summary, Error> {
+    let context = &context.within(Stage::TrainReward);
     let settings = &context.settings;
     let method = settings.method.reward_model();
     let reference_dir = context.reference_dir()?;
@@ -177,8 +222,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let tokenizer = &task.tokenizer;
     let segmenter =
         Segmenter::new(settings, actions, tokenizer.sentence_ends(), tokenizer.stop_tokens());
-    let prepare = |pairs| Examples::new(context, &reference_dir, &segmenter, pairs);
-    let (examples, held_out) = (prepare(&pairs.train)?, prepare(&pairs.held_out)?);
+    let cutter = Cutter { context, reference: &reference_dir, segmenter: &segmenter };
+    let examples = cutter.split(&pairs, &folder)?;
 
     let model = context.trained_scalar_model(&reference_dir, None, "reward")?;
     let reward = &settings.reward;
@@ -186,9 +231,11 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let trainer = Trainer::new("reward", model, &reward.optimizer, epochs.steps());
     let trainer =
         train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
-            accumulate(trainer, &examples.read(batch.iter().copied())?, reward)
+            let batch = examples.train.read(batch.iter().copied())?;
+            accumulate(trainer, &batch, reward, &context.stop)
         })?;
-    let summary = evaluate(context, &task, &trainer.model().inference(), &held_out)?;
+    let summary = evaluate(context, &task, &trainer.model().inference(), &examples.held_out);
+    let summary = or_save(&folder, &trainer, summary)?;
     let card = RewardCard {
         method,
         actions,
@@ -239,9 +286,11 @@ fn accumulate(
     trainer: &mut Trainer<ScalarModel>,
     batch: &[Example],
     settings: &RewardSettings,
+    stop: &Stop,
 ) -> Result<BatchResult, Error> {
     let mut result = BatchResult { loss: 0.0, tokens: 0 };
     for chunk in batch.chunks(settings.rows_at_once) {
+        stop.check()?;
         let n = chunk.len();
         let side = |which: usize| {
             chunk.iter().map(move |e| (e.pair.rows()[which], &e.segments[which][..]))
@@ -284,7 +333,7 @@ fn evaluate(
     for start in (0..count).step_by(settings.rows_at_once) {
         let chunk = examples.read(start..count.min(start + settings.rows_at_once))?;
         let rows: Vec<(&[u32], &[u32])> = chunk.iter().flat_map(|e| e.pair.rows()).collect();
-        let scores = read_scalars(model, &rows, ReadAt::Token, rows.len());
+        let scores = read_scalars(model, &rows, ReadAt::Token, rows.len(), &context.stop)?;
         let mut sequence = Vec::with_capacity(rows.len());
         let cut = chunk.iter().flat_map(|example| &example.segments);
         for ((row, cut), scores) in rows.iter().zip(cut).zip(&scores) {

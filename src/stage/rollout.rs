@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::score::Scorer;
+use crate::control::Stop;
 use crate::data::diagnostics::credit_assignment;
 use crate::data::letters::Gold;
 use crate::error::Error;
@@ -69,6 +70,8 @@ pub struct Sampler<'a> {
     pub kl_coefficient: f64,
     /// How tokens are drawn.
     pub generation: Generation<'a>,
+    /// Asks for an end before the next forward pass.
+    pub stop: &'a Stop,
 }
 
 impl Sampler<'_> {
@@ -77,7 +80,7 @@ impl Sampler<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Segmentation`] and [`Error::NonFinite`].
+    /// [`Error::Segmentation`], [`Error::NonFinite`] and [`Error::Interrupted`].
     pub fn roll_out(
         &self,
         prompts: &[&[u32]],
@@ -85,14 +88,16 @@ impl Sampler<'_> {
         step: usize,
     ) -> Result<Vec<Rollout>, Error> {
         let rows_at_once = self.settings.rows_at_once;
-        let responses = generate(self.policy, self.config, prompts, self.generation, streams);
+        let stop = self.stop;
+        let responses =
+            generate(self.policy, self.config, prompts, self.generation, streams, stop)?;
         let rows: Vec<(&[u32], &[u32])> = prompts
             .iter()
             .zip(&responses)
             .map(|(&prompt, response)| (prompt, &response[..]))
             .collect();
-        let views = view_tokens(self.policy, &rows, rows_at_once);
-        let values = read_scalars(self.critic, &rows, ReadAt::State, rows_at_once);
+        let views = view_tokens(self.policy, &rows, rows_at_once, stop)?;
+        let values = read_scalars(self.critic, &rows, ReadAt::State, rows_at_once, stop)?;
         let scored = self.scorer.score(&rows, step)?;
         let mut rollouts: Vec<Rollout> = Vec::with_capacity(rows.len());
         for (((row, view), values), scored) in rows.iter().zip(views).zip(values).zip(scored) {

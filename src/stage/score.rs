@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
 use super::models::Base;
+use crate::control::Stop;
 use crate::error::Error;
 use crate::experiment::folder::read_json;
 use crate::experiment::settings::{Method, Settings};
@@ -119,6 +120,7 @@ pub struct Scorer {
     pub policy_segmenter: Segmenter,
     aggregation: Aggregation,
     rows_at_once: usize,
+    stop: Stop,
     /// The fingerprint of the reward model.
     pub reward_fingerprint: String,
 }
@@ -182,6 +184,7 @@ impl Scorer {
             policy_segmenter: segmenter(settings.method.policy_actions(cutoff)),
             aggregation: card.aggregation,
             rows_at_once,
+            stop: context.stop.clone(),
             reward_fingerprint: model_fingerprint(&model_dir)?,
         })
     }
@@ -195,10 +198,12 @@ impl Scorer {
     ///
     /// # Errors
     ///
-    /// [`Error::Segmentation`]; [`Error::NonFinite`] for a reward that is NaN or infinite.
+    /// [`Error::Segmentation`]; [`Error::NonFinite`] for a reward that is NaN or infinite;
+    /// [`Error::Interrupted`] when the run's stop is asked for.
     pub fn score(&self, rows: &[(&[u32], &[u32])], step: usize) -> Result<Vec<Scored>, Error> {
-        let views = view_tokens(&self.reference, rows, self.rows_at_once);
-        let scores = read_scalars(&self.reward, rows, ReadAt::Token, self.rows_at_once);
+        let Self { rows_at_once, ref stop, .. } = *self;
+        let views = view_tokens(&self.reference, rows, rows_at_once, stop)?;
+        let scores = read_scalars(&self.reward, rows, ReadAt::Token, rows_at_once, stop)?;
         let scored = rows.iter().zip(views).zip(scores).map(|((row, reference), scores)| {
             let own = self.reward_segmenter.cut(row.1, &reference.entropies)?;
             let sequence_score = aggregate(&segment_rewards(&scores, &own), self.aggregation);

@@ -8,6 +8,7 @@ use super::context::Context;
 use super::fit_normalizer::NormalizerFile;
 use super::score::{Scorer, Segmenter};
 use super::task::model_tokenizer;
+use crate::control::Stop;
 use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
 use crate::data::fields::read_rows;
@@ -126,6 +127,7 @@ enum Models {
         segmenter: Segmenter,
         aggregation: Aggregation,
         rows_at_once: usize,
+        stop: Stop,
     },
 }
 
@@ -222,6 +224,7 @@ impl Rater {
             segmenter,
             aggregation: settings.reward.aggregation,
             rows_at_once: settings.ppo.rows_at_once,
+            stop: context.stop.clone(),
         };
         Ok(Self { tokenizer, models, longest: longest.min(config.max_position_embeddings) })
     }
@@ -272,7 +275,8 @@ impl Rater {
     ///
     /// # Errors
     ///
-    /// [`Error::Segmentation`]; [`Error::NonFinite`] for a reward that is NaN or infinite.
+    /// [`Error::Segmentation`]; [`Error::NonFinite`] for a reward that is NaN or infinite;
+    /// [`Error::Interrupted`] when the run's stop is asked for.
     pub fn rate(&self, texts: &[Encoded]) -> Result<Vec<Rating>, Error> {
         let rows: Vec<(&[u32], &[u32])> =
             texts.iter().map(|text| (&text.prompt[..], &text.response[..])).collect();
@@ -286,15 +290,15 @@ impl Rater {
                 };
                 Ok(scorer.score(&rows, 0)?.into_iter().map(rating).collect())
             }
-            Models::Published { reference, reward, segmenter, aggregation, rows_at_once } => {
+            Models::Published { reference, reward, segmenter, aggregation, rows_at_once, stop } => {
                 let entropies: Vec<Vec<f32>> = match reference {
                     Some(model) => {
-                        let views = view_tokens(model, &rows, *rows_at_once);
+                        let views = view_tokens(model, &rows, *rows_at_once, stop)?;
                         views.into_iter().map(|view| view.entropies).collect()
                     }
                     None => rows.iter().map(|row| vec![f32::NAN; row.1.len()]).collect(),
                 };
-                let scores = read_scalars(reward, &rows, ReadAt::Token, *rows_at_once);
+                let scores = read_scalars(reward, &rows, ReadAt::Token, *rows_at_once, stop)?;
                 let all = rows.iter().zip(entropies).zip(scores);
                 let ratings = all.map(|((row, entropies), scores)| {
                     let segments = segmenter.cut(row.1, &entropies)?;

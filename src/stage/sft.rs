@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Context, file_fingerprint, model_fingerprint};
 use super::pipeline::Stage;
-use super::supervised::{BatchResult, Epochs, train};
+use super::supervised::{BatchResult, Epochs, or_save, train};
 use super::task::Task;
 use crate::atomic;
+use crate::control::Stop;
 use crate::data::letters;
 use crate::data::pairs::Conversation;
 use crate::data::store::Items;
@@ -36,6 +37,7 @@ pub struct Summary {
 ///
 /// Every [`Error`].
 pub fn run(context: &Context) -> Result<Summary, Error> {
+    let context = &context.within(Stage::Sft);
     let settings = &context.settings;
     if context.data.is_some() && context.model.is_none() {
         return Err(Error::Usage("sft on --data needs --model DIR to start from".into()));
@@ -73,11 +75,12 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let epochs = Epochs { items: data.train.len(), epochs: sft.epochs, batch: sft.batch };
     let trainer = Trainer::new("policy", model, &sft.optimizer, epochs.steps());
     let trainer = train(context, &mut folder, "sft", &epochs, trainer, |trainer, batch| {
-        accumulate(trainer, batch, &data.train, sft.rows_at_once)
+        accumulate(trainer, batch, &data.train, sft.rows_at_once, &context.stop)
     })?;
     let model = trainer.model().inference();
+    let held_out = cross_entropy(&model, &data.held_out, sft.rows_at_once, &context.stop);
     let summary = Summary {
-        held_out_cross_entropy: cross_entropy(&model, &data.held_out, sft.rows_at_once)?,
+        held_out_cross_entropy: or_save(&folder, &trainer, held_out)?,
         parameters: model.num_params(),
     };
     let (trained, base) = (trainer.model().valid(), context.model.as_deref());
@@ -110,11 +113,13 @@ fn accumulate(
     batch: &[usize],
     data: &Items<Conversation>,
     rows_at_once: usize,
+    stop: &Stop,
 ) -> Result<BatchResult, Error> {
     let batch = data.read(batch.iter().copied())?;
     let response_tokens: usize = batch.iter().map(|(_, response)| response.len()).sum();
     let mut result = BatchResult { loss: 0.0, tokens: 0 };
     for chunk in batch.chunks(rows_at_once) {
+        stop.check()?;
         let (grid, first) = Grid::aligned(chunk.iter().map(|(p, r)| (&p[..], &r[..])));
         let (log_probs, _) = response_log_probs(trainer.model(), &grid, first);
         let padding = grid.mask(first..grid.width(), &log_probs.device()).bool_not();
@@ -129,12 +134,13 @@ fn cross_entropy(
     model: &CausalLm,
     data: &Items<Conversation>,
     rows_at_once: usize,
+    stop: &Stop,
 ) -> Result<f64, Error> {
     let (mut sum, mut count) = (0.0, 0.0f64);
     for chunk in data.chunks(rows_at_once) {
         let chunk = chunk?;
         let rows: Vec<(&[u32], &[u32])> = chunk.iter().map(|(p, r)| (&p[..], &r[..])).collect();
-        let views = view_tokens(model, &rows, rows_at_once);
+        let views = view_tokens(model, &rows, rows_at_once, stop)?;
         for &log_prob in views.iter().flat_map(|view| &view.log_probs) {
             sum += f64::from(log_prob);
             count += 1.0;

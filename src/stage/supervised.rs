@@ -74,7 +74,7 @@ pub struct BatchResult {
 /// # Errors
 ///
 /// [`Error::Interrupted`] after a checkpoint, when a stop was asked for; [`Error::NonFinite`]; what the
-/// folder says; and what `accumulate` says.
+/// folder says; and what `accumulate` says. A step that a stop cuts short is begun again.
 pub fn train<M: Trainable>(
     context: &Context,
     folder: &mut StageFolder,
@@ -91,16 +91,17 @@ pub fn train<M: Trainable>(
     let mut timings = folder.log("timings.jsonl", trainer.step())?;
     let total = epochs.steps();
     let stage = context.progress.stage(context.title(title), total, trainer.step());
-    let mut last = 0.0;
+    let mut last = String::new();
     for batch in epochs.batches(context.settings.seed, title, trainer.step()) {
         let (start, step, rate) = (Instant::now(), trainer.step(), trainer.rate());
-        let BatchResult { loss, tokens } = accumulate(&mut trainer, &batch)?;
+        let result = accumulate(&mut trainer, &batch);
+        let BatchResult { loss, tokens } = or_save(folder, &trainer, result)?;
         let gradient_norm = trainer.update()?;
         let epoch = (step * epochs.epochs) as f64 / total as f64;
         metrics.write(&Line { step, epoch, loss, learning_rate: rate, gradient_norm })?;
         let seconds = start.elapsed().as_secs_f64();
         timings.write(&Timing { step, seconds, tokens_per_second: tokens as f64 / seconds })?;
-        last = loss;
+        last = format!(", last loss {loss:.3}");
         stage.step(format!("loss {loss:.3}"));
         let unfinished = trainer.step() < total;
         let stop = context.stop.after_step() && unfinished;
@@ -109,9 +110,25 @@ pub fn train<M: Trainable>(
             folder.save(trainer.step(), trainer.files().into())?;
         }
         if stop {
-            return Err(context.interrupted(folder.dir()));
+            return Err(context.stop.interrupted().into());
         }
     }
-    stage.finish(format!("{total} steps, last loss {last:.3}"));
+    stage.finish(format!("{total} steps{last}"));
     Ok(trainer)
+}
+
+/// `result`; where it was interrupted, after a checkpoint of the steps that `trainer` has done.
+///
+/// # Errors
+///
+/// That of `result`, and what the folder says.
+pub fn or_save<M: Trainable, T>(
+    folder: &StageFolder,
+    trainer: &Trainer<M>,
+    result: Result<T, Error>,
+) -> Result<T, Error> {
+    if matches!(result, Err(Error::Interrupted(_))) && trainer.step() > 0 {
+        folder.save(trainer.step(), trainer.files().into())?;
+    }
+    result
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use rand::seq::SliceRandom;
 
@@ -10,11 +12,12 @@ use super::context::{Context, file_fingerprint};
 use crate::data::chat::RoleFormat;
 use crate::data::error::DataError;
 use crate::data::letters::{self, Gold, Prompt};
-use crate::data::pairs::{self, Conversation, Counts, Limits};
+use crate::data::pairs::{self, Conversation, Counts, Limits, PreferencePair};
 use crate::data::store::{Items, Opened, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
+use crate::experiment::lock::Turn;
 use crate::model::ModelConfig;
 use crate::rng::{Fnv1a, stream};
 
@@ -114,7 +117,7 @@ impl Task {
             Source::File { data, .. } => {
                 let (split, _) =
                     self.stored(context, data, "conversations", self.limits, 0, |writer| {
-                        let push = |conversation| writer.push(&StoredRow::from(conversation));
+                        let push = |row: Conversation| store(context, writer, row);
                         pairs::read_conversations(data, &self.tokenizer, self.limits, push)
                     })?;
                 Ok(split)
@@ -147,7 +150,7 @@ impl Task {
     pub(super) fn file_pairs<T>(&self, context: &Context) -> Result<Option<Data<T>>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
         let pairs = self.stored(context, data, "pairs", self.limits, 0, |writer| {
-            let push = |pair| writer.push(&StoredRow::from(pair));
+            let push = |row: PreferencePair| store(context, writer, row);
             pairs::read_pairs(data, &self.tokenizer, self.limits, push)
         })?;
         Ok(Some(pairs))
@@ -179,7 +182,7 @@ impl Task {
             Opened::Whole(store) => store,
             _ => {
                 // Methods may be trained side by side.
-                let _turn = context.locks.wait(&folder.join("lock")).map_err(FolderError::from)?;
+                let _turn = turn(context, &folder.join("lock"))?;
                 let found = Store::open(&dir)?;
                 if let Opened::Damaged(file) = &found {
                     let (file, data) = (file.display(), data.display());
@@ -228,7 +231,7 @@ impl Task {
                     Limits { prompt_tokens, response_tokens: 2, total_tokens: prompt_tokens + 2 };
                 let (split, _) =
                     self.stored(context, path, "prompts", limits, self.new_tokens, |writer| {
-                        let push = |prompt| writer.push(&StoredRow::from(prompt));
+                        let push = |row: Vec<u32>| store(context, writer, row);
                         pairs::read_prompts(path, &self.tokenizer, limits, push)
                     })?;
                 Ok(split)
@@ -313,6 +316,27 @@ pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     Ok(Tokenizer::from_json(&letters::tokenizer_json(), "<eos>", "<pad>", format)?)
 }
 
+/// Waits for the turn that the file `path` stands for, unless a stop was asked for.
+fn turn(context: &Context, path: &Path) -> Result<Turn, Error> {
+    loop {
+        if let Some(turn) = context.locks.turn(path).map_err(FolderError::from)? {
+            return Ok(turn);
+        }
+        context.stop.check()?;
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Appends a row to a store, unless a stop was asked for.
+fn store(
+    context: &Context,
+    writer: &mut StoreWriter,
+    row: impl Into<StoredRow>,
+) -> Result<(), DataError> {
+    context.stop.check()?;
+    writer.push(&row.into())
+}
+
 fn report(context: &Context, counts: Counts) {
     if counts != Counts::default() {
         context.progress.line(&counts.to_string());
@@ -324,4 +348,40 @@ pub fn permutation(seed: u64, purpose: &str, index: usize, n: usize) -> Vec<usiz
     let mut order: Vec<usize> = (0..n).collect();
     order.shuffle(&mut stream(seed, purpose, index as u64));
     order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceName;
+    use crate::experiment::settings::Settings;
+
+    #[test]
+    fn a_stop_ends_the_wait_for_another_process_that_reads_the_same_data() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join("lock");
+        let context =
+            Context::new(Settings::defaults(), DeviceName::Flex, run.path().to_owned()).unwrap();
+        let other = turn(&context, &path).unwrap();
+        context.stop.request();
+        assert!(matches!(turn(&context, &path), Err(Error::Interrupted(_))));
+        drop(other);
+        turn(&context, &path).unwrap();
+    }
+
+    #[test]
+    fn a_stop_ends_the_reading_of_data_and_leaves_no_store() {
+        let run = tempfile::tempdir().unwrap();
+        let context =
+            Context::new(Settings::defaults(), DeviceName::Flex, run.path().to_owned()).unwrap();
+        let fill = |writer: &mut StoreWriter| {
+            store(&context, writer, vec![1])?;
+            context.stop.request();
+            store(&context, writer, vec![2])?;
+            Ok(Counts::default())
+        };
+        let error = Error::from(Store::write(&run.path().join("data"), fill).unwrap_err());
+        assert!(matches!(error, Error::Interrupted(_)), "{error}");
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0);
+    }
 }

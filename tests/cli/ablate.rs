@@ -301,7 +301,7 @@ fn status_tells_how_far_a_grid_is() {
     let grid = Grid::new(TWO);
     // 8 steps of SFT, 6 of the first reward model, 4 iterations; 2 steps of the second.
     let stopped = grid.ablate(&["--jobs", "1", "--stop-after", "20"]).ended_with(130);
-    stopped.says(&["stopped; run the same command again to go on from the checkpoint in"]);
+    stopped.says(&["stopped; run the same command again to go on from what is saved in"]);
     assert_eq!(grid.states(), ["finished", "pending"]);
     let rows = |status: &str| -> Vec<Vec<String>> {
         let rows = status.lines().filter(|line| line.starts_with("| grid"));

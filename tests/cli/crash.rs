@@ -78,7 +78,7 @@ fn strike(stage: &str, before: &[&str], signal: &str, moments: usize) -> Hits {
             hits.record(run.path(), stage);
         }
         match status.code() {
-            // The end came before the signal, or before the next moment at which the stage stops.
+            // The end came before the signal, or the signal after the last forward pass.
             Some(0) => {
                 compare(&unbroken, &run, &mut hits);
                 run = copy(ready.path());

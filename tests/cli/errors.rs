@@ -988,9 +988,9 @@ const RUN: &[Row] = &[
         |ready| normalizer(ready, |file| file["normalizer"] = location_aware(1e308, 0.0, None)),
     ),
     (
-        "Error::Interrupted",
+        "Interrupted",
         130,
-        &["stopped; run the same command again to go on from the checkpoint in", "sft"],
+        &["stopped; run the same command again to go on from what is saved in", "sft"],
         |_| try_in_empty(&["sft", "--stop-after", "1"]),
     ),
     (

@@ -19,4 +19,6 @@ mod page;
 mod real_input;
 mod regressions;
 mod resume;
+#[cfg(unix)]
+mod signals;
 mod support;

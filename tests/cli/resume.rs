@@ -30,7 +30,7 @@ fn stopped_twice_is_unbroken(stage: Stage, after: &str) {
     for _ in 0..2 {
         program(run.path(), &[command, "--stop-after", after])
             .ended_with(130)
-            .says(&["stopped; run the same command again to go on from the checkpoint in", dir]);
+            .says(&["stopped; run the same command again to go on from what is saved in", dir]);
         assert!(!run.path().join(dir).join("summary.json").exists());
     }
     finish(run.path(), &[command], &[]);

@@ -67,6 +67,7 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, P
         interpolation,
         kl_coefficient: 0.05,
         generation: settings.generation(stops),
+        stop: &context.stop,
     };
     let rollouts = sampler.roll_out(&prompts, streams(3, "test rollouts", 0..8), 0).unwrap();
     (rollouts, parts)
@@ -238,6 +239,7 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
         interpolation: settings.interpolation(),
         kl_coefficient: settings.ppo.kl_coefficient,
         generation: settings.generation(stops),
+        stop: &context.stop,
     };
     let prompts = task.prompts(&context).unwrap().train;
     let order = permutation(settings.seed, "rollout prompts", 0, prompts.len());

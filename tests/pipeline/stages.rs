@@ -10,7 +10,7 @@ use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
-use segment_rlhf::stage::evaluate::{Evaluator, Side};
+use segment_rlhf::stage::evaluate::{Evaluator, Kept, Side};
 use segment_rlhf::stage::score::{Scorer, Segmenter};
 use segment_rlhf::stage::task::Task;
 use segment_rlhf::stage::{Context, Stage, fit_normalizer, policy, preferences, reward, sft};
@@ -80,7 +80,7 @@ fn each_side_of_a_win_rate_draws_its_own_responses() {
     let scorer = Scorer::load(&context, ends, stops, 3).unwrap();
     let (model, config) = CausalLm::load(&reference_dir, &context.device).unwrap();
     let evaluator = Evaluator::new(&context, &task, &scorer).unwrap();
-    let judge = |side| evaluator.judge(&model, &config, side).unwrap();
+    let judge = |side| evaluator.judge(&model, &config, side, Kept::default(), &|| ()).unwrap();
     let (policy, baseline) = (judge(Side::Policy), judge(Side::Baseline));
     assert_eq!(policy.responses, judge(Side::Policy).responses);
     assert_eq!(policy.prompts, baseline.prompts);

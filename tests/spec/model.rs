@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use segment_rlhf::bt_loss::segment_bt_loss;
+use segment_rlhf::control::Stop;
 use segment_rlhf::model::checkpoint::parameters;
 use segment_rlhf::model::config::{RopeScaling, SlidingWindow, WindowedLayers};
 use segment_rlhf::model::generate::{
@@ -264,7 +265,9 @@ fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
                 assert_close_f32(&to_vec(logits.clone()), &case.logits.concat(), tolerance);
                 assert_close_f32(&to_vec(entropy(logits)), &case.entropy_nats, tolerance);
                 // Token 1 on as a response: what each was drawn from was read at the token before it.
-                let view = view_tokens(&model, &[case.ids.split_at(1)], 1).remove(0);
+                let view = view_tokens(&model, &[case.ids.split_at(1)], 1, &Stop::default())
+                    .unwrap()
+                    .remove(0);
                 assert_close_f32(&view.log_probs, &case.next_token_log_prob, tolerance);
                 assert_close_f32(&view.entropies, &case.entropy_nats[..n - 1], tolerance);
                 let limit = Generation {
@@ -274,7 +277,9 @@ fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
                     stops: &[],
                 };
                 let draws = vec![stream(0, "t", 0)];
-                let greedy = generate(&model, &config, &[&case.ids], limit, draws);
+                let greedy =
+                    generate(&model, &config, &[&case.ids], limit, draws, &Stop::default())
+                        .unwrap();
                 assert_eq!(greedy[0], case.greedy_12);
             }
         }
@@ -456,7 +461,11 @@ fn a_value_is_read_before_its_token_and_a_reward_at_it() {
         let (prompt, response) = (tokens(1, 3), tokens(2, 4));
         let whole = [&prompt[..], &response].concat();
         let scores = to_vec(model.scores(&Grid::new([(0, whole)], 7), 0..7));
-        let read = |at| read_scalars(&model, &[(&prompt, &response)], at, 1).remove(0);
+        let read = |at| {
+            read_scalars(&model, &[(&prompt, &response)], at, 1, &Stop::default())
+                .unwrap()
+                .remove(0)
+        };
         assert_close_f32(&read(ReadAt::Token), &scores[3..7], tolerance);
         assert_close_f32(&read(ReadAt::State), &scores[2..6], tolerance);
     }
@@ -495,7 +504,9 @@ fn the_training_forward_equals_the_inference_forward_in_any_batch() {
         let (grid, first) = Grid::aligned(rows.iter().copied());
         let width = grid.width() - first;
         let training = to_vec(response_log_probs(&model, &grid, first).0);
-        for (i, view) in view_tokens(&model.valid(), &rows, 1).iter().enumerate() {
+        for (i, view) in
+            view_tokens(&model.valid(), &rows, 1, &Stop::default()).unwrap().iter().enumerate()
+        {
             let row = &training[i * width..i * width + view.log_probs.len()];
             assert_close_f32(row, &view.log_probs, tolerance);
         }
@@ -715,10 +726,10 @@ fn the_view_of_tokens_does_not_depend_on_the_batch_size() {
                 assert_close_f32(&ours.entropies, &theirs.entropies, tolerance);
             }
         };
-        let mut one = view_tokens(&model, &rows, 1);
-        same(view_tokens(&model, &rows, 5), &one);
+        let mut one = view_tokens(&model, &rows, 1, &Stop::default()).unwrap();
+        same(view_tokens(&model, &rows, 5, &Stop::default()).unwrap(), &one);
         one.reverse();
-        same(view_tokens(&model, &turned, 2), &one);
+        same(view_tokens(&model, &turned, 2, &Stop::default()).unwrap(), &one);
     }
 }
 
@@ -731,7 +742,7 @@ fn the_scalars_of_tokens_do_not_depend_on_the_batch_size() {
         let model = scalar_model(&grouped(), 2, &device);
         for at in [ReadAt::Token, ReadAt::State] {
             let read = |rows: &[(&[u32], &[u32])], rows_at_once| {
-                read_scalars(&model, rows, at, rows_at_once)
+                read_scalars(&model, rows, at, rows_at_once, &Stop::default()).unwrap()
             };
             let mut one = read(&rows, 1);
             assert_close_f32(&read(&rows, 5).concat(), &one.concat(), tolerance);
@@ -753,7 +764,7 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
         let generated = |prompts: &[&[u32]], draws: &[_], rows_at_once| {
             let sampling = Sampling::PLAIN;
             let limit = Generation { sampling, max_new_tokens: 40, rows_at_once, stops: &[0] };
-            generate(&model, &config, prompts, limit, draws.to_vec())
+            generate(&model, &config, prompts, limit, draws.to_vec(), &Stop::default()).unwrap()
         };
         let mut alone = generated(&prompts, &draws, 1);
         for response in &alone {
@@ -773,6 +784,32 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
 }
 
 #[test]
+fn a_long_prompt_read_in_pieces_gives_the_tokens_of_one_read_whole() {
+    let config = ModelConfig { tie_word_embeddings: false, ..grouped() };
+    // Up to three pieces of 128 columns; short rows are all padding in the first of them.
+    let prompts: Vec<Vec<u32>> =
+        [300, 129, 128, 5].into_iter().map(|n| tokens(n, n as usize)).collect();
+    let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    for (device, _) in devices() {
+        let model = drawn(CausalLm::fresh(&config, 9, &device));
+        let sampling = Sampling::GREEDY;
+        let limit = Generation { sampling, max_new_tokens: 6, rows_at_once: 4, stops: &[] };
+        let draws = streams(0, "t", 0..4);
+        let responses = generate(&model, &config, &rows, limit, draws, &Stop::default()).unwrap();
+        for (prompt, response) in prompts.iter().zip(responses) {
+            let mut row = prompt.clone();
+            for _ in 0..6 {
+                let n = row.len();
+                let logits = to_vec(model.logits(&Grid::new([(0, row.clone())], n), n - 1..n));
+                let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+                row.push(best.unwrap() as u32);
+            }
+            assert_eq!(response, row[prompt.len()..], "after {} tokens", prompt.len());
+        }
+    }
+}
+
+#[test]
 fn a_response_ends_at_the_first_of_any_stop_tokens() {
     let config = ModelConfig { tie_word_embeddings: false, ..grouped() };
     let prompt = tokens(1, 4);
@@ -781,7 +818,9 @@ fn a_response_ends_at_the_first_of_any_stop_tokens() {
         let generated = |stops: &[u32]| {
             let sampling = Sampling::PLAIN;
             let limit = Generation { sampling, max_new_tokens: 20, rows_at_once: 1, stops };
-            generate(&model, &config, &[&prompt], limit, streams(0, "t", 0..1)).remove(0)
+            generate(&model, &config, &[&prompt], limit, streams(0, "t", 0..1), &Stop::default())
+                .unwrap()
+                .remove(0)
         };
         let endless = generated(&[]);
         assert_eq!(endless.len(), 20);
@@ -822,7 +861,15 @@ fn a_prompt_without_a_stream_is_refused() {
         grouped(),
         Generation { sampling: Sampling::PLAIN, max_new_tokens: 1, rows_at_once: 1, stops: &[0] },
     );
-    generate(&CausalLm::fresh(&config, 0, &cpu()), &config, &[&[1], &[2]], limit, vec![]);
+    generate(
+        &CausalLm::fresh(&config, 0, &cpu()),
+        &config,
+        &[&[1], &[2]],
+        limit,
+        vec![],
+        &Stop::default(),
+    )
+    .unwrap();
 }
 
 // 7. Devices: every test above that asks for `devices()`.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Tensor};
+use segment_rlhf::control::Stop;
 use segment_rlhf::device::{Checkpointing, Precision};
 use segment_rlhf::experiment::settings::Settings;
 use segment_rlhf::model::checkpoint::parameters;
@@ -144,7 +145,12 @@ fn generation_in_bf16_keeps_its_cache_in_bf16_and_reads_what_the_full_forward_re
             rows_at_once: 1,
             stops: &[],
         };
-        assert_eq!(generate(&model, &config, &[&row], limit, vec![stream(0, "t", 0)])[0].len(), 8);
+        assert_eq!(
+            generate(&model, &config, &[&row], limit, vec![stream(0, "t", 0)], &Stop::default())
+                .unwrap()[0]
+                .len(),
+            8
+        );
     }
 }
 
@@ -297,7 +303,9 @@ fn a_policy_in_training_and_its_inference_copy_give_the_same_log_probabilities_i
         for checkpointing in [Checkpointing::None, Checkpointing::Layers] {
             let model = model.clone().computing(Precision::Bf16, checkpointing);
             let training = to_vec(response_log_probs(&model, &grid, first).0);
-            let view = view_tokens(&model.inference(), &[(prompt, response)], 1).remove(0);
+            let view = view_tokens(&model.inference(), &[(prompt, response)], 1, &Stop::default())
+                .unwrap()
+                .remove(0);
             // The attention of training is made of other operations; with the layers computed again, it is
             // the same.
             let difference = training.iter().zip(&view.log_probs).map(|(a, b)| (a - b).abs());
