@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
 use super::pipeline::Stage;
-use super::score::Scorer;
+use super::score::{Fingerprints, Scorer};
 use super::task::Task;
 use crate::benchmark::length_control::{Comparison, length_control};
 use crate::data::letters::ClauseKind;
@@ -231,11 +231,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let settings = &context.settings;
     let reference_dir = context.reference_dir()?;
     let policy_dir = context.policy_dir()?.join("model");
-    let mut inputs = vec![
-        ("model", model_fingerprint(&reference_dir)?),
-        ("policy", model_fingerprint(&policy_dir)?),
-        ("reward_model", model_fingerprint(&context.reward_dir()?.join("model"))?),
-    ];
+    let fingerprints = Fingerprints::of(context)?;
+    let mut inputs = fingerprints.inputs();
+    inputs.push(("policy", model_fingerprint(&policy_dir)?));
     inputs.extend(context.data_fingerprints()?);
     let folder = context.open(Stage::Evaluate, &inputs)?;
     if let Some(summary) = folder.summary()? {
@@ -247,8 +245,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     context.announce(folder.dir(), &config, longest, |e, lengths| e.evaluate(lengths))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = settings.ppo.rows_at_once;
-    let scorer =
-        Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
+    let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
+    let scorer = Scorer::of(context, fingerprints, ends, stops, rows_at_once)?;
     let policy = scorer.base().language_model(&policy_dir, context.frozen())?;
     let evaluator = Evaluator::new(context, &task, &scorer)?;
     let stage = context.progress.stage(context.title("evaluate"), 2, 0);

@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, model_fingerprint};
+use super::context::Context;
 use super::evaluate::{Evaluation, Evaluator, Judged, Side};
 use super::fit_normalizer::NormalizerFile;
 use super::pipeline::Stage;
@@ -84,11 +84,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
     let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
     let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
-    let mut inputs = vec![
-        ("model", model_fingerprint(&reference_dir)?),
-        ("reward_model", scorer.reward_fingerprint.clone()),
-        ("normalizer", fit),
-    ];
+    let mut inputs = scorer.fingerprints.inputs();
+    inputs.push(("normalizer", fit));
     inputs.extend(context.data_fingerprints()?);
     let mut folder = context.open(Stage::Ppo, &inputs)?;
     if let Some(summary) = folder.summary()? {

@@ -11,7 +11,7 @@ use super::context::{Context, model_fingerprint};
 use super::cuts::Cuts;
 use super::pipeline::Stage;
 use super::preferences::{self, Pair};
-use super::score::{RewardCard, Segmenter};
+use super::score::{REWARD_CARD, RewardCard, Segmenter};
 use super::supervised::{BatchResult, Epochs, train};
 use super::task::Task;
 use crate::bt_loss::segment_bt_loss;
@@ -194,7 +194,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         aggregation: reward.aggregation,
         reference,
     };
-    write_json(&folder.dir().join("reward.json"), &card)?;
+    write_json(&folder.dir().join(REWARD_CARD), &card)?;
     let model = trainer.model().valid();
     context.write_scalar_model(folder.dir(), &task, &model, &config, &reference_dir)?;
     folder.finish(&summary)?;

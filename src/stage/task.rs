@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rand::seq::SliceRandom;
 
-use super::context::{Context, file_fingerprint};
+use super::context::{Context, MODEL_FILES, file_fingerprint, hash_file};
 use crate::data::chat::RoleFormat;
 use crate::data::error::DataError;
 use crate::data::letters::{self, Gold, Prompt};
@@ -168,10 +168,9 @@ impl Task {
         let mut hash = Fnv1a::default();
         hash.write(file_fingerprint(data)?.as_bytes());
         hash.write(format!("{limits:?}").as_bytes());
-        for name in TOKENIZER_FILES {
-            let file = self.dir.as_ref().and_then(|dir| fs::read(dir.join(name)).ok());
-            hash.write(&file.unwrap_or_default());
-            hash.write(name.as_bytes());
+        for (dir, name) in self.dir.iter().flat_map(|dir| MODEL_FILES.map(|name| (dir, name))) {
+            hash_file(&mut hash, dir, name)
+                .map_err(|source| DataError::Read { path: dir.join(name), source })?;
         }
         let folder = context.run.join("data");
         let dir = folder.join(format!("{kind}-{:016x}", hash.finish()));
@@ -273,15 +272,6 @@ impl Task {
         Split { train, held_out }
     }
 }
-
-/// The files of a model's folder that say how a text becomes tokens.
-const TOKENIZER_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-];
 
 /// The tokenizer of the model in the folder `dir`.
 ///
