@@ -4,7 +4,7 @@
 //! Everything is computed from [`Results`] alone, cell by cell, and keyed by seed: neither the order of cells nor
 //! that of seeds changes a digit. What is not known is absent; no number is NaN or infinite.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,7 @@ use crate::interpolation::Interpolation;
 use crate::normalizer::Normalizer;
 use crate::report::reported::{self, Row, Source, Subject};
 use crate::stage::evaluate::Evaluation;
+use crate::stage::task::HeldOut;
 use crate::statistics::{Estimate, mean};
 
 /// The name of the model that all policies start from, beside those of the arms.
@@ -625,7 +626,7 @@ impl Experiment {
         Self {
             name: name.clone(),
             title: title.clone(),
-            note: note.clone(),
+            note: noted(note.as_deref(), &finished),
             paper_table: *paper_table,
             base: known(Quantity::ALL, |quantity| base(quantity, &finished)),
             differences: pairs.map(difference).collect(),
@@ -640,6 +641,17 @@ impl Experiment {
     pub fn arm(&self, name: &str) -> Option<&Arm> {
         self.arms.iter().find(|arm| arm.name == name)
     }
+}
+
+/// What the file says of an experiment, and what to know of its figures where they are not of held-out prompts.
+fn noted(note: Option<&str>, finished: &[Finished]) -> Option<String> {
+    let what = |figures: &Figures| [figures.reward.held_out, figures.evaluation.held_out];
+    let what: BTreeSet<HeldOut> =
+        finished.iter().flat_map(BTreeMap::values).flat_map(|figures| what(figures)).collect();
+    let cautions =
+        what.into_iter().filter_map(HeldOut::caution).map(|text| format!("Note: {text}."));
+    let parts: Vec<String> = note.map(str::to_owned).into_iter().chain(cautions).collect();
+    (!parts.is_empty()).then(|| parts.join(" "))
 }
 
 impl Arm {

@@ -334,7 +334,8 @@ pub struct Part {
 pub fn parts(dir: &Path) -> Result<Vec<Part>, CheckpointError> {
     let (mut dir, mut parts) = (dir.to_owned(), Vec::new());
     while let Some((_, base)) = read_config(&dir)? {
-        let (adapter_config, weights) = (Some(placeless_config(&dir)?), vec![dir.join(ADAPTER_WEIGHTS)]);
+        let (adapter_config, weights) =
+            (Some(placeless_config(&dir)?), vec![dir.join(ADAPTER_WEIGHTS)]);
         check_depth(parts.len() + 1, &dir)?;
         parts.push(Part { dir, adapter_config, weights });
         dir = base;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::context::{Context, model_fingerprint};
 use super::pipeline::Stage;
 use super::score::{Fingerprints, Scorer};
-use super::task::Task;
+use super::task::{HeldOut, Split, Task};
 use crate::benchmark::length_control::{Comparison, length_control};
 use crate::data::letters::ClauseKind;
 use crate::error::Error;
@@ -96,19 +96,22 @@ pub struct Evaluator<'a> {
     pub task: &'a Task,
     /// Reference and reward model.
     pub scorer: &'a Scorer,
+    /// Whether its prompts are held out of the policy's training.
+    pub held_out: HeldOut,
     prompts: Vec<Vec<u32>>,
 }
 
 impl<'a> Evaluator<'a> {
-    /// An evaluator on the first held-out prompts.
+    /// An evaluator on the first held-out prompts; where there is one prompt, on that, and a line says so.
     ///
     /// # Errors
     ///
     /// [`Error::Data`].
     pub fn new(context: &'a Context, task: &'a Task, scorer: &'a Scorer) -> Result<Self, Error> {
-        let prompts = task.prompts(context)?.held_out;
+        let Split { held_out: prompts, what, .. } = task.prompts(context)?;
+        what.tell(context);
         let prompts = prompts.read(0..prompts.len().min(context.settings.evaluation.prompts))?;
-        Ok(Self { context, task, scorer, prompts })
+        Ok(Self { context, task, scorer, held_out: what, prompts })
     }
 
     /// Samples the model's responses and judges them.
@@ -209,6 +212,9 @@ pub struct Summary {
     pub after: Evaluation,
     /// A held-out prompt, and what each model answered.
     pub sample: Sample,
+    /// What was held out of the policy's training: prompts, or nothing where there is one.
+    #[serde(default)]
+    pub held_out: HeldOut,
 }
 
 /// A prompt and two answers, as token ids.
@@ -259,7 +265,12 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         before: before.responses[0].clone(),
         after: after.responses[0].clone(),
     };
-    let summary = Summary { before: before.evaluation, after: after.evaluation, sample };
+    let summary = Summary {
+        before: before.evaluation,
+        after: after.evaluation,
+        sample,
+        held_out: evaluator.held_out,
+    };
     folder.finish(&summary)?;
     stage.finish(describe(&summary));
     Ok(summary)

@@ -14,7 +14,7 @@ use super::fit_normalizer::NormalizerFile;
 use super::pipeline::Stage;
 use super::rollout::{Rollout, Sampler, compare_with_truth, metrics_of};
 use super::score::Scorer;
-use super::task::{Task, permutation};
+use super::task::{HeldOut, Task, permutation};
 use crate::atomic::{self, NewFile};
 use crate::data::letters::Gold;
 use crate::data::store::Items;
@@ -41,6 +41,9 @@ pub struct Summary {
     pub best_iteration: usize,
     /// That evaluation.
     pub best: Evaluation,
+    /// What was held out of training for the evaluations: prompts, or nothing where there is one.
+    #[serde(default)]
+    pub held_out: HeldOut,
 }
 
 /// What a checkpoint holds besides models and optimizers. The generator and the data cursor are the
@@ -309,7 +312,8 @@ impl<'a> Ppo<'a> {
         let State { last, best, .. } = self.state.clone();
         let last = last.expect("the last iteration is evaluated");
         let (best_iteration, best) = best.expect("the last iteration is evaluated");
-        Ok(Summary { iterations: self.done, last, best_iteration, best })
+        let held_out = self.evaluator.held_out;
+        Ok(Summary { iterations: self.done, last, best_iteration, best, held_out })
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Context, file_fingerprint, model_fingerprint};
 use super::pipeline::Stage;
-use super::task::{Data, Split, Task, permutation};
+use super::task::{Data, HeldOut, Split, Task, permutation};
 use crate::data::letters::{self, Prompt};
 use crate::data::store::{Items, StoredRow};
 use crate::error::Error;
@@ -72,7 +72,7 @@ pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
         Ok::<_, Error>((Items::Memory(read_json_lines::<Pair>(&path)?), file_fingerprint(&path)?))
     };
     let ((train, first), (held_out, second)) = (read("train.jsonl")?, read("held_out.jsonl")?);
-    Ok((Split { train, held_out }, first + &second))
+    Ok((Split { train, held_out, what: HeldOut::Prompts }, first + &second))
 }
 
 /// Samples the embedded task's pairs from the reference model, unless that is done.

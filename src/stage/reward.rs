@@ -13,7 +13,7 @@ use super::pipeline::Stage;
 use super::preferences::{self, Pair};
 use super::score::{REWARD_CARD, RewardCard, Segmenter};
 use super::supervised::{BatchResult, Epochs, train};
-use super::task::Task;
+use super::task::{HeldOut, Task};
 use crate::bt_loss::segment_bt_loss;
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
@@ -32,6 +32,9 @@ use crate::statistics::mean;
 pub struct Summary {
     /// Held-out pairs.
     pub pairs: usize,
+    /// What was held out: prompts with their pairs, or of a single prompt some of the pairs.
+    #[serde(default)]
+    pub held_out: HeldOut,
     /// Share of pairs whose chosen response scores higher; ties count half.
     pub accuracy: f64,
     /// The same with the gold reward in place of the label, where it is known, over the pairs that it decides.
@@ -168,6 +171,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
+    pairs.what.tell(context);
     let config = ModelConfig::from_dir(&reference_dir)?;
     let longest = pairs.train.longest_parts();
     context.announce(folder.dir(), &config, longest, |e, lengths| e.train_reward(lengths))?;
@@ -186,7 +190,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
             accumulate(trainer, &examples.read(batch.iter().copied())?, reward)
         })?;
-    let summary = evaluate(context, &task, &trainer.model().inference(), &held_out)?;
+    let mut summary = evaluate(context, &task, &trainer.model().inference(), &held_out)?;
+    summary.held_out = pairs.what;
     let card = RewardCard {
         method,
         actions,
@@ -313,6 +318,7 @@ fn evaluate(
     let known = (!learned.segments.is_empty()).then(|| boundaries.score());
     Ok(Summary {
         pairs: count,
+        held_out: HeldOut::default(),
         accuracy: share(gaps.iter().map(|&gap| is_right(gap)).sum(), count),
         gold_accuracy: (gold_known == count).then(|| share(gold_right, gold_decided)),
         sequence_rank_correlation: rank_correlation(&sequences),

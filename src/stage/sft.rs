@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::context::{Context, file_fingerprint, model_fingerprint};
 use super::pipeline::Stage;
 use super::supervised::{BatchResult, Epochs, train};
-use super::task::Task;
+use super::task::{HeldOut, Task};
 use crate::atomic;
 use crate::data::letters;
 use crate::data::pairs::Conversation;
@@ -25,6 +25,9 @@ use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
 pub struct Summary {
     /// Mean negative log-probability of a held-out response token, nats.
     pub held_out_cross_entropy: f64,
+    /// What was held out: prompts with their responses, or of a single prompt some of the conversations.
+    #[serde(default)]
+    pub held_out: HeldOut,
     /// Number of parameters.
     pub parameters: usize,
 }
@@ -53,6 +56,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     }
     let task = Task::open(context, context.model.as_deref())?;
     let data = task.conversations(context)?;
+    data.what.tell(context);
     if let Some(dir) = &context.model {
         let config = ModelConfig::from_dir(dir)?;
         let longest = data.train.longest_parts();
@@ -78,6 +82,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let model = trainer.model().inference();
     let summary = Summary {
         held_out_cross_entropy: cross_entropy(&model, &data.held_out, sft.rows_at_once)?,
+        held_out: data.what,
         parameters: model.num_params(),
     };
     let (trained, base) = (trainer.model().valid(), context.model.as_deref());
