@@ -1,6 +1,5 @@
 //! What the stages learn from: the embedded task, or a user's files.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -410,6 +409,7 @@ pub fn permutation(seed: u64, purpose: &str, index: usize, n: usize) -> Vec<usiz
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::fs;
 
     use tempfile::TempDir;
 
@@ -513,9 +513,8 @@ mod tests {
         let words = words();
         // Each pair three times, once the other way round.
         let three = |i: usize| {
-            let (a, b) = (words[i], words[i + 1]);
-            [pair("go", a, b), pair("go", b, a), pair("go", a, b)]
-                .map(|row| row.replace("go", words[0]))
+            let (prompt, a, b) = (words[0], words[i], words[i + 1]);
+            [pair(prompt, a, b), pair(prompt, b, a), pair(prompt, a, b)]
         };
         let run = Run::new(&(1..13).flat_map(three).collect::<Vec<_>>());
         let pairs = run.pairs().unwrap();
