@@ -54,7 +54,7 @@ pub fn pairs(bytes: &[u8]) {
             assert!((2..=4).contains(&response.len()) && response.ends_with(&[tokenizer.eos()]));
         };
         let mut pairs = 0;
-        let read = read_pairs(&path, tokenizer, limits, |pair| {
+        let read = read_pairs(&path, tokenizer, limits, |pair, _| {
             prompt(&pair.prompt);
             response(&pair.chosen);
             response(&pair.rejected);
@@ -66,14 +66,14 @@ pub fn pairs(bytes: &[u8]) {
             Err(error) => names(&path, error),
             Ok(_) => assert!(pairs > 0),
         }
-        let read = read_prompts(&path, tokenizer, limits, |tokens| {
+        let read = read_prompts(&path, tokenizer, limits, |tokens, _| {
             prompt(&tokens);
             Ok(())
         });
         if let Err(error) = read {
             names(&path, error);
         }
-        let read = read_conversations(&path, tokenizer, limits, |(tokens, answer)| {
+        let read = read_conversations(&path, tokenizer, limits, |(tokens, answer), _| {
             prompt(&tokens);
             response(&answer);
             Ok(())

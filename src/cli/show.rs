@@ -1,5 +1,6 @@
 //! What commands print.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::settings::{Method, Settings};
-use crate::grid::reproduce::{Results, cell_context, table};
+use crate::grid::reproduce::{Cell, Results, cell_context, table};
 use crate::memory::{Advice, Bytes, Estimator, Need};
 use crate::model::generate::view_tokens;
 use crate::model::{CausalLm, ModelConfig};
@@ -24,7 +25,7 @@ use crate::stage::context::Context;
 use crate::stage::pipeline::Stage;
 use crate::stage::score::Segmenter;
 use crate::stage::score_text::{Encoded, Rater};
-use crate::stage::task::{Task, model_tokenizer};
+use crate::stage::task::{HeldOut, Task, model_tokenizer};
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -118,13 +119,16 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
 pub(super) fn results(context: &Context, results: &Results, took: Duration) -> Result<(), Error> {
     out(&format!("\n{}", table(results)))?;
     let several = context.settings.reproduce.seeds > 1;
-    let over = if several { "over seeds" } else { "over held-out prompts" };
+    let over = if several { "over seeds" } else { "over prompts" };
     out(&format!(
         "gold: reward of the embedded task. win rate: against the SFT model's responses, judged by gold. \
          KL: nats a response. RM acc.: held-out pairs by their noisy labels, and by gold. n: responses or pairs of a \
          seed. ρ: Spearman's correlation, of responses' scores with gold and of segment rewards with true ones. F1: \
          segment starts with true phrase starts. ±: standard error {over}."
     ))?;
+    let what = |cell: &Cell| [cell.reward.held_out, cell.evaluation.held_out];
+    let what: BTreeSet<HeldOut> = results.cells.iter().flat_map(what).collect();
+    what.into_iter().filter_map(HeldOut::caution).try_for_each(out)?;
     let methods = &context.settings.reproduce.methods;
     out(&reported::reported().ordering(methods))?;
     let cell = results.cells.iter().find(|cell| cell.method == Method::Segment);

@@ -196,6 +196,16 @@ pub enum DataError {
         /// Which rows were skipped, in brackets.
         skipped: String,
     },
+    /// All rows of a data file are the same one, so that none can be held out.
+    #[error(
+        "{path}: all {what} are the same one, so that none can be held out; give at least two different ones"
+    )]
+    NothingToHoldOut {
+        /// The data file.
+        path: PathBuf,
+        /// What its rows are.
+        what: &'static str,
+    },
     /// Another data file holds nothing.
     #[error("{path}: no rows; expected {expected}")]
     NoRows {

@@ -164,7 +164,8 @@ impl From<DataError> for Refusal {
     }
 }
 
-/// Calls `visit` with each preference pair in a file, in order, and returns what was cut and skipped.
+/// Calls `visit` with each preference pair in a file, in order, and the [hash](prompt_hash) of its whole prompt,
+/// before cutting; returns what was cut and skipped.
 ///
 /// # Errors
 ///
@@ -174,7 +175,7 @@ pub fn read_pairs(
     path: &Path,
     tokenizer: &Tokenizer,
     limits: Limits,
-    mut visit: impl FnMut(PreferencePair) -> Result<(), DataError>,
+    mut visit: impl FnMut(PreferencePair, u64) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
     let read = |line: &Fields, counts: &mut Counts| {
@@ -182,19 +183,20 @@ pub fn read_pairs(
         let Sides { prompt: messages, chosen, rejected } = line.pair()?;
         let (prompt, chosen) = encoder.conversation(line, &messages, &chosen)?;
         let (_, rejected) = encoder.conversation(line, &messages, &rejected)?;
+        let hash = prompt_hash(&prompt);
         let prompt = encoder.cut_prompt(prompt, counts);
         let [chosen, rejected] =
             [chosen, rejected].map(|ids| encoder.cut_response(prompt.len(), ids, counts));
         match chosen == rejected {
             true => Err(Refusal::Skip(Skip::Equal)),
-            false => Ok(PreferencePair { prompt, chosen, rejected, score_gap }),
+            false => Ok((PreferencePair { prompt, chosen, rejected, score_gap }, hash)),
         }
     };
     let (mut total, mut any) = (Counts::default(), false);
     for_each_row(path, PAIR, read, |pair, counts| {
         total += counts;
         any |= pair.is_some();
-        pair.map_or(Ok(()), &mut visit)
+        pair.map_or(Ok(()), |(pair, hash)| visit(pair, hash))
     })?;
     match any {
         true => Ok(total),
@@ -202,11 +204,11 @@ pub fn read_pairs(
     }
 }
 
-/// Calls `visit` with each prompt in a file, once and in the file's order, and returns what was cut and
-/// skipped.
+/// Calls `visit` with each prompt in a file, once and in the file's order, and the [hash](prompt_hash) of it whole,
+/// before cutting; returns what was cut and skipped.
 ///
 /// A row holds a `prompt` (a text or messages), or is a preference pair. A prompt is known again by the
-/// hash of its tokens, so that they need not stay in memory.
+/// hash of its tokens, cut, so that they need not stay in memory.
 ///
 /// # Errors
 ///
@@ -215,7 +217,7 @@ pub fn read_prompts(
     path: &Path,
     tokenizer: &Tokenizer,
     limits: Limits,
-    mut visit: impl FnMut(Vec<u32>) -> Result<(), DataError>,
+    mut visit: impl FnMut(Vec<u32>, u64) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
     let read = |line: &Fields, counts: &mut Counts| {
@@ -226,14 +228,16 @@ pub fn read_prompts(
             None if line.get("chosen").is_some() => line.pair()?.prompt,
             None => return Err(line.missing("prompt").into()),
         };
-        Ok(encoder.cut_prompt(encoder.prompt(line, &prompt)?, counts))
+        let prompt = encoder.prompt(line, &prompt)?;
+        let hash = prompt_hash(&prompt);
+        Ok((encoder.cut_prompt(prompt, counts), hash))
     };
     let (mut seen, mut total) = (HashSet::new(), Counts::default());
     for_each_row(path, PROMPT, read, |prompt, counts| match prompt {
-        Some(prompt) if !seen.insert(prompt_hash(&prompt)) => Ok(()),
+        Some((prompt, _)) if !seen.insert(prompt_hash(&prompt)) => Ok(()),
         other => {
             total += counts;
-            other.map_or(Ok(()), &mut visit)
+            other.map_or(Ok(()), |(prompt, hash)| visit(prompt, hash))
         }
     })?;
     match seen.is_empty() {
@@ -242,8 +246,8 @@ pub fn read_prompts(
     }
 }
 
-/// Calls `visit` with each prompt and response in a file, for supervised training, and returns what was
-/// cut and skipped.
+/// Calls `visit` with each prompt and response in a file, for supervised training, and the [hash](prompt_hash) of
+/// its whole prompt, before cutting; returns what was cut and skipped.
 ///
 /// A row holds `messages` that end with the assistant's, or a `prompt` and a `response` (or
 /// `completion`), or is a preference pair, of which the chosen side is taken. The first of these that
@@ -256,7 +260,7 @@ pub fn read_conversations(
     path: &Path,
     tokenizer: &Tokenizer,
     limits: Limits,
-    mut visit: impl FnMut(Conversation) -> Result<(), DataError>,
+    mut visit: impl FnMut(Conversation, u64) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
     let read = |line: &Fields, counts: &mut Counts| {
@@ -275,15 +279,16 @@ pub fn read_conversations(
             }
         };
         let (prompt, response) = encoder.conversation(line, &prompt, &response)?;
+        let hash = prompt_hash(&prompt);
         let prompt = encoder.cut_prompt(prompt, counts);
         let response = encoder.cut_response(prompt.len(), response, counts);
-        Ok((prompt, response))
+        Ok(((prompt, response), hash))
     };
     let (mut total, mut any) = (Counts::default(), false);
     for_each_row(path, CONVERSATION, read, |conversation, counts| {
         total += counts;
         any |= conversation.is_some();
-        conversation.map_or(Ok(()), &mut visit)
+        conversation.map_or(Ok(()), |(conversation, hash)| visit(conversation, hash))
     })?;
     match any {
         true => Ok(total),
@@ -557,7 +562,7 @@ mod tests {
         limits: Limits,
     ) -> Result<(Vec<PreferencePair>, Counts), DataError> {
         let mut pairs = Vec::new();
-        let counts = read_pairs(path, tokenizer, limits, |pair| {
+        let counts = read_pairs(path, tokenizer, limits, |pair, _| {
             pairs.push(pair);
             Ok(())
         })?;
@@ -570,7 +575,7 @@ mod tests {
         limits: Limits,
     ) -> Result<(Vec<Vec<u32>>, Counts), DataError> {
         let mut prompts = Vec::new();
-        let counts = read_prompts(path, tokenizer, limits, |prompt| {
+        let counts = read_prompts(path, tokenizer, limits, |prompt, _| {
             prompts.push(prompt);
             Ok(())
         })?;
@@ -583,7 +588,7 @@ mod tests {
         limits: Limits,
     ) -> Result<(Vec<Conversation>, Counts), DataError> {
         let mut conversations = Vec::new();
-        let counts = read_conversations(path, tokenizer, limits, |conversation| {
+        let counts = read_conversations(path, tokenizer, limits, |conversation, _| {
             conversations.push(conversation);
             Ok(())
         })?;

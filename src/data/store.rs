@@ -3,7 +3,7 @@
 //! ```text
 //! tokens        every row's prompt, then its responses; a token is 4 bytes
 //! index         32 bytes a row: where its tokens start, how many each part has, the gap of its scores,
-//!               and a hash of its prompt
+//!               and a hash of its prompt, whole
 //! summary.json  sizes, hashes of all three files, and what was cut and skipped
 //! ```
 //!
@@ -25,6 +25,8 @@ use crate::rng::{Fnv1a, Lanes, fnv1a};
 const TOKENS: &str = "tokens";
 const INDEX: &str = "index";
 const SUMMARY: &str = "summary.json";
+/// The number of the format. Since 2, rows hold the hash of the whole prompt, not of what the limits left of it.
+pub const FORMAT: u32 = 2;
 /// Bytes of a row in the index.
 const ENTRY: usize = 32;
 const TOKEN: usize = size_of::<u32>();
@@ -38,6 +40,20 @@ pub struct StoredRow {
     pub responses: [Vec<u32>; 2],
     /// What the first scores more than the second, where that is known.
     pub score_gap: Option<f32>,
+}
+
+impl StoredRow {
+    /// A hash of the prompt and the responses, in whichever order these are.
+    pub fn content_hash(&self) -> u64 {
+        let mut parts = self.responses.each_ref().map(|tokens| bytes_of(tokens));
+        parts.sort();
+        let mut hash = Fnv1a::default();
+        for part in [bytes_of(&self.prompt)].iter().chain(&parts) {
+            hash.write(&(part.len() as u64).to_le_bytes());
+            hash.write(part);
+        }
+        hash.finish()
+    }
 }
 
 impl From<PreferencePair> for StoredRow {
@@ -72,7 +88,7 @@ impl From<StoredRow> for Conversation {
     }
 }
 
-/// A hash of a prompt's tokens.
+/// A hash of a prompt's tokens. That of a whole prompt, before cutting, says on which side of the held-out split it is.
 pub fn prompt_hash(prompt: &[u32]) -> u64 {
     fnv1a(&bytes_of(prompt))
 }
@@ -204,12 +220,12 @@ pub struct StoreWriter<'a> {
 }
 
 impl StoreWriter<'_> {
-    /// Appends a row.
+    /// Appends a row, whose whole prompt has this hash.
     ///
     /// # Errors
     ///
     /// [`DataError::Write`].
-    pub fn push(&mut self, row: &StoredRow) -> Result<(), DataError> {
+    pub fn push(&mut self, row: &StoredRow, prompt_hash: u64) -> Result<(), DataError> {
         let count = |tokens: &[u32]| u32::try_from(tokens.len()).expect("limits are below 2^32");
         let [first, second] = &row.responses;
         let place = Place {
@@ -218,7 +234,7 @@ impl StoreWriter<'_> {
             responses: [count(first), count(second)],
             score_gap: row.score_gap.unwrap_or(f32::NAN),
         };
-        let entry = place.to_bytes(prompt_hash(&row.prompt));
+        let entry = place.to_bytes(prompt_hash);
         let tokens = bytes_of(&[&row.prompt[..], first, second].concat());
         self.token_hash.write(&tokens);
         self.lanes.write(&tokens);
@@ -315,7 +331,7 @@ impl Store {
         Ok(Opened::Whole(Self { path, tokens, places, prompt_hashes, fingerprint, counts }))
     }
 
-    /// The hash of each row's prompt, which is given once, since it need not stay in memory.
+    /// The hash of each row's whole prompt, which is given once, since it need not stay in memory.
     pub fn take_prompt_hashes(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.prompt_hashes)
     }
@@ -481,7 +497,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let dir = folder.path().join("run/data/pairs");
         Store::write(&dir, |writer| {
-            rows.iter().try_for_each(|row| writer.push(row))?;
+            rows.iter().try_for_each(|row| writer.push(row, prompt_hash(&row.prompt)))?;
             Ok(Counts { empty: 2, ..Counts::default() })
         })
         .unwrap();
@@ -516,6 +532,23 @@ mod tests {
         let all = Items::Memory(vec![first.clone(), second.clone(), third.clone()]);
         let chunks: Vec<_> = all.chunks(2).map(Result::unwrap).collect();
         assert_eq!(chunks, [vec![first, second], vec![third]]);
+    }
+
+    #[test]
+    fn the_content_of_a_pair_is_its_prompt_and_its_responses_in_any_order() {
+        let hash = |prompt: &[u32], first: &[u32], second: &[u32]| {
+            row(prompt, first, second, None).content_hash()
+        };
+        let pair = hash(&[1, 2], &[3], &[4, 5]);
+        assert_eq!(hash(&[1, 2], &[4, 5], &[3]), pair);
+        for other in [
+            hash(&[1], &[3], &[4, 5]),
+            hash(&[1], &[2, 3], &[4, 5]),
+            hash(&[1, 2], &[3, 4], &[5]),
+            hash(&[1, 2], &[3], &[4]),
+        ] {
+            assert_ne!(other, pair);
+        }
     }
 
     #[test]
@@ -568,7 +601,7 @@ mod tests {
         let (folder, dir) = written(&rows());
         let refused = |dir: &Path| {
             let refuse = |writer: &mut StoreWriter| {
-                writer.push(&rows()[0])?;
+                writer.push(&rows()[0], 0)?;
                 Err(DataError::EmptyPrompt { path: "data".into(), line: 2 })
             };
             assert!(matches!(Store::write(dir, refuse), Err(DataError::EmptyPrompt { .. })));

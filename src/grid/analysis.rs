@@ -16,6 +16,7 @@ use crate::report::reported::{self, Row, Source, Subject};
 use crate::report::table;
 use crate::stage::evaluate::Evaluation;
 use crate::stage::policy::EvaluationLine;
+use crate::stage::task::HeldOut;
 use crate::statistics::{Estimate, mean};
 
 /// The name of the model that all policies start from, beside those of the arms.
@@ -798,7 +799,7 @@ impl Experiment {
         Self {
             name: name.clone(),
             title: title.clone(),
-            note: note.clone(),
+            note: noted(note.as_deref(), &finished),
             paper_table: *paper_table,
             base: known(Quantity::ALL, |quantity| base(quantity, &finished)),
             differences: pairs.map(difference).collect(),
@@ -845,6 +846,17 @@ impl Experiment {
         let count = self.count(quantity).map(|n| format!(" (n {n})"));
         quantity.title().to_owned() + &count.unwrap_or_default()
     }
+}
+
+/// What the file says of an experiment, and what to know of its figures where they are not of held-out prompts.
+fn noted(note: Option<&str>, finished: &[Finished]) -> Option<String> {
+    let what = |figures: &Figures| [figures.reward.held_out, figures.evaluation.held_out];
+    let what: BTreeSet<HeldOut> =
+        finished.iter().flat_map(BTreeMap::values).flat_map(|figures| what(figures)).collect();
+    let cautions =
+        what.into_iter().filter_map(HeldOut::caution).map(|text| format!("Note: {text}."));
+    let parts: Vec<String> = note.map(str::to_owned).into_iter().chain(cautions).collect();
+    (!parts.is_empty()).then(|| parts.join(" "))
 }
 
 impl Arm {

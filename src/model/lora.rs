@@ -315,23 +315,45 @@ fn read_config(dir: &Path) -> Result<Option<(LoraSettings, PathBuf)>, Checkpoint
     Ok(Some((settings, base)))
 }
 
-/// The files that the parameters of the model in `dir` are in: with adapters, theirs and their base's; and how
-/// much each of the adapters counts.
+/// One folder of a model: adapters, or the whole model under them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The folder.
+    pub dir: PathBuf,
+    /// What [`ADAPTER_CONFIG`] says besides where the base is; absent for a whole model.
+    pub adapter_config: Option<String>,
+    /// The files that its parameters are in.
+    pub weights: Vec<PathBuf>,
+}
+
+/// The parts of the model in `dir`: its adapters from the top down, where it has them, and then the whole model.
 ///
 /// # Errors
 ///
 /// Those of [`Adapter::open`] and [`weights::files`].
-pub fn files(dir: &Path) -> Result<(Vec<PathBuf>, Vec<f64>), CheckpointError> {
-    let mut dir = dir.to_owned();
-    let (mut files, mut scales) = (Vec::new(), Vec::new());
-    while let Some((settings, base)) = read_config(&dir)? {
-        files.push(dir.join(ADAPTER_WEIGHTS));
-        scales.push(settings.scale());
-        check_depth(files.len(), &dir)?;
+pub fn parts(dir: &Path) -> Result<Vec<Part>, CheckpointError> {
+    let (mut dir, mut parts) = (dir.to_owned(), Vec::new());
+    while let Some((_, base)) = read_config(&dir)? {
+        let (adapter_config, weights) =
+            (Some(placeless_config(&dir)?), vec![dir.join(ADAPTER_WEIGHTS)]);
+        check_depth(parts.len() + 1, &dir)?;
+        parts.push(Part { dir, adapter_config, weights });
         dir = base;
     }
-    files.extend(weights::files(&dir)?);
-    Ok((files, scales))
+    let weights = weights::files(&dir)?;
+    parts.push(Part { dir, adapter_config: None, weights });
+    Ok(parts)
+}
+
+/// [`ADAPTER_CONFIG`] without the path of the base, which may move.
+fn placeless_config(dir: &Path) -> Result<String, CheckpointError> {
+    let path = dir.join(ADAPTER_CONFIG);
+    let text = std::fs::read_to_string(&path)
+        .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+    let mut keys: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path, source })?;
+    keys.remove("base_model_name_or_path");
+    Ok(serde_json::Value::Object(keys).to_string())
 }
 
 /// Adapters may stand on adapters, but not in a circle.

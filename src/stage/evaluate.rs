@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Context, model_fingerprint};
 use super::pipeline::Stage;
-use super::score::{Scored, Scorer};
-use super::task::Task;
+use super::score::{Fingerprints, Scored, Scorer};
+use super::task::{HeldOut, Split, Task};
 use crate::benchmark::length_control::{Comparison, length_control};
 use crate::data::letters::ClauseKind;
 use crate::error::Error;
@@ -132,19 +132,22 @@ pub struct Evaluator<'a> {
     pub task: &'a Task,
     /// Reference and reward model.
     pub scorer: &'a Scorer,
+    /// Whether its prompts are held out of the policy's training.
+    pub held_out: HeldOut,
     prompts: Vec<Vec<u32>>,
 }
 
 impl<'a> Evaluator<'a> {
-    /// An evaluator on the first held-out prompts.
+    /// An evaluator on the first held-out prompts; where there is one prompt, on that, and a line says so.
     ///
     /// # Errors
     ///
     /// [`Error::Data`].
     pub fn new(context: &'a Context, task: &'a Task, scorer: &'a Scorer) -> Result<Self, Error> {
-        let prompts = task.prompts(context)?.held_out;
+        let Split { held_out: prompts, what, .. } = task.prompts(context)?;
+        what.tell(context);
         let prompts = prompts.read(0..prompts.len().min(context.settings.evaluation.prompts))?;
-        Ok(Self { context, task, scorer, prompts })
+        Ok(Self { context, task, scorer, held_out: what, prompts })
     }
 
     /// Batches in which one model is judged.
@@ -276,6 +279,9 @@ pub struct Summary {
     pub after: Evaluation,
     /// A held-out prompt, and what each model answered.
     pub sample: Sample,
+    /// What was held out of the policy's training: prompts, or nothing where there is one.
+    #[serde(default)]
+    pub held_out: HeldOut,
 }
 
 /// A prompt and two answers, as token ids.
@@ -299,11 +305,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let settings = &context.settings;
     let reference_dir = context.reference_dir()?;
     let policy_dir = context.policy_dir()?.join("model");
-    let mut inputs = vec![
-        ("model", model_fingerprint(&reference_dir)?),
-        ("policy", model_fingerprint(&policy_dir)?),
-        ("reward_model", model_fingerprint(&context.reward_dir()?.join("model"))?),
-    ];
+    let fingerprints = Fingerprints::of(context)?;
+    let mut inputs = fingerprints.inputs();
+    inputs.push(("policy", model_fingerprint(&policy_dir)?));
     inputs.extend(context.data_fingerprints()?);
     let folder = context.open(Stage::Evaluate, &inputs)?;
     if let Some(summary) = folder.summary()? {
@@ -315,8 +319,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     context.announce(folder.dir(), &config, longest, |e, lengths| e.evaluate(lengths))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = settings.ppo.rows_at_once;
-    let scorer =
-        Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
+    let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
+    let scorer = Scorer::of(context, fingerprints, ends, stops, rows_at_once)?;
     let policy = scorer.base().language_model(&policy_dir, context.frozen())?;
     let evaluator = Evaluator::new(context, &task, &scorer)?;
     let (sft, trained) = (Kept::open(&folder, "sft")?, Kept::open(&folder, "policy")?);
@@ -332,7 +336,12 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         before: before.responses[0].clone(),
         after: after.responses[0].clone(),
     };
-    let summary = Summary { before: before.evaluation, after: after.evaluation, sample };
+    let summary = Summary {
+        before: before.evaluation,
+        after: after.evaluation,
+        sample,
+        held_out: evaluator.held_out,
+    };
     folder.finish(&summary)?;
     stage.finish(describe(&summary));
     Ok(summary)
@@ -372,7 +381,7 @@ mod tests {
             let sample = Sample { prompt: vec![], before: vec![], after: vec![] };
             let (before, after) =
                 (evaluation(responses, None), evaluation(responses, Some(win_rate)));
-            describe(&Summary { before, after, sample })
+            describe(&Summary { before, after, sample, held_out: HeldOut::default() })
         };
         assert_eq!(told(384, 0.625), "gold 2.00 → 2.00, win rate 0.62 (n 384), KL 0.25");
         assert_eq!(told(1, 1.0), "gold 2.00 → 2.00, win rate 1 of 1, KL 0.25");

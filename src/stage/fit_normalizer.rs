@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, model_fingerprint};
+use super::context::Context;
 use super::pipeline::Stage;
 use super::preferences::{self, Pair};
-use super::score::{Scored, Scorer};
+use super::score::{Fingerprints, Scored, Scorer};
 use super::task::Task;
 use crate::error::Error;
 use crate::experiment::folder::{read_json, remove_checkpoints, write_json};
@@ -54,8 +54,8 @@ impl NormalizerFile {
         let command = format!("fit-normalizer --method {}", method.name());
         let file: Self = read_json(&path, &command)?;
         let remedy = "fit a normalizer for this one: segment-rlhf fit-normalizer";
-        if file.reward_model != scorer.reward_fingerprint {
-            let found = scorer.reward_fingerprint.clone();
+        if file.reward_model != scorer.fingerprints.reward_model {
+            let found = scorer.fingerprints.reward_model.clone();
             let expected = file.reward_model;
             return Err(Error::Mismatch { path, what: "reward model", expected, found, remedy });
         }
@@ -93,12 +93,12 @@ fn min_location(context: &Context) -> f64 {
 pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let context = &context.within(Stage::FitNormalizer);
     let settings = &context.settings;
-    let reward_dir = context.reward_dir()?;
+    let fingerprints = Fingerprints::of(context)?;
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
     let (pairs, fingerprint) = preferences::load(context, &task)?;
-    let reward_model = model_fingerprint(&reward_dir.join("model"))?;
-    let inputs = [("reward_model", reward_model), ("pairs", fingerprint)];
+    let mut inputs = fingerprints.inputs();
+    inputs.push(("pairs", fingerprint));
     let folder = context.open(Stage::FitNormalizer, &inputs)?;
     if let Some(fitted) = folder.summary::<Normalizer>()? {
         let path = path(context);
@@ -116,8 +116,8 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     context.announce(folder.dir(), &config, longest, |e, lengths| e.fit_normalizer(lengths))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = 2 * settings.reward.rows_at_once;
-    let scorer =
-        Scorer::load(context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), rows_at_once)?;
+    let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
+    let scorer = Scorer::of(context, fingerprints, ends, stops, rows_at_once)?;
     let calibration = pairs.train.len().min(settings.normalizer.pairs);
     let pairs_at_once = settings.reward.rows_at_once;
     let steps = calibration.div_ceil(pairs_at_once);
@@ -146,7 +146,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let file = NormalizerFile {
         method: settings.method,
         actions: scorer.policy_segmenter.actions,
-        reward_model: scorer.reward_fingerprint.clone(),
+        reward_model: scorer.fingerprints.reward_model.clone(),
         normalizer,
         min_location,
         rewards: rewards.iter().map(Vec::len).sum(),

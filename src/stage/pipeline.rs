@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::context::{Context, model_fingerprint};
+use super::score::reward_fingerprint;
 use super::{evaluate, fit_normalizer, policy, preferences, reward, sft};
 use crate::error::Error;
 use crate::rng::Fnv1a;
@@ -129,12 +130,11 @@ impl Layout {
     /// [`Error::Checkpoint`] and [`Error::Data`] when they cannot be read.
     pub fn hashed(context: &Context) -> Result<Self, Error> {
         let mut inputs = Vec::new();
-        for (name, dir) in [("model", &context.model), ("reward model", &context.reward_model)] {
-            if let Some(dir) = dir {
-                let model = dir.join("model"); // of a train-reward stage
-                let dir = if model.is_dir() { &model } else { dir };
-                inputs.push((name, model_fingerprint(dir)?));
-            }
+        if let Some(dir) = &context.model {
+            inputs.push(("model", model_fingerprint(dir)?));
+        }
+        if context.reward_model.is_some() {
+            inputs.push(("reward model", reward_fingerprint(&context.reward_dir()?)?));
         }
         inputs.extend(context.data_fingerprints()?);
         let inputs = if inputs.is_empty() { String::new() } else { format!("{inputs:?}") };

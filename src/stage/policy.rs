@@ -8,13 +8,13 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, model_fingerprint};
+use super::context::Context;
 use super::evaluate::{Evaluation, Evaluator, Judged, Kept, Side};
 use super::fit_normalizer::NormalizerFile;
 use super::pipeline::Stage;
 use super::rollout::{Rollout, Sampler, compare_with_truth, metrics_of};
 use super::score::Scorer;
-use super::task::{Task, permutation};
+use super::task::{HeldOut, Task, permutation};
 use crate::atomic::{self, NewFile};
 use crate::data::letters::Gold;
 use crate::data::store::Items;
@@ -41,6 +41,9 @@ pub struct Summary {
     pub best_iteration: usize,
     /// That evaluation.
     pub best: Evaluation,
+    /// What was held out of training for the evaluations: prompts, or nothing where there is one.
+    #[serde(default)]
+    pub held_out: HeldOut,
 }
 
 /// What a checkpoint holds besides models and optimizers. The generator and the data cursor are the
@@ -85,11 +88,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
     let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
     let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
-    let mut inputs = vec![
-        ("model", model_fingerprint(&reference_dir)?),
-        ("reward_model", scorer.reward_fingerprint.clone()),
-        ("normalizer", fit),
-    ];
+    let mut inputs = scorer.fingerprints.inputs();
+    inputs.push(("normalizer", fit));
     inputs.extend(context.data_fingerprints()?);
     let mut folder = context.open(Stage::Ppo, &inputs)?;
     if let Some(summary) = folder.summary()? {
@@ -315,7 +315,8 @@ impl<'a> Ppo<'a> {
         let State { last, best, .. } = self.state.clone();
         let last = last.expect("the last iteration is evaluated");
         let (best_iteration, best) = best.expect("the last iteration is evaluated");
-        Ok(Summary { iterations: self.done, last, best_iteration, best })
+        let held_out = self.evaluator.held_out;
+        Ok(Summary { iterations: self.done, last, best_iteration, best, held_out })
     }
 }
 

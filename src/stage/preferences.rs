@@ -4,16 +4,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, model_fingerprint};
+use super::context::{Context, file_fingerprint, model_fingerprint};
 use super::pipeline::Stage;
-use super::task::{Data, Split, Task, permutation};
+use super::task::{Data, HeldOut, Split, Task, permutation};
 use crate::data::letters::{self, Prompt};
 use crate::data::store::{Items, StoredRow};
 use crate::error::Error;
 use crate::experiment::folder::{FolderError, Parts, read_json_lines, write_file};
 use crate::model::CausalLm;
 use crate::model::generate::generate;
-use crate::rng::{Fnv1a, Stream, streams};
+use crate::rng::{Stream, streams};
 
 /// A prompt, two responses, and the truth about them where it is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,18 +67,12 @@ pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
         return Ok(pairs);
     }
     let dir = run(context)?.1;
-    let [train, held_out] =
-        ["train.jsonl", "held_out.jsonl"].map(|name| read_json_lines::<Pair>(&dir.join(name)));
-    let (train, held_out) = (train?, held_out?);
-    let mut hash = Fnv1a::default();
-    for pair in train.iter().chain(&held_out) {
-        for tokens in [&pair.prompt, &pair.chosen, &pair.rejected] {
-            hash.write(&(tokens.len() as u64).to_le_bytes());
-            tokens.iter().for_each(|token| hash.write(&token.to_le_bytes()));
-        }
-    }
-    let split = Split { train: Items::Memory(train), held_out: Items::Memory(held_out) };
-    Ok((split, format!("{:016x}", hash.finish())))
+    let read = |name: &str| {
+        let path = dir.join(name);
+        Ok::<_, Error>((Items::Memory(read_json_lines::<Pair>(&path)?), file_fingerprint(&path)?))
+    };
+    let ((train, first), (held_out, second)) = (read("train.jsonl")?, read("held_out.jsonl")?);
+    Ok((Split { train, held_out, what: HeldOut::Prompts }, first + &second))
 }
 
 /// Samples the embedded task's pairs from the reference model, unless that is done.

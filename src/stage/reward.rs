@@ -12,9 +12,9 @@ use super::context::{Context, model_fingerprint};
 use super::cut::Cut;
 use super::pipeline::Stage;
 use super::preferences::{self, Pair};
-use super::score::{RewardCard, Segmenter};
+use super::score::{REWARD_CARD, RewardCard, Segmenter};
 use super::supervised::{BatchResult, Epochs, or_save, train};
-use super::task::{Split, Task};
+use super::task::{HeldOut, Split, Task};
 use crate::bt_loss::segment_bt_loss;
 use crate::control::Stop;
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
@@ -34,6 +34,9 @@ use crate::statistics::mean;
 pub struct Summary {
     /// Held-out pairs.
     pub pairs: usize,
+    /// What was held out: prompts with their pairs, or of a single prompt some of the pairs.
+    #[serde(default)]
+    pub held_out: HeldOut,
     /// Share of pairs whose chosen response scores higher; ties count half.
     pub accuracy: f64,
     /// The same with the gold reward in place of the label, where it is known, over the pairs that it decides.
@@ -126,7 +129,7 @@ impl<'a> Cutter<'a> {
     ) -> Result<Split<Examples<'a>>, Error> {
         let Self { segmenter, .. } = *self;
         let examples = |pairs, cuts| Examples { pairs, segmenter, cuts };
-        let Split { train, held_out } = split;
+        let Split { train, held_out, what } = split;
         let [cut_train, cut_held_out] = match segmenter.actions {
             Actions::Segment { .. } => {
                 let of_train = Arc::new(self.cut(train, folder, "train")?);
@@ -138,7 +141,8 @@ impl<'a> Cutter<'a> {
             }
             _ => [None, None],
         };
-        Ok(Split { train: examples(train, cut_train), held_out: examples(held_out, cut_held_out) })
+        let (train, held_out) = (examples(train, cut_train), examples(held_out, cut_held_out));
+        Ok(Split { train, held_out, what: *what })
     }
 
     /// The segments of both responses of each pair.
@@ -215,6 +219,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
+    pairs.what.tell(context);
     let config = ModelConfig::from_dir(&reference_dir)?;
     let longest = pairs.train.longest_parts();
     context.announce(folder.dir(), &config, longest, |e, lengths| e.train_reward(lengths))?;
@@ -235,7 +240,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
             accumulate(trainer, &batch, reward, &context.stop)
         })?;
     let summary = evaluate(context, &task, &trainer.model().inference(), &examples.held_out);
-    let summary = or_save(&folder, &trainer, summary)?;
+    let mut summary = or_save(&folder, &trainer, summary)?;
+    summary.held_out = pairs.what;
     let card = RewardCard {
         method,
         actions,
@@ -243,7 +249,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         aggregation: reward.aggregation,
         reference,
     };
-    write_json(&folder.dir().join("reward.json"), &card)?;
+    write_json(&folder.dir().join(REWARD_CARD), &card)?;
     let model = trainer.model().valid();
     context.write_scalar_model(folder.dir(), &task, &model, &config, &reference_dir)?;
     folder.finish(&summary)?;
@@ -364,6 +370,7 @@ fn evaluate(
     let known = (!learned.segments.is_empty()).then(|| boundaries.score());
     Ok(Summary {
         pairs: count,
+        held_out: HeldOut::default(),
         accuracy: share(gaps.iter().map(|&gap| is_right(gap)).sum(), count),
         gold_accuracy: (gold_known == count).then(|| share(gold_right, gold_decided)),
         gold_pairs: (gold_known == count).then_some(gold_decided),

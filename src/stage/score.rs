@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, model_fingerprint};
+use super::context::{Context, hash_file, hash_model, model_fingerprint};
 use super::models::Base;
 use crate::control::Stop;
 use crate::error::Error;
@@ -14,7 +14,8 @@ use crate::experiment::folder::read_json;
 use crate::experiment::settings::{Method, Settings};
 use crate::model::generate::{ReadAt, TokenView, read_scalars, view_tokens};
 use crate::model::optim::NonFinite;
-use crate::model::{CausalLm, ScalarModel};
+use crate::model::{CausalLm, CheckpointError, ScalarModel};
+use crate::rng::Fnv1a;
 use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
 use crate::segmentation::{Actions, EosPolicy, ResponseView, SegmentationError, segments};
 
@@ -69,6 +70,9 @@ impl Segmenter {
     }
 }
 
+/// The file of a [`RewardCard`].
+pub const REWARD_CARD: &str = "reward.json";
+
 /// What a reward model was trained for; `reward.json` beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,7 +96,7 @@ impl RewardCard {
     ///
     /// [`Error::Folder`].
     pub fn read(dir: &Path) -> Result<Self, Error> {
-        Ok(read_json(&dir.join("reward.json"), "train-reward")?)
+        Ok(read_json(&dir.join(REWARD_CARD), "train-reward")?)
     }
 }
 
@@ -121,8 +125,51 @@ pub struct Scorer {
     aggregation: Aggregation,
     rows_at_once: usize,
     stop: Stop,
-    /// The fingerprint of the reward model.
-    pub reward_fingerprint: String,
+    /// The fingerprints of both models.
+    pub fingerprints: Fingerprints,
+}
+
+/// A fingerprint of the reward stage in the folder `dir`: of its model, and of its card, which says how the model
+/// is read.
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`] when it cannot be read.
+pub fn reward_fingerprint(dir: &Path) -> Result<String, Error> {
+    let mut hash = Fnv1a::default();
+    hash_model(&mut hash, &dir.join("model"))?;
+    let read = hash_file(&mut hash, dir, REWARD_CARD);
+    read.map_err(|source| CheckpointError::Read { path: dir.join(REWARD_CARD), source })?;
+    Ok(format!("{:016x}", hash.finish()))
+}
+
+/// The fingerprints of the models that a [`Scorer`] reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fingerprints {
+    /// That of the reference model.
+    pub reference: String,
+    /// That of the reward model with its card.
+    pub reward_model: String,
+}
+
+impl Fingerprints {
+    /// Those of the run's models; reads each once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Folder`] and [`Error::Checkpoint`] when one is not there or cannot be read.
+    pub fn of(context: &Context) -> Result<Self, Error> {
+        let (reference, reward) = (context.reference_dir()?, context.reward_dir()?);
+        Ok(Self {
+            reference: model_fingerprint(&reference)?,
+            reward_model: reward_fingerprint(&reward)?,
+        })
+    }
+
+    /// Both as inputs of a stage.
+    pub fn inputs(&self) -> Vec<(&'static str, String)> {
+        vec![("model", self.reference.clone()), ("reward_model", self.reward_model.clone())]
+    }
 }
 
 impl Scorer {
@@ -138,12 +185,27 @@ impl Scorer {
         stops: &[u32],
         rows_at_once: usize,
     ) -> Result<Self, Error> {
+        Self::of(context, Fingerprints::of(context)?, sentence_ends, stops, rows_at_once)
+    }
+
+    /// The same where the fingerprints of its models are known already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scorer::load`].
+    pub fn of(
+        context: &Context,
+        fingerprints: Fingerprints,
+        sentence_ends: &[bool],
+        stops: &[u32],
+        rows_at_once: usize,
+    ) -> Result<Self, Error> {
         let settings = &context.settings;
         let reference_dir = context.reference_dir()?;
         let reward_dir = context.reward_dir()?;
         let card = RewardCard::read(&reward_dir)?;
         let model_dir = reward_dir.join("model");
-        let path = reward_dir.join("reward.json");
+        let path = reward_dir.join(REWARD_CARD);
         let mismatch = |what, expected: String, found: String, remedy| {
             let path = path.clone();
             if expected == found {
@@ -157,7 +219,7 @@ impl Scorer {
         mismatch(
             "reference model",
             card.reference.clone(),
-            model_fingerprint(&reference_dir)?,
+            fingerprints.reference.clone(),
             "give the --model that the reward model was trained from",
         )?;
         mismatch(
@@ -185,7 +247,7 @@ impl Scorer {
             aggregation: card.aggregation,
             rows_at_once,
             stop: context.stop.clone(),
-            reward_fingerprint: model_fingerprint(&model_dir)?,
+            fingerprints,
         })
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::fit_normalizer::NormalizerFile;
-use super::score::{Scorer, Segmenter};
+use super::score::{REWARD_CARD, Scorer, Segmenter};
 use super::task::model_tokenizer;
 use crate::control::Stop;
 use crate::data::chat::{Message, Role};
@@ -146,7 +146,7 @@ impl Rater {
     ) -> Result<Self, Error> {
         let longest = longest.unwrap_or(usize::MAX);
         if let Some(dir) = context.reward_model.as_deref()
-            && !dir.join("reward.json").exists()
+            && !dir.join(REWARD_CARD).exists()
             && dir.join("config.json").exists()
         {
             return Self::published(context, dir, read_as.unwrap_or(ReadAs::Bandit), longest);

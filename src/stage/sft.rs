@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::context::{Context, file_fingerprint, model_fingerprint};
 use super::pipeline::Stage;
 use super::supervised::{BatchResult, Epochs, or_save, train};
-use super::task::Task;
+use super::task::{HeldOut, Task};
 use crate::atomic;
 use crate::control::Stop;
 use crate::data::letters;
@@ -26,6 +26,9 @@ use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
 pub struct Summary {
     /// Mean negative log-probability of a held-out response token, nats.
     pub held_out_cross_entropy: f64,
+    /// What was held out: prompts with their responses, or of a single prompt some of the conversations.
+    #[serde(default)]
+    pub held_out: HeldOut,
     /// Number of parameters.
     pub parameters: usize,
 }
@@ -55,6 +58,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     }
     let task = Task::open(context, context.model.as_deref())?;
     let data = task.conversations(context)?;
+    data.what.tell(context);
     if let Some(dir) = &context.model {
         let config = ModelConfig::from_dir(dir)?;
         let longest = data.train.longest_parts();
@@ -81,6 +85,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let held_out = cross_entropy(&model, &data.held_out, sft.rows_at_once, &context.stop);
     let summary = Summary {
         held_out_cross_entropy: or_save(&folder, &trainer, held_out)?,
+        held_out: data.what,
         parameters: model.num_params(),
     };
     let (trained, base) = (trainer.model().valid(), context.model.as_deref());

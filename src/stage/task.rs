@@ -1,19 +1,19 @@
 //! What the stages learn from: the embedded task, or a user's files.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
 
-use super::context::{Context, file_fingerprint};
+use super::context::{Context, MODEL_FILES, file_fingerprint, hash_file};
 use crate::data::chat::RoleFormat;
 use crate::data::error::DataError;
 use crate::data::letters::{self, Gold, Prompt};
 use crate::data::pairs::{self, Conversation, Counts, Limits, PreferencePair};
-use crate::data::store::{Items, Opened, Store, StoreWriter, StoredRow};
+use crate::data::store::{FORMAT, Items, Opened, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
@@ -47,6 +47,70 @@ pub struct Split<L> {
     pub train: L,
     /// Kept out of training, for evaluation.
     pub held_out: L,
+    /// What was kept out.
+    pub what: HeldOut,
+}
+
+/// What figures that are called held-out were kept out of training by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldOut {
+    /// Prompts with all that belongs to them.
+    #[default]
+    Prompts,
+    /// Preference pairs, since all are of one prompt.
+    Pairs,
+    /// Conversations, since all start with one prompt.
+    Conversations,
+    /// Nothing, since there is one prompt: the policy is evaluated on what it is trained on.
+    Nothing,
+}
+
+impl HeldOut {
+    /// What to know of the figures, where no prompts are held out.
+    pub fn caution(self) -> Option<&'static str> {
+        match self {
+            Self::Prompts => None,
+            Self::Pairs => Some(
+                "all preference pairs are of one prompt: pairs are held out, not prompts, and their figures \
+                 say nothing about other prompts",
+            ),
+            Self::Conversations => Some(
+                "all conversations start with one prompt: conversations are held out, not prompts, and their \
+                 loss says nothing about other prompts",
+            ),
+            Self::Nothing => Some(
+                "there is one prompt: nothing is held out, and the policy is evaluated on the prompt that it is \
+                 trained on",
+            ),
+        }
+    }
+
+    /// Shows the caution, where there is one.
+    pub(super) fn tell(self, context: &Context) {
+        if let Some(caution) = self.caution() {
+            context.progress.line(caution);
+        }
+    }
+}
+
+/// What the rows of a user's file are read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Pairs,
+    Conversations,
+    Prompts,
+}
+
+impl Kind {
+    /// What the name of their store starts with.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pairs => "pairs",
+            Self::Conversations => "conversations",
+            Self::Prompts => "prompts",
+        }
+    }
 }
 
 /// Items, and a fingerprint of them all.
@@ -116,8 +180,8 @@ impl Task {
         match &self.source {
             Source::File { data, .. } => {
                 let (split, _) =
-                    self.stored(context, data, "conversations", self.limits, 0, |writer| {
-                        let push = |row: Conversation| store(context, writer, row);
+                    self.stored(context, data, Kind::Conversations, self.limits, 0, |writer| {
+                        let push = |row: Conversation, hash| store(context, writer, row, hash);
                         pairs::read_conversations(data, &self.tokenizer, self.limits, push)
                     })?;
                 Ok(split)
@@ -136,6 +200,7 @@ impl Task {
                 Ok(Split {
                     train: write(&train, "letters", count),
                     held_out: write(&held_out, "held-out letters", count.div_ceil(10)),
+                    what: HeldOut::Prompts,
                 })
             }
         }
@@ -149,35 +214,35 @@ impl Task {
     /// [`Error::Data`].
     pub(super) fn file_pairs<T>(&self, context: &Context) -> Result<Option<Data<T>>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
-        let pairs = self.stored(context, data, "pairs", self.limits, 0, |writer| {
-            let push = |row: PreferencePair| store(context, writer, row);
+        let pairs = self.stored(context, data, Kind::Pairs, self.limits, 0, |writer| {
+            let push = |row: PreferencePair, hash| store(context, writer, row, hash);
             pairs::read_pairs(data, &self.tokenizer, self.limits, push)
         })?;
         Ok(Some(pairs))
     }
 
     /// The rows of `data` as token ids, and their fingerprint: from a store of the run, which `fill` makes
-    /// where it is not there yet. The store's name tells the data, the tokenizer and the limits apart. A row
+    /// where it is not there yet. The store's name tells its format, the data, the tokenizer and the limits apart. A row
     /// with `new_tokens` more must not be longer than the model was made for.
     fn stored<T>(
         &self,
         context: &Context,
         data: &Path,
-        kind: &str,
+        kind: Kind,
         limits: Limits,
         new_tokens: usize,
         fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
     ) -> Result<Data<T>, Error> {
         let mut hash = Fnv1a::default();
+        hash.write(&FORMAT.to_le_bytes());
         hash.write(file_fingerprint(data)?.as_bytes());
         hash.write(format!("{limits:?}").as_bytes());
-        for name in TOKENIZER_FILES {
-            let file = self.dir.as_ref().and_then(|dir| fs::read(dir.join(name)).ok());
-            hash.write(&file.unwrap_or_default());
-            hash.write(name.as_bytes());
+        for (dir, name) in self.dir.iter().flat_map(|dir| MODEL_FILES.map(|name| (dir, name))) {
+            hash_file(&mut hash, dir, name)
+                .map_err(|source| DataError::Read { path: dir.join(name), source })?;
         }
         let folder = context.run.join("data");
-        let dir = folder.join(format!("{kind}-{:016x}", hash.finish()));
+        let dir = folder.join(format!("{}-{:016x}", kind.name(), hash.finish()));
         let mut store = match Store::open(&dir)? {
             Opened::Whole(store) => store,
             _ => {
@@ -201,13 +266,11 @@ impl Task {
         };
         report(context, store.counts);
         self.check_length(store.longest() + new_tokens)?;
-        let split = self.split(&store.take_prompt_hashes());
+        let Split { train, held_out, what } = self.split(&mut store, kind, data)?;
         let store = Arc::new(store);
         let items = |rows| Items::Stored(store.clone(), rows);
-        Ok((
-            Split { train: items(split.train), held_out: items(split.held_out) },
-            store.fingerprint.clone(),
-        ))
+        let split = Split { train: items(train), held_out: items(held_out), what };
+        Ok((split, store.fingerprint.clone()))
     }
 
     /// Prompts to roll out, and prompts to evaluate on.
@@ -222,7 +285,8 @@ impl Task {
                 let tokens = |prompts: &[Prompt]| {
                     Items::Memory(prompts.iter().map(Prompt::tokens).collect())
                 };
-                Ok(Split { train: tokens(&train), held_out: tokens(&held_out) })
+                let (train, held_out) = (tokens(&train), tokens(&held_out));
+                Ok(Split { train, held_out, what: HeldOut::Prompts })
             }
             Source::File { data, prompts } => {
                 let path = prompts.as_ref().unwrap_or(data);
@@ -230,8 +294,8 @@ impl Task {
                 let limits =
                     Limits { prompt_tokens, response_tokens: 2, total_tokens: prompt_tokens + 2 };
                 let (split, _) =
-                    self.stored(context, path, "prompts", limits, self.new_tokens, |writer| {
-                        let push = |row: Vec<u32>| store(context, writer, row);
+                    self.stored(context, path, Kind::Prompts, limits, self.new_tokens, |writer| {
+                        let push = |row: Vec<u32>, hash| store(context, writer, row, hash);
                         pairs::read_prompts(path, &self.tokenizer, limits, push)
                     })?;
                 Ok(split)
@@ -260,31 +324,47 @@ impl Task {
         }
     }
 
-    /// The items' numbers, given the hash of each one's prompt. Prompts are held out by it, so that no
-    /// prompt serves both sides, in whichever file it stands. Each side gets at least one prompt, unless there
-    /// is only one, which then serves both.
-    fn split(&self, hashes: &[u64]) -> Split<Vec<u32>> {
-        let all = 0..u32::try_from(hashes.len()).expect("fewer than 2^32 items");
-        let lowest = hashes.iter().copied().min().unwrap_or(0);
-        let highest = hashes.iter().copied().max().unwrap_or(0);
+    /// The numbers of the rows on each side. Prompts are held out, by the hash of the whole prompt, so that none
+    /// serves both sides, in whichever file it is. Of one prompt, pairs and conversations are held out by their own
+    /// content; prompts are not held out at all.
+    fn split(
+        &self,
+        store: &mut Store,
+        kind: Kind,
+        data: &Path,
+    ) -> Result<Split<Vec<u32>>, DataError> {
+        if let Some(split) = self.by_hash(&store.take_prompt_hashes(), HeldOut::Prompts) {
+            return Ok(split);
+        }
+        let (what, rows) = match kind {
+            Kind::Pairs => (HeldOut::Pairs, "preference pairs"),
+            Kind::Conversations => (HeldOut::Conversations, "conversations"),
+            Kind::Prompts => {
+                let all: Vec<u32> = (0..store.len() as u32).collect();
+                return Ok(Split { train: all.clone(), held_out: all, what: HeldOut::Nothing });
+            }
+        };
+        let hashes = (0..store.len()).map(|i| Ok(store.row(i)?.content_hash()));
+        let hashes = hashes.collect::<Result<Vec<_>, DataError>>()?;
+        let alike = || DataError::NothingToHoldOut { path: data.into(), what: rows };
+        self.by_hash(&hashes, what).ok_or_else(alike)
+    }
+
+    /// The numbers of the rows on each side, given a hash of each; at least one on either. Nothing where all hashes
+    /// are the same.
+    fn by_hash(&self, hashes: &[u64], what: HeldOut) -> Option<Split<Vec<u32>>> {
+        let lowest = hashes.iter().copied().min()?;
+        let highest = hashes.iter().copied().max()?;
         if lowest == highest {
-            return Split { train: all.clone().collect(), held_out: all.collect() };
+            return None;
         }
         let limit = (self.held_out_share * u64::MAX as f64) as u64;
         let limit = limit.clamp(lowest, highest - 1);
+        let all = 0..u32::try_from(hashes.len()).expect("fewer than 2^32 rows");
         let (held_out, train) = all.partition(|&i| hashes[i as usize] <= limit);
-        Split { train, held_out }
+        Some(Split { train, held_out, what })
     }
 }
-
-/// The files of a model's folder that say how a text becomes tokens.
-const TOKENIZER_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-];
 
 /// The tokenizer of the model in the folder `dir`.
 ///
@@ -327,14 +407,15 @@ fn turn(context: &Context, path: &Path) -> Result<Turn, Error> {
     }
 }
 
-/// Appends a row to a store, unless a stop was asked for.
+/// Appends a row and the hash of its prompt to a store, unless a stop was asked for.
 fn store(
     context: &Context,
     writer: &mut StoreWriter,
     row: impl Into<StoredRow>,
+    prompt_hash: u64,
 ) -> Result<(), DataError> {
     context.stop.check()?;
-    writer.push(&row.into())
+    writer.push(&row.into(), prompt_hash)
 }
 
 fn report(context: &Context, counts: Counts) {
@@ -352,9 +433,174 @@ pub fn permutation(seed: u64, purpose: &str, index: usize, n: usize) -> Vec<usiz
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::data::pairs::PreferencePair;
     use crate::device::DeviceName;
     use crate::experiment::settings::Settings;
+
+    /// A run on a file of these rows, of the embedded task's words.
+    struct Run {
+        context: Context,
+        task: Task,
+        _folder: TempDir,
+    }
+
+    impl Run {
+        fn new(rows: &[String]) -> Self {
+            let folder = TempDir::new().unwrap();
+            let data = folder.path().join("data.jsonl");
+            fs::write(&data, rows.join("\n")).unwrap();
+            let run = folder.path().join("run");
+            let context = Context::new(Settings::defaults(), DeviceName::Flex, run).unwrap();
+            let limits = Limits { prompt_tokens: 99, response_tokens: 99, total_tokens: 198 };
+            let task = Task {
+                tokenizer: letters_tokenizer().unwrap(),
+                source: Source::File { data, prompts: None },
+                dir: None,
+                limits,
+                held_out_share: 0.5,
+                positions: usize::MAX,
+                new_tokens: 1,
+            };
+            Self { context, task, _folder: folder }
+        }
+
+        fn pairs(&self) -> Result<Split<Items<PreferencePair>>, Error> {
+            Ok(self.task.file_pairs(&self.context)?.unwrap().0)
+        }
+    }
+
+    impl From<StoredRow> for PreferencePair {
+        fn from(row: StoredRow) -> Self {
+            let StoredRow { prompt, responses: [chosen, rejected], score_gap } = row;
+            Self { prompt, chosen, rejected, score_gap }
+        }
+    }
+
+    /// Words that any text may hold.
+    fn words() -> Vec<&'static str> {
+        let words = letters::vocabulary().iter().copied();
+        words.filter(|word| word.chars().all(char::is_alphabetic)).collect()
+    }
+
+    fn pair(prompt: &str, chosen: &str, rejected: &str) -> String {
+        serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}).to_string()
+    }
+
+    fn rows<T>(items: &Items<T>) -> Vec<u32> {
+        match items {
+            Items::Stored(_, rows) => rows.clone(),
+            Items::Memory(_) => panic!("not of a file"),
+        }
+    }
+
+    #[test]
+    fn a_long_prompt_is_on_one_side_whatever_the_limits() {
+        let words = words();
+        let prompt = |i: usize| {
+            let word = |k: usize| words[(i + k * (i + 3)) % words.len()];
+            (0..12).map(word).chain([words[i]]).collect::<Vec<_>>().join(" ")
+        };
+        let pairs: Vec<String> = (0..24).map(|i| pair(&prompt(i), words[0], words[1])).collect();
+        let mut run = Run::new(&pairs);
+        let whole = run.pairs().unwrap();
+        assert_eq!(whole.what, HeldOut::Prompts);
+        let sides = [rows(&whole.train), rows(&whole.held_out)];
+        assert!(sides.iter().all(|side| side.len() > 3), "{sides:?}");
+        for limit in [3, 5, 8] {
+            run.task.limits.prompt_tokens = limit;
+            let pairs = run.pairs().unwrap();
+            assert_eq!(
+                [rows(&pairs.train), rows(&pairs.held_out)],
+                sides,
+                "pairs of {limit} tokens"
+            );
+            assert_eq!(pairs.train.longest_parts().unwrap().0, limit);
+            let conversations = run.task.conversations(&run.context).unwrap();
+            assert_eq!(rows(&conversations.train), sides[0], "conversations of {limit} tokens");
+            run.context.settings.sampling.prompt_tokens = limit;
+            let prompts = run.task.prompts(&run.context).unwrap();
+            assert_eq!(
+                [rows(&prompts.train), rows(&prompts.held_out)],
+                sides,
+                "prompts of {limit}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_one_prompt_pairs_are_held_out_and_no_pair_serves_both_sides() {
+        let words = words();
+        // Each pair three times, once the other way round.
+        let three = |i: usize| {
+            let (prompt, a, b) = (words[0], words[i], words[i + 1]);
+            [pair(prompt, a, b), pair(prompt, b, a), pair(prompt, a, b)]
+        };
+        let run = Run::new(&(1..13).flat_map(three).collect::<Vec<_>>());
+        let pairs = run.pairs().unwrap();
+        assert_eq!(pairs.what, HeldOut::Pairs);
+        let of = |items: &Items<PreferencePair>| -> BTreeSet<[Vec<u32>; 2]> {
+            let pairs = items.read(0..items.len()).unwrap().into_iter();
+            pairs
+                .map(|pair| {
+                    let mut both = [pair.chosen, pair.rejected];
+                    both.sort();
+                    both
+                })
+                .collect()
+        };
+        let (train, held_out) = (of(&pairs.train), of(&pairs.held_out));
+        assert!(train.is_disjoint(&held_out));
+        assert!(train.len() > 1 && held_out.len() > 1, "{} and {}", train.len(), held_out.len());
+        assert_eq!((train.len() + held_out.len()) * 3, pairs.train.len() + pairs.held_out.len());
+
+        let conversations = run.task.conversations(&run.context).unwrap();
+        assert_eq!(conversations.what, HeldOut::Conversations);
+        let of = |items: &Items<Conversation>| -> BTreeSet<Conversation> {
+            items.read(0..items.len()).unwrap().into_iter().collect()
+        };
+        let (train, held_out) = (of(&conversations.train), of(&conversations.held_out));
+        assert!(train.is_disjoint(&held_out) && !train.is_empty() && !held_out.is_empty());
+
+        // A single prompt cannot be held out of itself: that is said.
+        let prompts = run.task.prompts(&run.context).unwrap();
+        assert_eq!(prompts.what, HeldOut::Nothing);
+        assert_eq!((rows(&prompts.train), rows(&prompts.held_out)), (vec![0], vec![0]));
+    }
+
+    #[test]
+    fn of_one_pair_nothing_can_be_held_out() {
+        let words = words();
+        let run = Run::new(&[
+            pair(words[0], words[1], words[2]),
+            pair(words[0], words[2], words[1]),
+            pair(words[0], words[1], words[2]),
+        ]);
+        let error = run.pairs().unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                Error::Data(DataError::NothingToHoldOut { what: "preference pairs", .. })
+            ),
+            "{error}"
+        );
+        let run =
+            Run::new(&[pair(words[0], words[1], words[2]), pair(words[0], words[1], words[3])]);
+        assert_eq!(run.pairs().unwrap().what, HeldOut::Pairs, "two pairs are enough");
+        let error = run.task.conversations(&run.context).unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                Error::Data(DataError::NothingToHoldOut { what: "conversations", .. })
+            ),
+            "the chosen sides are the same: {error}"
+        );
+    }
 
     #[test]
     fn a_stop_ends_the_wait_for_another_process_that_reads_the_same_data() {
@@ -375,9 +621,9 @@ mod tests {
         let context =
             Context::new(Settings::defaults(), DeviceName::Flex, run.path().to_owned()).unwrap();
         let fill = |writer: &mut StoreWriter| {
-            store(&context, writer, vec![1])?;
+            store(&context, writer, vec![1], 1)?;
             context.stop.request();
-            store(&context, writer, vec![2])?;
+            store(&context, writer, vec![2], 2)?;
             Ok(Counts::default())
         };
         let error = Error::from(Store::write(&run.path().join("data"), fill).unwrap_err());

@@ -268,6 +268,12 @@ const DATA: &[Row] = &[
         &["data.jsonl: no preference pairs (skipped rows: 1 of equal responses); expected"],
         |_| data_file(br#"{"prompt": "p", "chosen": "c", "rejected": "c"}"#, "train-reward"),
     ),
+    (
+        "DataError::NothingToHoldOut",
+        2,
+        &["data.jsonl: all preference pairs are the same one, so that none can be held out; give"],
+        |_| data_file(br#"{"prompt": "p", "chosen": "c", "rejected": "r"}"#, "train-reward"),
+    ),
     ("DataError::NoConversations", 2, &["data.jsonl: no conversations; expected one"], |_| {
         data_file(b"\n", "sft")
     }),

@@ -13,6 +13,7 @@ use segment_rlhf::rng::{Stream, fnv1a, stream};
 use segment_rlhf::stage::evaluate::{self, Evaluation, Sample};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
 use segment_rlhf::stage::policy::{self, EvaluationLine};
+use segment_rlhf::stage::task::HeldOut;
 use segment_rlhf::stage::{Stage, preferences, reward};
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/grid/results.json");
@@ -208,6 +209,7 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
             last: last.clone(),
             best_iteration: best.iteration,
             best: best.evaluation,
+            held_out: HeldOut::Prompts,
         },
         evaluation: evaluate::Summary {
             before,
@@ -217,6 +219,7 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
                 before: vec![40, 16, 5, 1],
                 after: vec![41, 16, 5, 60, 1],
             },
+            held_out: HeldOut::Prompts,
         },
         curve,
         evaluations,
@@ -263,6 +266,7 @@ fn reward_model(settings: &Settings, own: &mut Stream) -> reward::Summary {
     });
     reward::Summary {
         pairs: 800,
+        held_out: HeldOut::Prompts,
         accuracy: round(accuracy + noise),
         gold_accuracy: Some(round(accuracy + 0.05 + noise)),
         gold_pairs: Some(790),
