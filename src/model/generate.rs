@@ -56,7 +56,10 @@ fn generate_batch(
     streams: &mut [Stream],
 ) -> Vec<Vec<u32>> {
     let longest = config.length_limit().tokens;
-    assert!(prompts.iter().all(|prompt| prompt.len() < longest), "a prompt leaves room for a token");
+    assert!(
+        prompts.iter().all(|prompt| prompt.len() < longest),
+        "a prompt leaves room for a token"
+    );
     let is_full = |(_, row): &(usize, Vec<u32>)| row.len() == longest;
     let mut responses = vec![Vec::new(); prompts.len()];
     let mut ended = vec![false; prompts.len()];

@@ -95,8 +95,7 @@ impl Task {
 
     /// Refuses sequences longer than the model was made for.
     fn check_length(&self, longest: usize, origin: impl ToString) -> Result<(), TooLong> {
-        let remedy =
-            "lower data.total_tokens, sampling.prompt_tokens or sampling.max_new_tokens";
+        let remedy = "lower data.total_tokens, sampling.prompt_tokens or sampling.max_new_tokens";
         self.length_limit.map_or(Ok(()), |limit| limit.check(longest, origin, remedy))
     }
 

@@ -12,6 +12,7 @@ mod errors;
 mod export;
 #[cfg(unix)]
 mod full_disk;
+mod length;
 mod locks;
 mod lora;
 mod memory;
