@@ -10,8 +10,8 @@ use crate::experiment::lock::LockError;
 use crate::experiment::settings::SettingsError;
 use crate::grid::file::GridError;
 use crate::memory::{Advice, Bytes, Need};
-use crate::model::CheckpointError;
 use crate::model::optim::NonFinite;
+use crate::model::{CheckpointError, TooLong};
 use crate::normalizer::NormalizerError;
 use crate::segmentation::SegmentationError;
 
@@ -34,6 +34,9 @@ pub enum Error {
     /// A model could not be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A sequence is longer than the model was made for.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
     /// A run folder could not be used.
     #[error(transparent)]
     Folder(#[from] FolderError),

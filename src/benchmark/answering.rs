@@ -198,14 +198,13 @@ impl<'a> Respondent<'a> {
                 return Err(DataError::EncodeLine { path, line: place, source }.into());
             }
         };
-        let (tokens, positions) = (prompt.len(), self.config.max_position_embeddings);
-        match tokens {
-            0 => Err(DataError::EmptyPrompt { path, line: place }.into()),
-            _ if tokens >= positions => {
-                Err(BenchmarkError::PromptTooLong { path, place, tokens, positions }.into())
-            }
-            _ => Ok(prompt),
+        if prompt.is_empty() {
+            return Err(DataError::EmptyPrompt { path, line: place }.into());
         }
+        let origin = format_args!("{}:{place}", path.display());
+        let remedy = "remove the question, or give a model for longer texts";
+        self.config.length_limit().check(prompt.len() + 1, origin, remedy)?;
+        Ok(prompt)
     }
 
     /// Refuses a question that cannot be asked, before anything is answered.
@@ -247,16 +246,12 @@ impl<'a> Respondent<'a> {
     ) -> Result<Vec<Answer>, Error> {
         let prompt = |&i: &usize| self.prompt(&questions[i], &conversations[i]);
         let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
-        // The room of each row; a row that draws on beyond it is cut there, whatever its neighbours are.
-        let positions = self.config.max_position_embeddings;
-        let room: Vec<usize> = prompts
-            .iter()
-            .map(|prompt| self.max_new_tokens.min(positions - prompt.len()))
-            .collect();
+        let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
+        let room = self.config.length_limit().tokens - shortest;
         let temperature = self.request.temperature.unwrap_or(questions[asked[0]].temperature);
         let generation = Generation {
             sampling: Sampling { temperature, ..Sampling::PLAIN },
-            max_new_tokens: room.iter().copied().max().unwrap_or(0),
+            max_new_tokens: self.max_new_tokens.min(room),
             rows_at_once: asked.len(),
             stops: self.tokenizer.stop_tokens(),
         };
@@ -265,8 +260,7 @@ impl<'a> Respondent<'a> {
         let streams = asked.iter().map(stream_of).collect();
         let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let responses = generate(&self.model, &self.config, &rows, generation, streams, stop)?;
-        let answer = |(mut response, room): (Vec<u32>, usize)| {
-            response.truncate(room);
+        let answer = |mut response: Vec<u32>| {
             let stops = self.tokenizer.stop_tokens();
             if response.last().is_some_and(|last| stops.contains(last)) {
                 response.pop();
@@ -274,7 +268,7 @@ impl<'a> Respondent<'a> {
             let text = self.tokenizer.decode(&response).trim().to_owned();
             Answer { text, tokens: response.len() }
         };
-        Ok(responses.into_iter().zip(room).map(answer).collect())
+        Ok(responses.into_iter().map(answer).collect())
     }
 }
 

@@ -16,21 +16,6 @@ pub enum BenchmarkError {
         /// The identifier, as JSON.
         id: String,
     },
-    /// A prompt leaves the model no room for an answer.
-    #[error(
-        "{path}:{place}: the prompt has {tokens} tokens, but the model was made for {positions} \
-         (max_position_embeddings), answer included; remove the question, or give a model for longer texts"
-    )]
-    PromptTooLong {
-        /// The question file.
-        path: PathBuf,
-        /// The row, from 1.
-        place: usize,
-        /// Tokens of the prompt.
-        tokens: usize,
-        /// The longest sequence of the model.
-        positions: usize,
-    },
     /// The answers of an interrupted run were given under other circumstances.
     #[error(
         "{path}: answers of an interrupted run with other {difference}; give the same to go on, or remove \

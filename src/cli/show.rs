@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -160,9 +161,10 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
     let dir = if use_policy { policy } else { context.reference_dir()? };
     let tokenizer = model_tokenizer(&dir)?;
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
+    let generation = context.settings.generation(tokenizer.stop_tokens());
+    check_length(&dir, prompt.len() + generation.max_new_tokens, "--prompt")?;
     let (model, config) = CausalLm::load(&dir, context.frozen())?;
     let rows = vec![prompt.as_slice(); usize::from(args.samples)];
-    let generation = context.settings.generation(tokenizer.stop_tokens());
     let draws = streams(context.settings.seed, "generate", 0..rows.len());
     out(tokenizer.decode(&prompt).trim())?;
     let stop = &context.stop;
@@ -186,12 +188,16 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
             }
             let question = args.prompt.iter().map(|text| message(Role::User, text));
             let question: Vec<Message> = question.collect();
-            tokenizer.encode_conversation(&question, &message(Role::Assistant, text))?.1
+            let (_, response) =
+                tokenizer.encode_conversation(&question, &message(Role::Assistant, text))?;
+            check_length(&dir, prompt.len() + response.len(), "--response")?;
+            response
         }
         None => {
+            let generation = context.settings.generation(tokenizer.stop_tokens());
+            check_length(&dir, prompt.len() + generation.max_new_tokens, "--prompt")?;
             let (model, config) = CausalLm::load(&dir, context.frozen())?;
             let draws = streams(context.settings.seed, "generate", 0..1);
-            let generation = context.settings.generation(tokenizer.stop_tokens());
             let rows = [prompt.as_slice()];
             let stop = &context.stop;
             crate::model::generate::generate(&model, &config, &rows, generation, draws, stop)?
@@ -207,6 +213,12 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     }
     out(&text.table(colour()))?;
     Ok(())
+}
+
+/// Refuses a text that is longer, with its response, than the model in `dir` was made for.
+fn check_length(dir: &Path, tokens: usize, origin: &str) -> Result<(), Error> {
+    let remedy = "shorten the text, or lower sampling.max_new_tokens";
+    Ok(ModelConfig::from_dir(dir)?.length_limit().check(tokens, origin, remedy)?)
 }
 
 fn message(role: Role, content: &str) -> Message {

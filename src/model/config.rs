@@ -220,6 +220,57 @@ impl Default for ModelConfig {
     }
 }
 
+/// How long a sequence may be, prompt and response together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LengthLimit {
+    /// The longest sequence in tokens.
+    pub tokens: usize,
+    /// The key of `config.json` that says so.
+    pub key: &'static str,
+}
+
+/// A sequence is longer than the model was made for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{origin}: a prompt with its response takes {tokens} tokens, but the model was made for {} ({}): {remedy}",
+    limit.tokens,
+    limit.key
+)]
+pub struct TooLong {
+    /// Where the sequence comes from: `FILE:LINE`, a file, or an argument.
+    pub origin: String,
+    /// Its tokens.
+    pub tokens: usize,
+    /// The model's limit.
+    pub limit: LengthLimit,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl LengthLimit {
+    /// Refuses a sequence of more tokens; `origin` says where it comes from, and `remedy` what to do.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLong`].
+    pub fn check(
+        self,
+        tokens: usize,
+        origin: impl ToString,
+        remedy: &'static str,
+    ) -> Result<(), TooLong> {
+        if tokens <= self.tokens {
+            return Ok(());
+        }
+        Err(TooLong { origin: origin.to_string(), tokens, limit: self, remedy })
+    }
+
+    /// The lower of two limits: that of two models which read the same sequence.
+    pub fn min(self, other: Self) -> Self {
+        if other.tokens < self.tokens { other } else { self }
+    }
+}
+
 /// The largest dimension: no model comes near, and tables of it fit in memory.
 const LARGEST: usize = 1 << 24;
 
@@ -239,11 +290,14 @@ impl ModelConfig {
         holds.then_some(window.tokens)
     }
 
-    /// The longest sequence in tokens that is supported.
-    pub fn longest_sequence(&self) -> usize {
+    /// The longest sequence that the model was made for: of longrope, only what its short factors serve.
+    pub fn length_limit(&self) -> LengthLimit {
+        let longest = self.max_position_embeddings;
         match self.rope_scaling {
-            RopeScaling::LongRope { original, .. } => original.min(self.max_position_embeddings),
-            _ => self.max_position_embeddings,
+            RopeScaling::LongRope { original, .. } if original < longest => {
+                LengthLimit { tokens: original, key: "original_max_position_embeddings" }
+            }
+            _ => LengthLimit { tokens: longest, key: "max_position_embeddings" },
         }
     }
 

@@ -28,7 +28,8 @@ pub struct Generation<'a> {
     pub stops: &'a [u32],
 }
 
-/// A response to each prompt; it ends with a stop token unless it reached the limit.
+/// A response to each prompt; it ends with a stop token unless it reached `max_new_tokens`, or with its prompt the
+/// longest sequence that the model was made for.
 ///
 /// Each row draws from its own stream, so that a response depends on neither the other rows nor their
 /// number. The model must be on a device without autodiff. A long prompt is read in pieces, so that no forward pass
@@ -40,7 +41,7 @@ pub struct Generation<'a> {
 ///
 /// # Panics
 ///
-/// If a prompt is empty, or there is not one stream a prompt.
+/// If a prompt is empty or leaves no room for a token, or there is not one stream a prompt.
 pub fn generate(
     model: &CausalLm,
     config: &ModelConfig,
@@ -66,6 +67,12 @@ fn generate_batch(
     streams: &mut [Stream],
     stop: &Stop,
 ) -> Result<Vec<Vec<u32>>, Interrupted> {
+    let longest = config.length_limit().tokens;
+    assert!(
+        prompts.iter().all(|prompt| prompt.len() < longest),
+        "a prompt leaves room for a token"
+    );
+    let is_full = |(_, row): &(usize, Vec<u32>)| row.len() == longest;
     let mut responses = vec![Vec::new(); prompts.len()];
     let mut ended = vec![false; prompts.len()];
     let mut active: Vec<usize> = (0..prompts.len()).collect();
@@ -86,15 +93,16 @@ fn generate_batch(
             rows[row].1.push(token);
             if !ended[index] {
                 responses[index].push(token);
-                ended[index] = generation.stops.contains(&token);
+                ended[index] = generation.stops.contains(&token) || is_full(&rows[row]);
             }
         }
         let kept: Vec<usize> = (0..active.len()).filter(|&row| !ended[active[row]]).collect();
         if kept.is_empty() || step + 1 == generation.max_new_tokens {
             break;
         }
-        // Finished rows leave the batch once they are a quarter of it: fewer copies of the cache.
-        if kept.len() * 4 <= active.len() * 3 {
+        // Finished rows leave the batch once they are a quarter of it: fewer copies of the cache. One that is as
+        // long as the model reads leaves at once.
+        if kept.len() * 4 <= active.len() * 3 || rows.iter().any(is_full) {
             cache.select(&kept, &device);
             rows = kept.iter().map(|&row| std::mem::take(&mut rows[row])).collect();
             active = kept.iter().map(|&row| active[row]).collect();

@@ -78,6 +78,10 @@ impl Grid {
     }
 
     /// The rotary positions of `columns`, counted from each row's first token.
+    ///
+    /// # Panics
+    ///
+    /// If a row has more tokens than the model was made for.
     pub(super) fn rotation(
         &self,
         rope: &Rope,
@@ -85,6 +89,10 @@ impl Grid {
         device: &Device,
         dtype: DType,
     ) -> Rotation {
+        for row in &self.rows {
+            let (tokens, longest) = (row.tokens.len(), rope.longest());
+            assert!(tokens <= longest, "a row of {tokens} tokens, but the model serves {longest}");
+        }
         let positions: Vec<usize> =
             self.cells(&columns).map(|(row, c)| c.saturating_sub(row.start)).collect();
         rope.rotation(&positions, [self.rows(), columns.len()], device, dtype)

@@ -2,7 +2,7 @@
 //! [`super::names`] knows what other families call them.
 
 use burn::module::{LoraAdapter, Module, Param, ParamId};
-use burn::tensor::module::{attention, embedding};
+use burn::tensor::module::{attention, attention_fallback, embedding};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, activation};
 
@@ -263,6 +263,7 @@ impl Attention {
         let q = rotation.apply(split(q, self.heads));
         let k = rotation.apply(split(k, self.kv_heads));
         let v = split(self.v_proj.forward(x), self.kv_heads);
+        let is_cached = cache.is_some();
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
@@ -270,12 +271,7 @@ impl Attention {
         let (k, v) = (self.repeat_heads(k), self.repeat_heads(v)); // [B, H, K, head]
         let keys = k.dims()[2];
         let mask = hidden.clone().expand([b, self.heads, s, keys]);
-        // With autodiff the softmax is made of single operations, whose sums a half type would round; without,
-        // backends sum in f32 of their own.
-        let dtype = q.dtype();
-        let (q, k, v) = if q.is_autodiff() { (wide(q), wide(k), wide(v)) } else { (q, k, v) };
-        let context = attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
-        let context = cast(context, dtype);
+        let context = attend(q, k, v, mask, is_cached);
         self.o_proj.forward(context.swap_dims(1, 2).reshape([b, s, self.heads * self.head_dim]))
     }
 
@@ -287,6 +283,29 @@ impl Attention {
         }
         let [b, kv, t, d] = x.dims();
         x.unsqueeze_dim::<5>(2).expand([b, kv, groups, t, d]).reshape([b, kv * groups, t, d])
+    }
+}
+
+/// softmax(q kᵀ / √head) v over the keys that `mask` does not hide, in the type of `q`.
+///
+/// In a half type, autodiff's single operations would round the sums of the softmax, and a backend's own kernel,
+/// which sums in f32, would round at other places. So they are computed in f32, with autodiff and without it
+/// by the same operations: a model under training then says bit for bit what its inference copy says. Generation
+/// alone, which draws tokens and compares nothing, keeps the backend's kernel.
+fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: Tensor<4, Bool>,
+    is_generation: bool,
+) -> Tensor<4> {
+    let (dtype, options) = (q.dtype(), AttentionModuleOptions::default());
+    match dtype {
+        DType::F16 | DType::BF16 if !is_generation => {
+            let context = attention_fallback(wide(q), wide(k), wide(v), Some(mask), None, options);
+            cast(context, dtype)
+        }
+        _ => attention(q, k, v, Some(mask), None, options),
     }
 }
 

@@ -19,7 +19,7 @@ pub mod weights;
 
 pub use cache::KvCache;
 pub use checkpoint::CheckpointError;
-pub use config::ModelConfig;
+pub use config::{LengthLimit, ModelConfig, TooLong};
 pub use config_json::Head;
 pub use decoder::{CausalLm, FreshHead, ScalarModel};
 pub use grid::Grid;

@@ -14,6 +14,8 @@ pub struct Rope {
     frequencies: Vec<f64>,
     /// What the channels that turn are scaled by.
     scale: f64,
+    /// The tokens of the longest sequence that they serve.
+    longest: usize,
 }
 
 impl Rope {
@@ -21,13 +23,14 @@ impl Rope {
     pub fn new(channels: usize, theta: f64) -> Self {
         let exponent = |i: usize| -2.0 * i as f64 / channels as f64;
         let frequencies = (0..channels / 2).map(|i| theta.powf(exponent(i))).collect();
-        Self { frequencies, scale: 1.0 }
+        Self { frequencies, scale: 1.0, longest: usize::MAX }
     }
 
     /// The frequencies of a model.
     pub fn of(config: &ModelConfig) -> Self {
         let plain = Self::new(config.rotary_dim(), config.rope_theta);
-        plain.scaled(&config.rope_scaling, config.max_position_embeddings)
+        let scaled = plain.scaled(&config.rope_scaling, config.max_position_embeddings);
+        Self { longest: config.length_limit().tokens, ..scaled }
     }
 
     /// The same frequencies changed for sequences of up to `longest` tokens.
@@ -52,6 +55,11 @@ impl Rope {
             }
         }
         self
+    }
+
+    /// The tokens of the longest sequence that the frequencies serve.
+    pub(super) fn longest(&self) -> usize {
+        self.longest
     }
 
     /// The rotation of a batch whose `positions` are given row by row, each of `[B, S]`, in the type of

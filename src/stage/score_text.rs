@@ -16,7 +16,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::model::generate::{ReadAt, read_scalars, view_tokens};
 use crate::model::optim::NonFinite;
-use crate::model::{CausalLm, ModelConfig, ScalarModel};
+use crate::model::{CausalLm, LengthLimit, ModelConfig, ScalarModel};
 use crate::normalizer::{Normalizer, location};
 use crate::report::segments::SegmentedText;
 use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
@@ -113,8 +113,10 @@ pub struct Rater {
     /// The tokenizer of both.
     pub tokenizer: Tokenizer,
     models: Models,
-    /// The longest text in tokens.
-    longest: usize,
+    /// How long a text may be for each of the models.
+    length_limit: LengthLimit,
+    /// The tokens that a longer text is cut to; where there are none, it is refused.
+    cut_to: Option<usize>,
 }
 
 enum Models {
@@ -133,8 +135,8 @@ enum Models {
 
 impl Rater {
     /// The reward model of the run, or of `--reward-model`: a reward stage, or a published model's folder,
-    /// which is read as `read_as` says (if nothing, as a bandit's). Texts are cut to `longest` tokens, and in
-    /// any case to the model's.
+    /// which is read as `read_as` says (if nothing, as a bandit's). Texts are cut to `cut_to` tokens, or to as many
+    /// as the models were made for; without it, one that is longer than they were made for is refused.
     ///
     /// # Errors
     ///
@@ -142,14 +144,14 @@ impl Rater {
     pub fn load(
         context: &Context,
         read_as: Option<ReadAs>,
-        longest: Option<usize>,
+        cut_to: Option<usize>,
     ) -> Result<Self, Error> {
-        let longest = longest.unwrap_or(usize::MAX);
         if let Some(dir) = context.reward_model.as_deref()
             && !dir.join(REWARD_CARD).exists()
             && dir.join("config.json").exists()
         {
-            return Self::published(context, dir, read_as.unwrap_or(ReadAs::Bandit), longest);
+            let rater = Self::published(context, dir, read_as.unwrap_or(ReadAs::Bandit))?;
+            return Ok(Self { cut_to, ..rater });
         }
         if read_as.is_some() {
             return Err(Error::Usage(
@@ -158,8 +160,7 @@ impl Rater {
                     .into(),
             ));
         }
-        let rater = Self::trained(context)?;
-        Ok(Self { longest: rater.longest.min(longest), ..rater })
+        Ok(Self { cut_to, ..Self::trained(context)? })
     }
 
     /// The reward model of the run, or the reward stage in the folder of `--reward-model`.
@@ -173,16 +174,11 @@ impl Rater {
         let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
         let rows_at_once = context.settings.ppo.rows_at_once;
         let scorer = Scorer::load(context, ends, stops, rows_at_once)?;
-        let longest = ModelConfig::from_dir(&reference_dir)?.max_position_embeddings;
-        Ok(Self { tokenizer, models: Models::Trained(scorer), longest })
+        let length_limit = ModelConfig::from_dir(&reference_dir)?.length_limit();
+        Ok(Self { tokenizer, models: Models::Trained(scorer), length_limit, cut_to: None })
     }
 
-    fn published(
-        context: &Context,
-        dir: &Path,
-        read_as: ReadAs,
-        longest: usize,
-    ) -> Result<Self, Error> {
+    fn published(context: &Context, dir: &Path, read_as: ReadAs) -> Result<Self, Error> {
         let settings = &context.settings;
         let entropy_cutoff = settings.segmentation.entropy_cutoff;
         let (actions, eos_policy) = match read_as {
@@ -208,10 +204,15 @@ impl Rater {
                     reference_dir.display()
                 )));
             }
-            Ok(CausalLm::load(reference_dir, context.frozen())?.0)
+            Ok(CausalLm::load(reference_dir, context.frozen())?)
         };
         let reference = context.model.as_ref().map(reference).transpose()?;
         let (reward, config) = ScalarModel::load(dir, context.frozen())?;
+        let (reference, reference_config) = reference.unzip();
+        let length_limit = reference_config
+            .iter()
+            .map(ModelConfig::length_limit)
+            .fold(config.length_limit(), LengthLimit::min);
         let segmenter = Segmenter {
             actions,
             eos_policy,
@@ -226,7 +227,7 @@ impl Rater {
             rows_at_once: settings.ppo.rows_at_once,
             stop: context.stop.clone(),
         };
-        Ok(Self { tokenizer, models, longest: longest.min(config.max_position_embeddings) })
+        Ok(Self { tokenizer, models, length_limit, cut_to: None })
     }
 
     /// The normalizer that the run fitted for this reward model.
@@ -245,13 +246,14 @@ impl Rater {
         }
     }
 
-    /// The tokens of a text; one that is too long loses tokens at the left, as RewardBench cuts, but keeps a
-    /// token of the prompt.
+    /// The tokens of a text. One that is cut loses tokens at the left, as RewardBench cuts, but keeps a token of
+    /// the prompt.
     ///
     /// # Errors
     ///
-    /// [`DataError::EncodeLine`] and [`DataError::EmptyPrompt`].
-    pub fn encode(&self, text: Text, place: Place) -> Result<Encoded, DataError> {
+    /// [`DataError::EncodeLine`] and [`DataError::EmptyPrompt`]; [`Error::TooLong`] for a text that is longer than
+    /// the models were made for, where texts are not cut.
+    pub fn encode(&self, text: Text, place: Place) -> Result<Encoded, Error> {
         let (path, line) = (place.path, place.row);
         let at_place = |source: DataError| DataError::EncodeLine {
             path: path.into(),
@@ -262,9 +264,15 @@ impl Rater {
         let both = self.tokenizer.encode_conversation(text.prompt, &response);
         let (mut prompt, mut response) = both.map_err(at_place)?;
         if text.prompt.is_empty() || prompt.is_empty() {
-            return Err(DataError::EmptyPrompt { path: path.into(), line });
+            return Err(DataError::EmptyPrompt { path: path.into(), line }.into());
         }
-        let surplus = (prompt.len() + response.len()).saturating_sub(self.longest);
+        let (tokens, limit) = (prompt.len() + response.len(), self.length_limit);
+        let Some(cut_to) = self.cut_to else {
+            let remedy = "shorten the text, or give models for longer ones";
+            limit.check(tokens, format_args!("{}:{line}", path.display()), remedy)?;
+            return Ok(Encoded { prompt, response, cut: false });
+        };
+        let surplus = tokens.saturating_sub(cut_to.min(limit.tokens));
         let from_prompt = surplus.min(prompt.len() - 1);
         prompt.drain(..from_prompt);
         response.drain(..surplus - from_prompt);

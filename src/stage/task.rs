@@ -18,7 +18,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::experiment::folder::FolderError;
 use crate::experiment::lock::Turn;
-use crate::model::ModelConfig;
+use crate::model::{LengthLimit, ModelConfig, TooLong};
 use crate::rng::{Fnv1a, stream};
 
 /// A tokenizer, and where data come from.
@@ -30,8 +30,8 @@ pub struct Task {
     dir: Option<PathBuf>,
     limits: Limits,
     held_out_share: f64,
-    /// The longest sequence that the model was made for, and the longest response to a prompt.
-    positions: usize,
+    /// How long a sequence may be, where there is a model, and the longest response to a prompt.
+    length_limit: Option<LengthLimit>,
     new_tokens: usize,
 }
 
@@ -122,7 +122,8 @@ impl Task {
     /// # Errors
     ///
     /// [`Error::Data`] for a tokenizer that cannot be used; [`Error::Usage`] when the embedded task meets a
-    /// model that does not speak its language, or is asked for responses longer than the model was made for.
+    /// model that does not speak its language; [`Error::TooLong`] when it is asked for responses longer than the
+    /// model was made for.
     pub fn open(context: &Context, model_dir: Option<&Path>) -> Result<Self, Error> {
         let settings = &context.settings.data;
         let limits = Limits {
@@ -130,9 +131,9 @@ impl Task {
             response_tokens: settings.response_tokens,
             total_tokens: settings.total_tokens,
         };
-        let (tokenizer, positions) = match model_dir {
-            None => (letters_tokenizer()?, usize::MAX),
-            Some(dir) => (model_tokenizer(dir)?, ModelConfig::from_dir(dir)?.longest_sequence()),
+        let (tokenizer, length_limit) = match model_dir {
+            None => (letters_tokenizer()?, None),
+            Some(dir) => (model_tokenizer(dir)?, Some(ModelConfig::from_dir(dir)?.length_limit())),
         };
         let source = match &context.data {
             Some(data) => Source::File { data: data.clone(), prompts: context.prompts.clone() },
@@ -150,25 +151,19 @@ impl Task {
         let held_out_share = settings.held_out_share;
         let new_tokens = context.settings.sampling.max_new_tokens;
         let dir = model_dir.map(Path::to_owned);
-        let task = Self { tokenizer, source, dir, limits, held_out_share, positions, new_tokens };
+        let task =
+            Self { tokenizer, source, dir, limits, held_out_share, length_limit, new_tokens };
         if matches!(task.source, Source::Letters) && model_dir.is_some() {
             let prompt = letters::prompts()[0].tokens().len(); // they are all of one length
-            task.check_length(prompt + new_tokens)?;
+            task.check_length(prompt + new_tokens, "the embedded task")?;
         }
         Ok(task)
     }
 
     /// Refuses sequences longer than the model was made for.
-    fn check_length(&self, longest: usize) -> Result<(), Error> {
-        let positions = self.positions;
-        if longest <= positions {
-            return Ok(());
-        }
-        Err(Error::Usage(format!(
-            "a prompt with its response takes {longest} tokens, but the model was made for {positions} \
-             (max_position_embeddings): lower data.total_tokens, sampling.prompt_tokens or \
-             sampling.max_new_tokens"
-        )))
+    fn check_length(&self, longest: usize, origin: impl ToString) -> Result<(), TooLong> {
+        let remedy = "lower data.total_tokens, sampling.prompt_tokens or sampling.max_new_tokens";
+        self.length_limit.map_or(Ok(()), |limit| limit.check(longest, origin, remedy))
     }
 
     /// Prompts and responses to fine-tune on.
@@ -265,7 +260,7 @@ impl Task {
             }
         };
         report(context, store.counts);
-        self.check_length(store.longest() + new_tokens)?;
+        self.check_length(store.longest() + new_tokens, data.display())?;
         let Split { train, held_out, what } = self.split(&mut store, kind, data)?;
         let store = Arc::new(store);
         let items = |rows| Items::Stored(store.clone(), rows);
@@ -464,7 +459,7 @@ mod tests {
                 dir: None,
                 limits,
                 held_out_share: 0.5,
-                positions: usize::MAX,
+                length_limit: None,
                 new_tokens: 1,
             };
             Self { context, task, _folder: folder }

@@ -13,7 +13,7 @@ use segment_rlhf::rng::streams;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{copy, edit_json, finish, json_lines, llama, program};
+use crate::support::{copy, edit_json, finish, json_lines, llama, program, reward_model};
 
 /// The tiny checkpoint with a chat template, and a folder for questions and answers.
 struct Bench {
@@ -243,19 +243,6 @@ fn answers_go_on_where_they_were_stopped() {
     let resumed = json_lines(&out);
     assert_eq!(resumed[..2], kept);
     assert_eq!(timeless(resumed), timeless(json_lines(&whole)));
-}
-
-/// The reward model of the fixtures, with the tokenizer of one character a token.
-fn reward_model() -> TempDir {
-    let hf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf/llama_reward");
-    let dir = llama();
-    for name in ["config.json", "model.safetensors"] {
-        fs::copy(hf.join(name), dir.path().join(name)).unwrap();
-    }
-    edit_json(&dir.path().join("config.json"), |config| {
-        config["max_position_embeddings"] = 512.into();
-    });
-    dir
 }
 
 /// Pairs of two subsets: each with its mirror image, of which one is right, and a tie.

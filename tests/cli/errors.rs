@@ -607,9 +607,12 @@ const MODEL: &[Row] = &[
         })
     }),
     (
-        "Error::Usage",
+        "TooLong",
         2,
-        &["tokens, but the model was made for 16 (max_position_embeddings): lower"],
+        &[
+            "sentences.jsonl: a prompt with its response takes",
+            "tokens, but the model was made for 16 (max_position_embeddings): lower",
+        ],
         |_| model(|dir| config("max_position_embeddings", 16.into())(dir)),
     ),
     ("Error::Usage", 2, &["the embedded task needs a model of its own vocabulary"], |_| {
@@ -1009,9 +1012,13 @@ const RUN: &[Row] = &[
         |_| try_in_empty(&["sft", "--set", "sft.optimizer.learning_rate=1e30"]),
     ),
     (
-        "Error::Usage",
+        "TooLong",
         2,
-        &["(max_position_embeddings): lower data.total_tokens", "or sampling.max_new_tokens"],
+        &[
+            "the embedded task: a prompt with its response takes 100000",
+            "(max_position_embeddings): lower data.total_tokens",
+            "or sampling.max_new_tokens",
+        ],
         |ready| trained(ready, |_| (), &["ppo", "--set", "sampling.max_new_tokens=100000000"]),
     ),
     ("Error::Usage", 2, &["--response is empty; give at least one token"], |ready| {
@@ -1132,9 +1139,12 @@ const BENCHMARKS: &[Row] = &[
         },
     ),
     (
-        "BenchmarkError::PromptTooLong",
+        "TooLong",
         2,
-        &["0.jsonl:1: the prompt has ", "but the model was made for 512 (max_position_embeddings)"],
+        &[
+            "0.jsonl:1: a prompt with its response takes",
+            "but the model was made for 512 (max_position_embeddings): remove the question",
+        ],
         |_| answers("alpaca-eval", &format!("{{\"instruction\": \"{}\"}}", "a".repeat(600)), None),
     ),
     (

@@ -13,6 +13,7 @@ mod export;
 #[cfg(unix)]
 mod full_disk;
 mod inputs;
+mod length;
 mod locks;
 mod lora;
 mod memory;

@@ -205,6 +205,19 @@ pub fn llama() -> TempDir {
     dir
 }
 
+/// The reward model of the fixtures, with the tokenizer of one character a token.
+pub fn reward_model() -> TempDir {
+    let hf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf/llama_reward");
+    let dir = llama();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(hf.join(name), dir.path().join(name)).unwrap();
+    }
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["max_position_embeddings"] = 512.into();
+    });
+    dir
+}
+
 /// A tokenizer.json of `size` ids: three special tokens, then one token a character.
 pub fn characters(size: u32) -> Value {
     let characters = ('a'..='z').chain('A'..='Z').chain('0'..='9').chain(" \n.,!?':;-()".chars());

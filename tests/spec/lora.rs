@@ -37,7 +37,7 @@ fn base(device: &Device) -> CausalLm {
 }
 
 /// `model` whose adapters count: every number of theirs is changed.
-fn spoken<M: Module>(model: M) -> M {
+pub fn spoken<M: Module>(model: M) -> M {
     let mut drawn = 0.0;
     edited(model, DType::F32, |name, values| {
         for value in values.iter_mut().filter(|_| name.contains(".lora.")) {

@@ -831,6 +831,27 @@ fn a_response_ends_at_the_first_of_any_stop_tokens() {
     }
 }
 
+#[test]
+fn a_response_ends_where_the_model_s_positions_do_whatever_the_rows_beside_it() {
+    let longest = 12;
+    let config = ModelConfig { max_position_embeddings: longest, ..grouped() };
+    // Five, so that the first to end is no quarter of them.
+    let prompts: Vec<Vec<u32>> = [4, 11, 7, 4, 4].map(|n| tokens(n, n as usize)).into();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    for (device, _) in devices() {
+        let model = CausalLm::fresh(&config, 9, &device);
+        let generated = |rows_at_once| {
+            let sampling = Sampling::PLAIN;
+            let limit = Generation { sampling, max_new_tokens: 40, rows_at_once, stops: &[] };
+            generate(&model, &config, &prompts, limit, streams(0, "t", 0..5), &Stop::default())
+                .unwrap()
+        };
+        let together = generated(5);
+        assert_eq!(together.iter().map(Vec::len).collect::<Vec<_>>(), [8, 1, 5, 8, 8]);
+        assert_eq!(generated(1), together);
+    }
+}
+
 // 6. Errors; those of files are in `checkpoint`.
 
 #[test]
@@ -870,6 +891,27 @@ fn a_prompt_without_a_stream_is_refused() {
         &Stop::default(),
     )
     .unwrap();
+}
+
+#[test]
+#[should_panic(expected = "a prompt leaves room for a token")]
+fn a_prompt_without_room_for_a_token_is_refused() {
+    let config = ModelConfig { max_position_embeddings: 4, ..grouped() };
+    let limit =
+        Generation { sampling: Sampling::PLAIN, max_new_tokens: 1, rows_at_once: 1, stops: &[0] };
+    let model = CausalLm::fresh(&config, 0, &cpu());
+    let _ =
+        generate(&model, &config, &[&[1, 2, 3, 4]], limit, streams(0, "t", 0..1), &Stop::default());
+}
+
+#[test]
+#[should_panic(expected = "a row of 65 tokens, but the model serves 64")]
+fn a_row_beyond_longrope_s_original_length_is_refused() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf/phi3_long");
+    let (model, _) = CausalLm::load(&dir, &cpu()).unwrap();
+    let logits = |n: usize| model.logits(&Grid::new([(1, vec![5; n])], n + 1), 0..n + 1);
+    assert_eq!(logits(64).dims(), [1, 65, 48]);
+    logits(65);
 }
 
 // 7. Devices: every test above that asks for `devices()`.
