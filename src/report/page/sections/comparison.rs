@@ -107,6 +107,7 @@ fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
     let plots = quantities.iter().filter_map(|&quantity| {
         let styles = series(&experiment.arms.iter().collect::<Vec<_>>());
         let arms = styles.iter().zip(&experiment.arms);
+        let arms = arms.filter(|(_, arm)| arm.of_one(quantity).is_none());
         let known: Vec<_> =
             arms.filter_map(|(style, arm)| Some((*style, arm, arm.figure(quantity)?))).collect();
         let spreads = known.iter().enumerate().map(|(row, (style, _, of))| {
@@ -244,7 +245,6 @@ pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
     let further = [
         (Quantity::Area, 2),
         (Quantity::GoldAtOneNat, 2),
-        (Quantity::GoldAtTwoNats, 2),
         (Quantity::RewardAccuracy, 3),
         (Quantity::SequenceRankCorrelation, 2),
         (Quantity::RankCorrelation, 2),
@@ -269,7 +269,7 @@ fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
         (score, 2),
         (Quantity::WinRate, 3),
         (Quantity::LengthControlledWinRate, 3),
-        (Quantity::GoldAtTwoNats, 2),
+        (Quantity::GoldAtOneNat, 2),
         (Quantity::Area, 2),
         (Quantity::Tokens, 1),
     ];
