@@ -1063,7 +1063,8 @@ const RUN: &[Row] = &[
             let config = model.path().join("tokenizer_config.json");
             edit_json(&config, |config| config["pad_token"] = json!(null));
             let data = model.path().join("data.jsonl");
-            fs::write(&data, r#"{"prompt": "a", "response": "b"}"#).unwrap();
+            let rows = ["a", "b"].map(|text| json!({"prompt": text, "response": "b"}).to_string());
+            fs::write(&data, rows.join("\n")).unwrap();
             let model = model.path().to_str().unwrap();
             let input = ["sft", "--model", model, "--data", data.to_str().unwrap()];
             limited(TempDir::new().unwrap(), 12, &input)
