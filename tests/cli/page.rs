@@ -194,6 +194,7 @@ fn without_truth() -> Results {
         match value {
             Value::Object(map) => map.iter_mut().for_each(|(key, value)| match value {
                 Value::Array(list) if TRUTHS.contains(&key.as_str()) => list.fill(Value::Null),
+                _ if key == "stages" => {} // named as figures are
                 _ if TRUTHS.contains(&key.as_str()) => *value = Value::Null,
                 _ => forget(value),
             }),
