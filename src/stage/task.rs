@@ -320,7 +320,8 @@ impl Task {
     }
 
     /// The numbers of the rows on each side. Prompts are held out, by the hash of the whole prompt, so that none
-    /// serves both sides, in whichever file it is. Of one prompt, pairs and conversations are held out by their own
+    /// serves both sides, in whichever file it is, unless a file has so few that the share gives one side none and one
+    /// prompt is moved to it. Of one prompt, pairs and conversations are held out by their own
     /// content; prompts are not held out at all.
     fn split(
         &self,
