@@ -71,8 +71,9 @@ pub struct Advice {
 }
 
 impl Advice {
-    /// The settings that bring `need`, in bytes, down to `available`: the first that suffice of [`relief`], less those
-    /// that turn out to be spared. All of them where they do not suffice.
+    /// The settings that bring `need`, in bytes, down to `available`: first those that cost time alone, then precision,
+    /// then adapters in place of all weights, at last shorter rows; none that can be spared. All of them where they do
+    /// not suffice.
     pub fn find(settings: &Settings, available: f64, need: impl Fn(&Settings) -> f64) -> Self {
         let steps = relief(settings);
         let with = |taken: &[usize]| {
