@@ -279,7 +279,7 @@ pub struct Summary {
     pub after: Evaluation,
     /// A held-out prompt, and what each model answered.
     pub sample: Sample,
-    /// What was held out of the policy's training: prompts, or nothing where there is one.
+    /// What was held out of the policy's training: prompts, or nothing if there is a single prompt.
     #[serde(default)]
     pub held_out: HeldOut,
 }

@@ -88,8 +88,12 @@ impl Stage {
     /// `tests/pipeline/numerics.rs` pins what each stage computes to it.
     pub fn numerics(self) -> u32 {
         match self {
-            Self::Sft | Self::Preferences | Self::FitNormalizer => 1,
-            Self::TrainReward | Self::Ppo | Self::Evaluate => 1,
+            Self::Sft
+            | Self::Preferences
+            | Self::TrainReward
+            | Self::FitNormalizer
+            | Self::Ppo
+            | Self::Evaluate => 1,
         }
     }
 

@@ -41,7 +41,7 @@ pub struct Summary {
     pub best_iteration: usize,
     /// That evaluation.
     pub best: Evaluation,
-    /// What was held out of training for the evaluations: prompts, or nothing where there is one.
+    /// What was held out of training for the evaluations: prompts, or nothing if there is a single prompt.
     #[serde(default)]
     pub held_out: HeldOut,
 }
