@@ -5,14 +5,14 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use segment_rlhf::control::Stop;
-use segment_rlhf::experiment::settings::Settings;
-use segment_rlhf::gae::gae;
+use segment_rlhf::equations::gae::gae;
 use segment_rlhf::model::generate::{Generation, generate, response_log_probs, view_tokens};
 use segment_rlhf::model::optim::Trainer;
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::{CausalLm, Grid, ModelConfig};
 use segment_rlhf::rng::streams;
+use segment_rlhf::settings::Settings;
+use segment_rlhf::stop::Stop;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

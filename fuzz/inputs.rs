@@ -10,10 +10,10 @@ use segment_rlhf::data::pairs::{Limits, read_conversations, read_pairs, read_pro
 use segment_rlhf::data::rows::rows;
 use segment_rlhf::data::template::ChatTemplate;
 use segment_rlhf::data::tokenizer::Tokenizer;
-use segment_rlhf::experiment::folder::StageFolder;
-use segment_rlhf::experiment::lock::Locks;
-use segment_rlhf::experiment::settings::Settings;
 use segment_rlhf::model::{CausalLm, FreshHead, ScalarModel};
+use segment_rlhf::run::folder::StageFolder;
+use segment_rlhf::run::lock::Locks;
+use segment_rlhf::settings::Settings;
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
 use tempfile::TempDir;
 

@@ -6,7 +6,15 @@ use std::process::Command;
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+/// A device that this build or this machine lacks.
+#[derive(Debug, thiserror::Error)]
+#[error("--device {name}: {problem}")]
+pub struct DeviceError {
+    /// The device.
+    pub name: &'static str,
+    /// What is wrong, and what to do.
+    pub problem: String,
+}
 
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -34,8 +42,8 @@ impl DeviceName {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] when this build lacks the backend.
-    pub fn open(self) -> Result<Device, Error> {
+    /// [`DeviceError`] when this build lacks the backend.
+    pub fn open(self) -> Result<Device, DeviceError> {
         match self {
             #[cfg(feature = "flex")]
             Self::Flex => Ok(Device::flex()),
@@ -44,7 +52,7 @@ impl DeviceName {
             #[cfg(feature = "cuda")]
             Self::Cuda => Ok(Device::cuda(0)),
             #[allow(unreachable_patterns)]
-            absent => Err(Error::Device {
+            absent => Err(DeviceError {
                 name: absent.name(),
                 problem: format!(
                     "this build lacks it; build with `cargo build --release --features {}`",

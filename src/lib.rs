@@ -17,6 +17,25 @@
 //!               report ◄── evaluation ◄── policy ◄──────── policy update (E9, E10) ────┘
 //! ```
 //!
+//! # The house
+//!
+//! A module imports from lower floors alone, and no files import each other in a circle (`tests/floors.rs` reads the
+//! diagram and every `use`):
+//!
+//! ```text
+//! 9  cli                             arguments, one call, exit codes
+//! 8  report                          tables, plots, the page
+//! 7  grid, benchmark                 experiments: arms × seeds, one driver, statistics; public benchmarks
+//! 6  stage                           sft, preferences, reward, normalizer, the PPO loop, evaluation, export
+//! 5  run                             a stage's folder, lock, checkpoint, log and key; progress; metrics
+//! 4  settings                        the sections put together, overlays, --set
+//! 3  systems                         one file a system: rollouts, rule, rewards, credit, loss
+//! 2  data                            pairs, prompts, tokenizers, templates, the embedded task
+//! 2  model                           decoder, cache, generation, heads, LoRA, Hugging Face files, optimizer
+//! 1  equations                       one file each: no I/O, no settings, no draws
+//! 0  atomic bounds device host rng statistics stop table
+//! ```
+//!
 //! **From the paper to the code:** [`walkthrough`] takes one pair of responses through all ten equations, in numbers.
 //!
 //! # What lives where
@@ -54,8 +73,8 @@
 //! What is one action, and what is each of its tokens worth?
 //!
 //! ```
-//! use segment_rlhf::interpolation::{Interpolation, interpolate};
-//! use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
+//! use segment_rlhf::equations::interpolation::{Interpolation, interpolate};
+//! use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, segments};
 //!
 //! let entropies = &[0.3, 2.1, 0.4]; // nats
 //! let response = ResponseView { entropies, sentence_ends: &[false; 3], ends_with_eos: false };
@@ -69,7 +88,7 @@
 //! A stage, as the command line runs it: settings, a [`stage::Context`], and the stage's `run`.
 //!
 //! ```
-//! use segment_rlhf::experiment::settings::{Method, Settings};
+//! use segment_rlhf::settings::{Method, Settings};
 //!
 //! let sets = ["method=token".to_owned(), "ppo.iterations=24".to_owned()];
 //! let settings = Settings::resolve(&[], &sets).unwrap();
@@ -79,28 +98,21 @@
 pub mod atomic;
 pub mod benchmark;
 pub mod bounds;
-pub mod bt_loss;
 pub mod cli;
-pub mod control;
 pub mod data;
 pub mod device;
-pub mod error;
-pub mod experiment;
-pub mod gae;
+pub mod equations;
 pub mod grid;
 pub mod host;
-pub mod interpolation;
-pub mod kl;
-pub mod memory;
 pub mod model;
-pub mod normalizer;
-pub mod ppo;
 pub mod report;
 pub mod rng;
-pub mod segment_reward;
-pub mod segmentation;
+pub mod run;
+pub mod settings;
 pub mod stage;
 pub mod statistics;
+pub mod stop;
+pub mod table;
 pub mod walkthrough;
 
 /// The commit that the program was built from, with `-dirty` behind it where files were changed; `None` where git

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use segment_rlhf::cli::Cli;
-use segment_rlhf::control::say;
+use segment_rlhf::stop::say;
 
 /// Training allocates and frees large tensors at every operation: with the C library's allocator a fifth of
 /// the time on the CPU goes to page faults.

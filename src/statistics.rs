@@ -1,5 +1,7 @@
 //! Means, variances, standard errors and intervals.
 
+pub mod length_control;
+
 use std::f64::consts::{FRAC_2_PI, FRAC_PI_2};
 
 use serde::{Deserialize, Serialize};

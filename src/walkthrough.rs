@@ -14,8 +14,8 @@
 //!
 //! # E1: where a segment starts
 //!
-//! Section 2.2; [`segmentation::entropy`](crate::segmentation::entropy) and
-//! [`segmentation::segments`](crate::segmentation::segments).
+//! Section 2.2; [`segmentation::entropy`](crate::equations::segmentation::entropy) and
+//! [`segmentation::segments`](crate::equations::segmentation::segments).
 //!
 //! ```text
 //! H_i = -Σ_v π_SFT(v | x, y_<i) ln π_SFT(v | x, y_<i)
@@ -40,7 +40,7 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 2e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, entropy, segments};
+//! use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, entropy, segments};
 //!
 //! // The logits from which a token was drawn: 0 for k tokens, -∞ for the others.
 //! let row = |k: usize| (0..8).map(move |v| if v < k { 0.0 } else { f32::NEG_INFINITY });
@@ -64,7 +64,7 @@
 //!
 //! # E2 and E3: rewards of segments, score of a response
 //!
-//! Section 2.2; [`segment_reward`](crate::segment_reward).
+//! Section 2.2; [`segment_reward`](crate::equations::segment_reward).
 //!
 //! ```text
 //! r_φ(s_t, a_t) = the reward head at the last token of a_t
@@ -75,7 +75,7 @@
 //! y_l. The averages are (1 + 3) / 2 = 2 and 0.5 / 1 = 0.5.
 //!
 //! ```
-//! use segment_rlhf::segment_reward::{Aggregation, aggregate, segment_rewards};
+//! use segment_rlhf::equations::segment_reward::{Aggregation, aggregate, segment_rewards};
 //!
 //! let chosen = segment_rewards(&[0.2, 1.0, 0.4, 0.9, 3.0, 0.7], &[0..2, 2..5]);
 //! let rejected = segment_rewards(&[-0.1, 0.3, -0.8, 0.5, 0.0], &[0..4]);
@@ -87,14 +87,14 @@
 //!
 //! # E4: what the reward model learns from
 //!
-//! Section 2.2; [`bt_loss::segment_bt_loss`](crate::bt_loss::segment_bt_loss).
+//! Section 2.2; [`bt_loss::segment_bt_loss`](crate::equations::bt_loss::segment_bt_loss).
 //!
 //! ```text
 //! L(φ) = -ln σ(e_φ(x, y_w) - e_φ(x, y_l)) = ln (1 + e^-(2 - 0.5)) = ln 1.2231 = 0.2014
 //! ```
 //!
 //! The model gives y_w a chance of σ(1.5) = 0.8176 to be preferred. For the gradient, E3 is taken on the device:
-//! [`aggregation_weights`](crate::segment_reward::aggregation_weights) are ½ at `,` and at `.`, 0 elsewhere.
+//! [`aggregation_weights`](crate::equations::segment_reward::aggregation_weights) are ½ at `,` and at `.`, 0 elsewhere.
 //!
 //! ```
 //! # use burn::tensor::{Device, Tensor};
@@ -103,8 +103,8 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 2e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::bt_loss::segment_bt_loss;
-//! use segment_rlhf::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
+//! use segment_rlhf::equations::bt_loss::segment_bt_loss;
+//! use segment_rlhf::equations::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
 //!
 //! let weights = aggregation_weights(&[0..2, 2..5], 6, Aggregation::Average);
 //! assert_eq!(weights, [0.0, 0.5, 0.0, 0.0, 0.5, 0.0]);
@@ -118,7 +118,7 @@
 //!
 //! # E5: rewards made comparable
 //!
-//! Section 2.3; [`normalizer`](crate::normalizer).
+//! Section 2.3; [`normalizer`](crate::equations::normalizer).
 //!
 //! ```text
 //! p_t = (t+1) / T,     Mean(p) = w_μ ln p + b_μ,     Std(p) = w_σ ln p + b_σ
@@ -140,7 +140,7 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 2e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::normalizer::Normalizer;
+//! use segment_rlhf::equations::normalizer::Normalizer;
 //!
 //! let fit = Normalizer::LocationAware {
 //!     w_mean: 0.7668,
@@ -156,7 +156,7 @@
 //!
 //! # E6: from segments to tokens
 //!
-//! Section 2.3; [`interpolation::interpolate`](crate::interpolation::interpolate).
+//! Section 2.3; [`interpolation::interpolate`](crate::equations::interpolation::interpolate).
 //!
 //! Each token of a segment gets r̂_t / |a_t|: 0.3995 / 2 = 0.1998 for `Yes` and `,`; 0.8926 / 3 = 0.2975 for `it`,
 //! `is` and `.`; 0.0104 / 4 = 0.0026 in y_l. The end of sequence is in no segment and gets nothing.
@@ -166,7 +166,7 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 2e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::interpolation::{Interpolation::EvenSplit, interpolate};
+//! use segment_rlhf::equations::interpolation::{Interpolation::EvenSplit, interpolate};
 //!
 //! let chosen = interpolate(EvenSplit, &[0.3995, 0.8926], &[0..2, 2..5], 6);
 //! assert_close(&chosen, &[0.1998, 0.1998, 0.2975, 0.2975, 0.2975, 0.0]);
@@ -176,7 +176,7 @@
 //!
 //! # E7: less what it costs to leave the reference
 //!
-//! Section 2.3; [`kl::token_rewards`](crate::kl::token_rewards).
+//! Section 2.3; [`kl::token_rewards`](crate::equations::kl::token_rewards).
 //!
 //! ```text
 //! r̃_i = clip(r̂_t / |a_t|, -10, 10) - β (ln π_θ(y_i|·) - ln π_SFT(y_i|·)),   β = 0.01
@@ -191,7 +191,7 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 2e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::kl::token_rewards;
+//! use segment_rlhf::equations::kl::token_rewards;
 //!
 //! let chosen = token_rewards(
 //!     &[0.1998, 0.1998, 0.2975, 0.2975, 0.2975, 0.0],
@@ -211,7 +211,7 @@
 //!
 //! # E8: advantages
 //!
-//! Section 2.3; [`gae::gae`](crate::gae::gae) and [`gae::whiten`](crate::gae::whiten).
+//! Section 2.3; [`gae::gae`](crate::equations::gae::gae) and [`gae::whiten`](crate::equations::gae::whiten).
 //!
 //! ```text
 //! δ_i = r̃_i + γ V_{i+1} - V_i,     A_i = δ_i + γλ A_{i+1},     R_i = A_i + V_i
@@ -228,7 +228,7 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 5e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::gae::{gae, whiten};
+//! use segment_rlhf::equations::gae::{gae, whiten};
 //!
 //! let chosen = gae(&[0.1998, 0.1998, 0.2837, 0.2975, 0.2975, 0.0], &[0.5; 6], 1.0, 0.95);
 //! assert_close(&chosen.advantages, &[0.7561, 0.5856, 0.4062, 0.1289, -0.1775, -0.5]);
@@ -245,7 +245,7 @@
 //!
 //! # E9: what the policy learns from
 //!
-//! Section 2.3; [`ppo::policy_loss`](crate::ppo::policy_loss).
+//! Section 2.3; [`ppo::policy_loss`](crate::equations::ppo::policy_loss).
 //!
 //! ```text
 //! -min(ρ A, clip(ρ, 0.8, 1.2) A),      ρ = π_θ(y_i|·) / π_old(y_i|·)
@@ -264,7 +264,7 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 2e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::ppo::policy_loss;
+//! use segment_rlhf::equations::ppo::policy_loss;
 //!
 //! let rows = |rows: [[f32; 6]; 2]| Tensor::<2>::from_floats(rows, &device); // [B, T]
 //! let old = [
@@ -288,7 +288,7 @@
 //!
 //! # E10: what the critic learns from
 //!
-//! Section 2.3; [`ppo::value_loss`](crate::ppo::value_loss).
+//! Section 2.3; [`ppo::value_loss`](crate::equations::ppo::value_loss).
 //!
 //! ```text
 //! ½ max((V - R)², (V_old + clip(V - V_old, -0.25, 0.25) - R)²)
@@ -305,7 +305,7 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 2e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::ppo::value_loss;
+//! use segment_rlhf::equations::ppo::value_loss;
 //!
 //! let rows = |rows: [[f32; 6]; 2]| Tensor::<2>::from_floats(rows, &device); // [B, T]
 //! let old = [[0.5; 6]; 2];
@@ -336,14 +336,14 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 1e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::bt_loss::segment_bt_loss;
-//! use segment_rlhf::gae::{gae, whiten};
-//! use segment_rlhf::interpolation::{Interpolation, interpolate};
-//! use segment_rlhf::kl::token_rewards;
-//! use segment_rlhf::normalizer::Normalizer;
-//! use segment_rlhf::ppo::{policy_loss, value_loss};
-//! use segment_rlhf::segment_reward::{Aggregation, aggregate, segment_rewards};
-//! use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
+//! use segment_rlhf::equations::bt_loss::segment_bt_loss;
+//! use segment_rlhf::equations::gae::{gae, whiten};
+//! use segment_rlhf::equations::interpolation::{Interpolation, interpolate};
+//! use segment_rlhf::equations::kl::token_rewards;
+//! use segment_rlhf::equations::normalizer::Normalizer;
+//! use segment_rlhf::equations::ppo::{policy_loss, value_loss};
+//! use segment_rlhf::equations::segment_reward::{Aggregation, aggregate, segment_rewards};
+//! use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, segments};
 //!
 //! // Of each token: k, the reward model's score, and π_θ / π_SFT.
 //! let pair: [(&[f32], &[f32], &[f64]); 2] = [

@@ -6,14 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use segment_rlhf::experiment::settings::{DEFAULTS, FULL, Method, NormalizerKind, QUICK, Settings};
-use segment_rlhf::kl::AdaptiveKl;
+use segment_rlhf::equations::kl::AdaptiveKl;
+use segment_rlhf::equations::normalizer::Normalizer;
+use segment_rlhf::equations::segmentation::Actions;
+use segment_rlhf::grid::reported::{Source, Subject, reported};
+use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::{CausalLm, checkpoint};
-use segment_rlhf::normalizer::Normalizer;
-use segment_rlhf::report::metrics::IterationMetrics;
-use segment_rlhf::report::reported::{Source, Subject, reported};
-use segment_rlhf::segmentation::Actions;
-use segment_rlhf::stage::{Context, Stage, fit_normalizer, policy, preferences, reward, sft};
+use segment_rlhf::run::metrics::IterationMetrics;
+use segment_rlhf::run::{Context, Stage};
+use segment_rlhf::settings::{DEFAULTS, FULL, Method, NormalizerKind, QUICK, Settings};
+use segment_rlhf::stage::{fit_normalizer, policy, preferences, reward, sft};
 
 const PAGES: [&str; 3] = ["paper/equations.md", "paper/notation.md", "paper/deviations.md"];
 
@@ -460,7 +462,7 @@ fn the_tables_agree_on_the_segment_method_and_mark_the_suspect_value() {
     let tables = &reported().tables;
     let (methods, normalizers, interpolations) = (&tables[0], &tables[4], &tables[5]);
     let figures =
-        |row: &segment_rlhf::report::reported::Row| [row.alpaca_lc, row.alpaca_wr, row.arena_hard];
+        |row: &segment_rlhf::grid::reported::Row| [row.alpaca_lc, row.alpaca_wr, row.arena_hard];
     let segment = methods.row(Subject::Method(Method::Segment)).unwrap();
     assert_eq!(figures(segment), [Some(31.05), Some(34.53), Some(34.0)]);
     let regression = normalizers.row(Subject::Normalizer(NormalizerKind::Regression)).unwrap();
@@ -488,9 +490,8 @@ fn released_fits_are_usable_but_for_the_one_that_is_noted() {
         assert_eq!(usable, fit.note.is_none(), "{} {:?}", fit.model, fit.actions);
         let scalar = matches!(fit.normalizer, Normalizer::Scalar { .. });
         assert_eq!(scalar, fit.actions == Actions::Bandit);
-        let named = |table: &&segment_rlhf::report::reported::Table| {
-            table.model.as_ref() == Some(&fit.model)
-        };
+        let named =
+            |table: &&segment_rlhf::grid::reported::Table| table.model.as_ref() == Some(&fit.model);
         assert!(reported().tables.iter().any(|table| named(&table)), "{}", fit.model);
     }
     assert_eq!(fits[0].actions, Actions::Segment { entropy_cutoff: 1.75 });
@@ -504,7 +505,7 @@ fn the_official_settings_are_settings() {
     assert_eq!(settings.ppo.kl_coefficient, 0.01);
     assert_eq!((settings.ppo.actor.learning_rate, settings.ppo.critic.learning_rate), (5e-7, 9e-6));
     assert_eq!((settings.ppo.rollouts, settings.ppo.minibatch), (1024, 128));
-    settings.check_for_ppo().unwrap();
+    assert_eq!(settings.sampling(), Sampling::PLAIN);
 }
 
 #[test]

@@ -10,9 +10,9 @@
 
 use serde_json::{Value, json};
 
+use super::BenchmarkError;
 use super::answering::{Answer, Benchmark, Layout, Question};
 use crate::data::fields::Fields;
-use crate::error::Error;
 
 /// AlpacaEval, greedily unless told otherwise: its generators have no common temperature.
 pub const ALPACA_EVAL: Benchmark = Benchmark {
@@ -24,7 +24,7 @@ pub const ALPACA_EVAL: Benchmark = Benchmark {
     write,
 };
 
-fn read(row: &Fields) -> Result<Question, Error> {
+fn read(row: &Fields) -> Result<Question, BenchmarkError> {
     let instruction = row.text("instruction")?;
     let kept = json!({ "dataset": row.get("dataset"), "instruction": instruction });
     Ok(Question {

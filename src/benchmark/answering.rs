@@ -14,19 +14,18 @@ use serde_json::{Value, json};
 
 use super::error::BenchmarkError;
 use crate::atomic;
-use crate::control::Stop;
 use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
 use crate::data::fields::{Fields, read_rows};
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Error;
 use crate::model::generate::{Generation, generate};
 use crate::model::sampling::Sampling;
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::stream;
-use crate::stage::Context;
-use crate::stage::context::{file_fingerprint, model_fingerprint};
+use crate::run::Context;
+use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
 use crate::stage::task::model_tokenizer;
+use crate::stop::Stop;
 
 /// A benchmark whose judge is elsewhere: what its questions and answers look like.
 pub struct Benchmark {
@@ -39,7 +38,7 @@ pub struct Benchmark {
     /// How answers stand in their file.
     pub layout: Layout,
     /// The question in a row.
-    pub read: fn(&Fields) -> Result<Question, Error>,
+    pub read: fn(&Fields) -> Result<Question, BenchmarkError>,
     /// The entry of a question's answers, given the model's name and the time.
     pub write: fn(&Question, &[Answer], &str, f64) -> Value,
 }
@@ -97,9 +96,13 @@ pub struct Request {
 ///
 /// # Errors
 ///
-/// [`Error::Benchmark`], [`Error::Data`] and [`Error::Checkpoint`] for files that cannot be used, and
-/// [`Error::Interrupted`] after a stop.
-pub fn run(context: &Context, benchmark: &Benchmark, request: &Request) -> Result<usize, Error> {
+/// [`BenchmarkError`], [`BenchmarkError::Stage`] and [`BenchmarkError::Stage`] for files that cannot be used, and
+/// [`BenchmarkError::Stage`] after a stop.
+pub fn run(
+    context: &Context,
+    benchmark: &Benchmark,
+    request: &Request,
+) -> Result<usize, BenchmarkError> {
     let questions = read_questions(&request.questions, benchmark)?;
     let respondent = Respondent::load(context, benchmark, request)?;
     questions.iter().try_for_each(|question| respondent.check(question))?;
@@ -131,8 +134,8 @@ pub fn run(context: &Context, benchmark: &Benchmark, request: &Request) -> Resul
 ///
 /// # Errors
 ///
-/// [`Error::Data`]; [`BenchmarkError::SameQuestion`].
-pub fn read_questions(path: &Path, benchmark: &Benchmark) -> Result<Vec<Question>, Error> {
+/// [`BenchmarkError::Stage`]; [`BenchmarkError::SameQuestion`].
+pub fn read_questions(path: &Path, benchmark: &Benchmark) -> Result<Vec<Question>, BenchmarkError> {
     let mut seen = HashSet::new();
     read_rows(path, benchmark.layouts, |row| {
         let question = (benchmark.read)(row)?;
@@ -163,7 +166,11 @@ struct Respondent<'a> {
 }
 
 impl<'a> Respondent<'a> {
-    fn load(context: &Context, benchmark: &Benchmark, request: &'a Request) -> Result<Self, Error> {
+    fn load(
+        context: &Context,
+        benchmark: &Benchmark,
+        request: &'a Request,
+    ) -> Result<Self, BenchmarkError> {
         let tokenizer = model_tokenizer(&request.model)?;
         let (model, config) = CausalLm::load(&request.model, context.frozen())?;
         let max_new_tokens = request.max_new_tokens.unwrap_or(benchmark.max_new_tokens);
@@ -173,7 +180,7 @@ impl<'a> Respondent<'a> {
     }
 
     /// What the answers depend on.
-    fn circumstances(&self, context: &Context) -> Result<Value, Error> {
+    fn circumstances(&self, context: &Context) -> Result<Value, BenchmarkError> {
         let request = self.request;
         Ok(json!({
             "benchmark": self.benchmark,
@@ -189,7 +196,11 @@ impl<'a> Respondent<'a> {
     }
 
     /// The tokens of a conversation with a question, which leave room for an answer.
-    fn prompt(&self, question: &Question, conversation: &[Message]) -> Result<Vec<u32>, Error> {
+    fn prompt(
+        &self,
+        question: &Question,
+        conversation: &[Message],
+    ) -> Result<Vec<u32>, BenchmarkError> {
         let (path, place) = (self.request.questions.clone(), question.place);
         let prompt = match self.tokenizer.encode_prompt(conversation) {
             Ok(prompt) => prompt,
@@ -208,13 +219,17 @@ impl<'a> Respondent<'a> {
     }
 
     /// Refuses a question that cannot be asked, before anything is answered.
-    fn check(&self, question: &Question) -> Result<(), Error> {
+    fn check(&self, question: &Question) -> Result<(), BenchmarkError> {
         let first = Message { role: Role::User, content: question.turns[0].clone() };
         self.prompt(question, &[first]).map(|_| ())
     }
 
     /// The answers to each question's turns; all are of one temperature.
-    fn answer(&self, questions: &[Question], stop: &Stop) -> Result<Vec<Vec<Answer>>, Error> {
+    fn answer(
+        &self,
+        questions: &[Question],
+        stop: &Stop,
+    ) -> Result<Vec<Vec<Answer>>, BenchmarkError> {
         let mut conversations: Vec<Vec<Message>> = vec![Vec::new(); questions.len()];
         let mut answers: Vec<Vec<Answer>> = vec![Vec::new(); questions.len()];
         let most = questions.iter().map(|question| question.turns.len()).max().unwrap_or(0);
@@ -243,7 +258,7 @@ impl<'a> Respondent<'a> {
         questions: &[Question],
         conversations: &[Vec<Message>],
         stop: &Stop,
-    ) -> Result<Vec<Answer>, Error> {
+    ) -> Result<Vec<Answer>, BenchmarkError> {
         let prompt = |&i: &usize| self.prompt(&questions[i], &conversations[i]);
         let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
         let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
@@ -281,7 +296,7 @@ struct Answers {
 
 impl Answers {
     /// Opens the file of answers so far, or begins one.
-    fn open(out: &Path, circumstances: &Value) -> Result<Self, Error> {
+    fn open(out: &Path, circumstances: &Value) -> Result<Self, BenchmarkError> {
         let mut name = out.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let partial = out.with_file_name(name);

@@ -15,9 +15,9 @@
 
 use serde_json::{Value, json};
 
+use super::BenchmarkError;
 use super::answering::{Answer, Benchmark, Layout, Question};
 use crate::data::fields::Fields;
-use crate::error::Error;
 use crate::rng::fnv1a;
 
 /// Arena-Hard; a question file's rows say which version they are of.
@@ -30,7 +30,7 @@ pub const ARENA_HARD: Benchmark = Benchmark {
     write,
 };
 
-fn read(row: &Fields) -> Result<Question, Error> {
+fn read(row: &Fields) -> Result<Question, BenchmarkError> {
     let (key, turns) = match row.get("uid") {
         Some(_) => ("uid", vec![row.text("prompt")?.to_owned()]),
         None => ("question_id", turns(row)?),
@@ -41,11 +41,10 @@ fn read(row: &Fields) -> Result<Question, Error> {
 }
 
 /// The texts of `turns`, each a text or an object with a `content`.
-pub(super) fn turns(row: &Fields) -> Result<Vec<String>, Error> {
-    let turn = |(i, turn): (usize, &Value)| {
-        row.turn(&format!("turns[{i}]"), turn).map(str::to_owned).map_err(Error::from)
-    };
-    row.list("turns")?.iter().enumerate().map(turn).collect()
+pub(super) fn turns(row: &Fields) -> Result<Vec<String>, BenchmarkError> {
+    let turn =
+        |(i, turn): (usize, &Value)| row.turn(&format!("turns[{i}]"), turn).map(str::to_owned);
+    Ok(row.list("turns")?.iter().enumerate().map(turn).collect::<Result<_, _>>()?)
 }
 
 fn write(question: &Question, answers: &[Answer], name: &str, time: f64) -> Value {

@@ -2,10 +2,19 @@
 
 use std::path::PathBuf;
 
+use crate::data::error::DataError;
+use crate::model::{CheckpointError, TooLong};
+use crate::run::error::{Error, wrap_stage_errors};
+use crate::run::folder::FolderError;
+use crate::stop::Interrupted;
+
 /// Why a benchmark was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BenchmarkError {
+    /// The model, its data or a folder could not be used, or the run was stopped.
+    #[error(transparent)]
+    Stage(#[from] Error),
     /// Two rows of one file have the same identifier.
     #[error("{path}:{place}: the question {id} a second time; each must have its own identifier")]
     SameQuestion {
@@ -55,3 +64,5 @@ pub enum BenchmarkError {
         place: usize,
     },
 }
+
+wrap_stage_errors!(BenchmarkError: DataError, CheckpointError, TooLong, FolderError, Interrupted);

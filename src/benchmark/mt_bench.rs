@@ -9,10 +9,10 @@
 
 use serde_json::{Value, json};
 
+use super::BenchmarkError;
 use super::answering::{Answer, Benchmark, Layout, Question};
 use super::arena_hard::{answer_id, turns};
 use crate::data::fields::Fields;
-use crate::error::Error;
 
 /// MT-Bench, at the temperature of each question's category.
 pub const MT_BENCH: Benchmark = Benchmark {
@@ -40,7 +40,7 @@ pub fn temperature(category: &str) -> f64 {
     }
 }
 
-fn read(row: &Fields) -> Result<Question, Error> {
+fn read(row: &Fields) -> Result<Question, BenchmarkError> {
     let id = row.require("question_id")?.clone();
     Ok(Question {
         place: row.place,

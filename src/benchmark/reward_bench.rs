@@ -14,14 +14,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::BenchmarkError;
 use crate::data::chat::Message;
 use crate::data::error::DataError;
 use crate::data::fields::{Fields, read_rows};
-use crate::error::Error;
-use crate::report::table::{markdown, rate};
-use crate::stage::Context;
+use crate::run::Context;
 use crate::stage::score_text::{Place, Rater, Text};
 use crate::statistics::{mean, standard_error};
+use crate::table::{markdown, rate};
 
 const LAYOUT: &str = "{\"prompt\", \"chosen\", \"rejected\", \"subset\"}, as in RewardBench";
 
@@ -116,8 +116,8 @@ pub struct Report {
 ///
 /// # Errors
 ///
-/// [`Error::Data`] and [`Error::Benchmark`] for the file, and those of [`Rater::rate`].
-pub fn run(context: &Context, rater: &Rater, path: &Path) -> Result<Report, Error> {
+/// [`BenchmarkError::Stage`] and [`BenchmarkError`] for the file, and those of [`Rater::rate`].
+pub fn run(context: &Context, rater: &Rater, path: &Path) -> Result<Report, BenchmarkError> {
     let pairs = read_rows(path, LAYOUT, pair)?;
     let stage = context.progress.stage(context.title("reward-bench"), pairs.len(), 0);
     let mut cut = 0;

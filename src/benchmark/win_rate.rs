@@ -11,18 +11,17 @@ use serde_json::Value;
 
 use super::arena_hard::turns;
 use super::error::BenchmarkError;
-use super::length_control::{Comparison, length_control, plain};
 use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
 use crate::data::fields::{Fields, read_rows};
 use crate::data::letters::{self, Prompt};
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Error;
-use crate::report::table::{markdown, rate};
-use crate::stage::Context;
+use crate::run::Context;
 use crate::stage::score_text::{Place, Rater, Text};
 use crate::stage::task::letters_tokenizer;
+use crate::statistics::length_control::{Comparison, length_control, plain};
 use crate::statistics::mean;
+use crate::table::{markdown, rate};
 
 const ANSWERS: &str = "{\"instruction\", \"output\"} (AlpacaEval), {\"uid\", \"messages\"} (Arena-Hard v2), or \
                        {\"question_id\", \"choices\"} (MT-Bench, Arena-Hard v0.1)";
@@ -41,13 +40,13 @@ impl Judge {
     ///
     /// # Errors
     ///
-    /// [`Error::Data`]: never, as its test shows.
-    pub fn gold() -> Result<Self, Error> {
+    /// [`BenchmarkError::Stage`]: never, as its test shows.
+    pub fn gold() -> Result<Self, BenchmarkError> {
         Ok(Self::Gold(Box::new(letters_tokenizer()?)))
     }
 
     /// The score of each answer: the mean over its turns.
-    fn scores(&self, answers: &[(&Path, &Answered)]) -> Result<Vec<f64>, Error> {
+    fn scores(&self, answers: &[(&Path, &Answered)]) -> Result<Vec<f64>, BenchmarkError> {
         let turns = answers.iter().flat_map(|&(path, answer)| {
             let place = Place { path, row: answer.place };
             answer.turns.iter().map(move |turn| (turn, place))
@@ -131,8 +130,8 @@ pub struct Report {
 ///
 /// # Errors
 ///
-/// [`Error::Data`] and [`Error::Benchmark`] for the files, and those of the judge.
-pub fn run(context: &Context, judge: &Judge, files: &Match) -> Result<Report, Error> {
+/// [`BenchmarkError::Stage`] and [`BenchmarkError`] for the files, and those of the judge.
+pub fn run(context: &Context, judge: &Judge, files: &Match) -> Result<Report, BenchmarkError> {
     let questions = files.questions.as_deref().map(read_questions).transpose()?;
     let read = |path: &Path| read_answers(path, questions.as_ref());
     let (a, b) = (read(&files.a)?, read(&files.b)?);
@@ -241,13 +240,17 @@ impl Answered {
 /// The turns of each question, by its identifier.
 type Questions = HashMap<String, Vec<String>>;
 
-fn read_questions(path: &Path) -> Result<Questions, Error> {
-    let read =
-        |row: &Fields| Ok::<_, Error>((row.require("question_id")?.to_string(), turns(row)?));
+fn read_questions(path: &Path) -> Result<Questions, BenchmarkError> {
+    let read = |row: &Fields| {
+        Ok::<_, BenchmarkError>((row.require("question_id")?.to_string(), turns(row)?))
+    };
     Ok(read_rows(path, QUESTIONS, read)?.into_iter().collect())
 }
 
-fn read_answers(path: &Path, questions: Option<&Questions>) -> Result<Vec<Answered>, Error> {
+fn read_answers(
+    path: &Path,
+    questions: Option<&Questions>,
+) -> Result<Vec<Answered>, BenchmarkError> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     read_rows(path, ANSWERS, |row| {
         let (id, turns) = answered(path, row, questions)?;
@@ -263,7 +266,7 @@ fn answered(
     path: &Path,
     row: &Fields,
     questions: Option<&Questions>,
-) -> Result<(String, Vec<Turn>), Error> {
+) -> Result<(String, Vec<Turn>), BenchmarkError> {
     if row.get("uid").is_some() {
         let id = row.require("uid")?.to_string();
         let messages = row.list("messages")?;

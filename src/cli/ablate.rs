@@ -4,18 +4,19 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::error::Error;
 use super::{Common, show, use_threads};
-use crate::control::{Progress, Stop, say};
-use crate::error::Error;
-use crate::experiment::folder::{FolderError, write_file, write_json};
-use crate::experiment::lock::Locks;
-use crate::experiment::settings::Settings;
 use crate::grid::analysis::Analysis;
 use crate::grid::plan::{Grid, Plan};
 use crate::grid::results::{FORMAT, State};
 use crate::grid::{GridError, ablate, file, tables};
 use crate::report::extras::extras;
 use crate::report::page::{self, Page};
+use crate::run::folder::{FolderError, write_file, write_json};
+use crate::run::lock::Locks;
+use crate::run::progress::Progress;
+use crate::settings::Settings;
+use crate::stop::{Stop, say};
 
 /// Arguments of `ablate`.
 #[derive(Args)]
@@ -161,5 +162,5 @@ fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
 
 /// The grid in the folder `run`, to be read.
 fn plan(run: &Path) -> Result<Plan, Error> {
-    Grid::read(run)?.plan(run, &Locks::default(), &Stop::default(), &Progress::silent())
+    Ok(Grid::read(run)?.plan(run, &Locks::default(), &Stop::default(), &Progress::silent())?)
 }

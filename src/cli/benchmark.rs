@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use super::error::Error;
 use super::show;
 use crate::benchmark::alpaca_eval::ALPACA_EVAL;
 use crate::benchmark::answering::{self, Request};
@@ -13,10 +14,9 @@ use crate::benchmark::mt_bench::MT_BENCH;
 use crate::benchmark::reward_bench;
 use crate::benchmark::win_rate::{self, Judge, Match};
 use crate::data::chat::{Message, Role};
-use crate::error::Error;
-use crate::report::segments::SegmentedText;
-use crate::stage::Context;
+use crate::run::Context;
 use crate::stage::score_text::{Place, Rater, ReadAs, Text, TextRow, read_texts};
+use crate::stage::segmented_text::SegmentedText;
 
 /// A public benchmark. The model is --model DIR, or the policy of --run and --method.
 #[derive(Subcommand)]
@@ -140,7 +140,8 @@ impl Benchmark {
             Self::WinRate(args) => return win_rate(context, args),
         };
         let request = args.request(context)?;
-        answering::run(context, benchmark, &request).map(|_| ())
+        answering::run(context, benchmark, &request)?;
+        Ok(())
     }
 }
 

@@ -2,19 +2,22 @@
 
 mod ablate;
 mod benchmark;
+pub mod error;
 mod show;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::control::{Progress, Stop};
+use self::error::Error;
 use crate::device::DeviceName;
-use crate::error::Error;
-use crate::experiment::lock::{Locks, Unsupported};
-use crate::experiment::settings::{DEFAULTS, FULL, Method, QUICK, Settings};
 use crate::grid::reproduce;
-use crate::stage::{Context, evaluate, export, fit_normalizer, policy, preferences, reward, sft};
+use crate::run::Context;
+use crate::run::lock::{Locks, Unsupported};
+use crate::run::progress::Progress;
+use crate::settings::{DEFAULTS, FULL, Method, QUICK, Settings};
+use crate::stage::{evaluate, export, fit_normalizer, policy, preferences, reward, sft};
+use crate::stop::Stop;
 
 /// Segment-level RLHF: entropy segments, segment reward models, location-aware normalizers and PPO.
 ///

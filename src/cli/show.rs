@@ -9,24 +9,25 @@ use clap::Args;
 use rand::seq::IndexedRandom;
 use serde::Serialize;
 
+use super::error::Error;
 use crate::data::chat::{Message, Role};
 use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Error;
-use crate::experiment::settings::{Method, Settings};
+use crate::grid::reported;
 use crate::grid::reproduce::{Cell, Results, cell_context, table};
-use crate::memory::{Advice, Bytes, Estimator, Need};
 use crate::model::generate::view_tokens;
 use crate::model::{CausalLm, ModelConfig};
-use crate::report::reported;
-use crate::report::segments::SegmentedText;
-use crate::report::table::markdown;
 use crate::rng::{stream, streams};
-use crate::stage::context::Context;
-use crate::stage::pipeline::Stage;
+use crate::run::context::Context;
+use crate::run::memory::{Bytes, Need};
+use crate::run::stage::Stage;
+use crate::settings::{Method, Settings};
+use crate::stage::memory::{Estimator, advise};
 use crate::stage::score::Segmenter;
 use crate::stage::score_text::{Encoded, Rater};
+use crate::stage::segmented_text::SegmentedText;
 use crate::stage::task::{HeldOut, Task, model_tokenizer};
+use crate::table::markdown;
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -110,7 +111,7 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
         stages.iter().map(Need::total).fold(0.0, f64::max)
     };
     if most(&context.settings) > free {
-        let advice = Advice::find(&context.settings, free, most);
+        let advice = advise(&context.settings, free, most);
         text += &format!("\nnot every stage fits; {advice}");
     }
     out(&text)

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::control::Interrupted;
+use crate::stop::Interrupted;
 
 /// A fault in a data file, a tokenizer, or what was asked of them.
 #[derive(Debug, thiserror::Error)]

@@ -38,8 +38,8 @@ use super::chat::{Message, Role};
 use super::error::DataError;
 use super::fields::Fields;
 use super::rows::{Row, files, rows};
-use super::store::prompt_hash;
 use super::tokenizer::Tokenizer;
+use crate::rng::Fnv1a;
 
 const PAIR: &str =
     "{\"chosen\", \"rejected\"} of message lists, or {\"prompt\", \"chosen\", \"rejected\"}";
@@ -162,6 +162,13 @@ impl From<DataError> for Refusal {
     fn from(error: DataError) -> Self {
         Self::Error(error)
     }
+}
+
+/// A hash of a prompt's tokens. That of a whole prompt, before cutting, says on which side of the held-out split it is.
+pub fn prompt_hash(prompt: &[u32]) -> u64 {
+    let mut hash = Fnv1a::default();
+    prompt.iter().for_each(|token| hash.write(&token.to_le_bytes()));
+    hash.finish()
 }
 
 /// Calls `visit` with each preference pair in a file, in order, and the [hash](prompt_hash) of its whole prompt,

@@ -88,11 +88,6 @@ impl From<StoredRow> for Conversation {
     }
 }
 
-/// A hash of a prompt's tokens. That of a whole prompt, before cutting, says on which side of the held-out split it is.
-pub fn prompt_hash(prompt: &[u32]) -> u64 {
-    fnv1a(&bytes_of(prompt))
-}
-
 fn bytes_of(tokens: &[u32]) -> Vec<u8> {
     tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
 }
@@ -478,6 +473,7 @@ impl<T: Clone + From<StoredRow>> Items<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::pairs::prompt_hash;
     use proptest::prelude::*;
     use tempfile::TempDir;
 

@@ -7,9 +7,8 @@ use super::estimate::{Rates, time};
 use super::plan::{Plan, PlannedCell, Progressed};
 use super::results::{Cell, Results, State};
 use super::schedule::{self, OnFailure, Outcome};
-use crate::control::{Gauge, Progress};
-use crate::error::Error;
-use crate::report::table::markdown;
+use crate::run::progress::{Gauge, Progress};
+use crate::table::markdown;
 
 /// Runs what is not finished of the grid in `run`, on `jobs` threads; writes `grid.json` into its folder before, and
 /// `results.json` after it.
@@ -18,7 +17,7 @@ use crate::report::table::markdown;
 ///
 /// [`Error::Interrupted`]; [`GridError::Cells`] when cells failed or cannot be read, after all others are finished;
 /// [`Error::Folder`].
-pub fn run(plan: &Plan, run: &std::path::Path, jobs: usize) -> Result<Results, Error> {
+pub fn run(plan: &Plan, run: &std::path::Path, jobs: usize) -> Result<Results, GridError> {
     let locks = &plan.cells[0].context.locks;
     plan.grid.write(run, locks)?;
     let board = Mutex::new(Board::new(plan, jobs));

@@ -9,15 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::results::{self, Cell, Curve, Figures, Results, State};
-use crate::experiment::settings::{Method, NormalizerKind, Settings};
-use crate::interpolation::Interpolation;
-use crate::normalizer::Normalizer;
-use crate::report::reported::{self, Row, Source, Subject};
-use crate::report::table;
+use crate::equations::interpolation::Interpolation;
+use crate::equations::normalizer::Normalizer;
+use crate::grid::reported::{self, Row, Source, Subject};
+use crate::settings::{Method, NormalizerKind, Settings};
 use crate::stage::evaluate::Evaluation;
 use crate::stage::policy::EvaluationLine;
 use crate::stage::task::HeldOut;
 use crate::statistics::{Estimate, mean};
+use crate::table;
 
 /// The name of the model that all policies start from, beside those of the arms.
 pub const BASE: &str = "SFT";

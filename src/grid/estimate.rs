@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::schedule::{Task, Took};
-use crate::experiment::settings::Settings;
-use crate::stage::Stage;
+use crate::run::Stage;
+use crate::settings::Settings;
 
 /// Seconds of a unit of [`work`] on the embedded task, one core of an AMD EPYC with AVX-512 (see `experiments/LOG.md`);
 /// in force as long as no stage of the kind is finished.

@@ -30,7 +30,12 @@ use serde::{Deserialize, Serialize};
 use toml::{Spanned, Table, Value};
 
 use super::results::FORMAT;
-use crate::experiment::settings::{Settings, SettingsError, line_at, merge};
+use crate::data::error::DataError;
+use crate::device::DeviceError;
+use crate::model::CheckpointError;
+use crate::run::error::{Error, wrap_stage_errors};
+use crate::run::folder::FolderError;
+use crate::settings::{Settings, SettingsError, line_at, merge};
 
 /// An experiment, with the settings of every arm resolved but for the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +83,8 @@ mod as_toml {
     }
 }
 
+wrap_stage_errors!(GridError: FolderError, CheckpointError, DataError, DeviceError);
+
 /// Why an experiment file was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -100,6 +107,9 @@ pub enum GridError {
         /// What the parser said.
         message: String,
     },
+    /// A stage failed, or a file of it could not be used.
+    #[error(transparent)]
+    Stage(#[from] Error),
     /// A base file, the user's settings, or those of an arm were refused.
     #[error(transparent)]
     Settings(#[from] SettingsError),

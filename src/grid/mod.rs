@@ -13,6 +13,7 @@ pub mod analysis;
 pub mod estimate;
 pub mod file;
 pub mod plan;
+pub mod reported;
 pub mod reproduce;
 pub mod results;
 pub mod schedule;

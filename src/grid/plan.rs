@@ -9,15 +9,15 @@ use super::GridError;
 use super::file::Planned;
 use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
 use super::schedule::{Failure, Tasks, write_in_turn};
-use crate::control::{Progress, Stop};
 use crate::device::DeviceName;
-use crate::error::Error;
-use crate::experiment::folder::{FAILED, FolderError, Origin, read_json, read_json_lines};
-use crate::experiment::lock::{Locks, is_held};
-use crate::report::metrics::IterationMetrics;
+use crate::run::folder::{FAILED, FolderError, Origin, read_json, read_json_lines};
+use crate::run::lock::{Locks, is_held};
+use crate::run::metrics::IterationMetrics;
+use crate::run::progress::Progress;
+use crate::run::{Context, Layout, Stage};
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::policy::EvaluationLine;
-use crate::stage::{Context, Layout, Stage};
+use crate::stop::Stop;
 
 /// What `RUN/grid.json` holds: everything that the grid's cells depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,7 +72,7 @@ impl Grid {
     /// # Errors
     ///
     /// [`GridError::NoGrid`], [`GridError::OtherFormat`], and [`Error::Folder`] for a file that cannot be read.
-    pub fn read(run: &Path) -> Result<Self, Error> {
+    pub fn read(run: &Path) -> Result<Self, GridError> {
         let path = path(run);
         if !path.exists() {
             return Err(GridError::NoGrid { dir: run.to_owned() }.into());
@@ -86,7 +86,7 @@ impl Grid {
     /// # Errors
     ///
     /// [`GridError::OtherFormat`] when the folder is another version's; [`Error::Folder`].
-    pub fn write(&self, run: &Path, locks: &Locks) -> Result<(), Error> {
+    pub fn write(&self, run: &Path, locks: &Locks) -> Result<(), GridError> {
         let path = path(run);
         if path.exists() {
             check_format(&path)?;
@@ -105,7 +105,7 @@ impl Grid {
         locks: &Locks,
         stop: &Stop,
         progress: &Progress,
-    ) -> Result<Plan, Error> {
+    ) -> Result<Plan, GridError> {
         let Some(any) = self.experiments.iter().flat_map(|e| &e.arms).next() else {
             return Err(GridError::NoGrid { dir: run.to_owned() }.into());
         };
@@ -158,7 +158,7 @@ fn path(run: &Path) -> PathBuf {
     run.join("grid.json")
 }
 
-fn check_format(path: &Path) -> Result<(), Error> {
+fn check_format(path: &Path) -> Result<(), GridError> {
     #[derive(Deserialize)]
     struct Head {
         format: u32,

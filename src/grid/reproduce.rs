@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::origins;
 use super::schedule::{self, OnFailure, Outcome, Tasks};
-use crate::error::Error;
-use crate::experiment::folder::{Origin, write_file, write_json};
-use crate::experiment::settings::Method;
-use crate::report::table::{markdown, rate, with_error};
+use crate::run::Context;
+use crate::run::error::Error;
+use crate::run::folder::{Origin, write_file, write_json};
+use crate::settings::Method;
 use crate::stage::fit_normalizer::NormalizerFile;
-use crate::stage::{Context, evaluate, fit_normalizer, policy, reward};
+use crate::stage::{evaluate, fit_normalizer, policy, reward};
 use crate::statistics::{mean, standard_error};
+use crate::table::{markdown, rate, with_error};
 
 /// The figures of one method with one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

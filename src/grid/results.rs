@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::experiment::folder::Origin;
-use crate::experiment::settings::Method;
-use crate::report::metrics::IterationMetrics;
+use crate::run::folder::Origin;
+use crate::run::metrics::IterationMetrics;
+use crate::settings::Method;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::{evaluate, policy, preferences, reward};
 

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
-use crate::experiment::folder::{self, FAILED, FolderError, TOOK, write_json};
-use crate::experiment::lock::{LockError, Locks};
-use crate::stage::{Context, Stage};
+use crate::run::error::Error;
+use crate::run::folder::{self, FAILED, FolderError, TOOK, write_json};
+use crate::run::lock::{LockError, Locks};
+use crate::run::{Context, Stage};
 
 /// How long a worker leaves a stage alone that another process runs.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -248,7 +248,7 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
     let failed = task.dir.join(FAILED);
     let _ = fs::remove_file(&failed); // of an earlier try
     let start = Instant::now();
-    let result = task.stage.run(&context);
+    let result = crate::stage::run(task.stage, &context);
     Took::add(&task.dir, start.elapsed());
     match result {
         Ok(()) => Ok(true),
@@ -310,7 +310,7 @@ pub fn write_in_turn<T: Serialize>(
 mod tests {
     use super::*;
     use crate::device::DeviceName;
-    use crate::experiment::settings::Settings;
+    use crate::settings::Settings;
 
     #[test]
     fn a_stop_ends_the_wait_for_another_process() {

@@ -7,9 +7,9 @@ use super::analysis::{
     Verdict,
 };
 use super::results::{Results, State};
-use crate::experiment::folder::{FolderError, write_file};
-use crate::report::table;
+use crate::run::folder::{FolderError, write_file};
 use crate::statistics::Estimate;
+use crate::table;
 
 /// Around the section of the README that [`readme`] gives.
 pub const MARKERS: [&str; 2] = ["<!-- results -->", "<!-- /results -->"];

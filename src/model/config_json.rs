@@ -6,11 +6,11 @@ use burn::tensor::DType;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::CheckpointError;
 use super::config::{
     Activation, AttentionBias, Family, ModelConfig, Residual, RopeScaling, SlidingWindow,
     WindowedLayers,
 };
+use super::error::CheckpointError;
 
 /// What a folder's model is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,15 +8,18 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Device, Gradients, Tensor};
 
 use super::cache::KvCache;
-use super::checkpoint::{self, CheckpointError};
+use super::checkpoint;
 use super::config::ModelConfig;
 use super::config_json::Head;
+use super::error::CheckpointError;
 use super::grid::Grid;
-use super::layers::{Embedding, Layer, Linear, Norm, apply, cast, fan_in, named_param, wide};
+use super::layers::{Embedding, Layer, Linear, Norm, apply, cast, fan_in, wide};
 use super::lora::{self, Adapter, LoraSettings, ModelSource};
+use super::names::HEAD;
+use super::recompute::is_trained;
 use super::recompute::{Pass, Tape, Trainable};
 use super::rope::{Rope, Rotation};
-use super::source::{Fresh, Init, Placement, Source, fresh_values};
+use super::source::{Fresh, Init, Placement, Source, fresh_values, named_param};
 use super::weights::FreshParam;
 use crate::device::{Checkpointing, Precision};
 
@@ -178,7 +181,7 @@ fn inference<M: Module>(model: &M, dtype: DType) -> M {
             self.path.pop();
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let wide = lora::is_trained(true, &self.path.join("."));
+            let wide = is_trained(true, &self.path.join("."));
             if wide { param } else { param.map(|value| cast(value, self.dtype)) }
         }
     }
@@ -325,9 +328,6 @@ pub struct ScalarModel {
     model: Decoder,
     score: Linear,
 }
-
-/// The name of the scalar head's parameter.
-pub(super) const HEAD: &str = "score.weight";
 
 /// How the head of a critic or a reward model starts over a language model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -477,7 +477,7 @@ impl ScalarModel {
 pub(crate) mod passes {
     use std::cell::RefCell;
 
-    use crate::control::Stop;
+    use crate::stop::Stop;
 
     thread_local! {
         static COUNT: RefCell<(usize, Option<(usize, Stop)>)> = const { RefCell::new((0, None)) };

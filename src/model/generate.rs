@@ -8,9 +8,9 @@ use super::decoder::{CausalLm, ScalarModel};
 use super::grid::Grid;
 use super::layers::wide;
 use super::sampling::Sampling;
-use crate::control::{Interrupted, Stop};
+use crate::equations::segmentation::entropy;
 use crate::rng::Stream;
-use crate::segmentation::entropy;
+use crate::stop::{Interrupted, Stop};
 
 /// Columns of a prompt that are read in one forward pass.
 pub(crate) const PREFILL: usize = 128;
@@ -272,9 +272,9 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::experiment::settings::Settings;
     use crate::model::decoder::passes;
     use crate::rng::streams;
+    use crate::settings::Settings;
 
     #[test]
     fn a_stop_ends_generation_with_the_pass_that_reads_a_piece_of_a_prompt_or_a_token() {

@@ -1,7 +1,7 @@
 //! The parts of the decoder. Parameters are stored and named as Hugging Face stores and names Llama's;
 //! [`super::names`] knows what other families call them.
 
-use burn::module::{LoraAdapter, Module, Param, ParamId};
+use burn::module::{LoraAdapter, Module, Param};
 use burn::tensor::module::{attention, attention_fallback, embedding};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, activation};
@@ -354,11 +354,4 @@ impl Layer {
         };
         sum.add(self.mlp.forward(self.post_attention_layernorm.forward(read)))
     }
-}
-
-/// A parameter whose identity is its name, so that optimizer state finds it again after a restart.
-pub(super) fn named_param<const D: usize>(name: &str, value: Tensor<D>) -> Param<Tensor<D>> {
-    let id = ParamId::from(crate::rng::fnv1a(name.as_bytes()));
-    let (_, value, mapper) = Param::from_tensor(value).consume();
-    Param::from_mapped_value(id, value, mapper)
 }

@@ -14,15 +14,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::module::{LoraAdapter, Module, ModuleVisitor, Param, Reparameterizer};
+use burn::module::{LoraAdapter, Module, Param, Reparameterizer};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{CheckpointError, collect, serialize};
+use super::checkpoint::{collect, serialize};
 use super::config::ModelConfig;
-use super::decoder::HEAD;
-use super::layers::{cast, named_param};
-use super::source::{Init, Placement, Source, fresh_values};
+use super::error::CheckpointError;
+use super::layers::cast;
+use super::names::HEAD;
+use super::recompute::is_trained;
+use super::source::{Init, Placement, Source, fresh_values, named_param};
 use super::weights::{self, FileSource, FreshParam};
 use crate::atomic;
 use crate::bounds::Bounds;
@@ -147,26 +149,6 @@ fn onto<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<D> {
         None => x.without_autodiff(),
         Some(strategy) => x.autodiff().with_gradient_checkpointing_strategy(strategy),
     }
-}
-
-/// Whether `model` has adapters.
-pub fn is_adapted<M: Module>(model: &M) -> bool {
-    struct Find(bool);
-    impl ModuleVisitor for Find {
-        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {}
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.0 |= name == "lora";
-        }
-    }
-    let mut find = Find(false);
-    model.visit(&mut find);
-    find.0
-}
-
-/// Whether training changes the parameter called `name` of a model that is `adapted` or not: with adapters,
-/// them and a scalar head alone.
-pub fn is_trained(adapted: bool, name: &str) -> bool {
-    !adapted || name == HEAD || name.contains(".lora.")
 }
 
 /// `adapter_config.json`: what we need of what PEFT writes.

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod config_json;
 pub mod decoder;
+pub mod error;
 pub mod generate;
 pub mod grid;
 pub mod layers;
@@ -18,9 +19,9 @@ pub mod source;
 pub mod weights;
 
 pub use cache::KvCache;
-pub use checkpoint::CheckpointError;
 pub use config::{LengthLimit, ModelConfig, TooLong};
 pub use config_json::Head;
 pub use decoder::{CausalLm, FreshHead, ScalarModel};
+pub use error::CheckpointError;
 pub use grid::Grid;
 pub use source::Placement;

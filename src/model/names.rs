@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use super::config::{Family, ModelConfig};
 
+/// The name of the scalar head's parameter.
+pub(super) const HEAD: &str = "score.weight";
+
 /// The layout of a family's files.
 #[derive(Clone, Debug)]
 pub struct Layout {

@@ -11,7 +11,8 @@ use burn::optim::{
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{CheckpointError, restore, write_trained};
+use super::checkpoint::{restore, write_trained};
+use super::error::CheckpointError;
 use super::recompute::Trainable;
 use crate::atomic::NewFile;
 use crate::bounds::Bounds;
@@ -311,10 +312,10 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::experiment::settings::Settings;
     use crate::model::checkpoint::to_safetensors;
     use crate::model::generate::response_log_probs;
     use crate::model::{CausalLm, Grid};
+    use crate::settings::Settings;
 
     /// A trainer, and a loss of its model: minus the mean log-probability of a response.
     fn trainer(max_gradient_norm: f64) -> (Trainer<CausalLm>, Tensor<1>) {

@@ -7,11 +7,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Gradients, Tensor};
 
 use super::grid::Grid;
+use super::names::HEAD;
 
 /// Forward passes whose backward passes have not come yet.
 #[derive(Clone, Debug, Default)]
@@ -42,4 +43,24 @@ impl Tape {
 pub trait Trainable: Module {
     /// Gives `add` the gradients that a backward pass has left out, from those that it has found.
     fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams));
+}
+
+/// Whether `model` has adapters.
+pub fn is_adapted<M: Module>(model: &M) -> bool {
+    struct Find(bool);
+    impl ModuleVisitor for Find {
+        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {}
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0 |= name == "lora";
+        }
+    }
+    let mut find = Find(false);
+    model.visit(&mut find);
+    find.0
+}
+
+/// Whether training changes the parameter called `name` of a model that is `adapted` or not: with adapters,
+/// them and a scalar head alone.
+pub fn is_trained(adapted: bool, name: &str) -> bool {
+    !adapted || name == HEAD || name.contains(".lora.")
 }

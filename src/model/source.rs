@@ -1,10 +1,9 @@
 //! Where a model's parameters come from, a seeded generator or a checkpoint, and where they go.
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::Rng;
 
-use super::layers::named_param;
 use crate::rng::stream;
 
 /// How a parameter starts when no checkpoint gives it.
@@ -58,6 +57,13 @@ pub trait Source {
         };
         named_param(name, value)
     }
+}
+
+/// A parameter whose identity is its name, so that optimizer state finds it again after a restart.
+pub(super) fn named_param<const D: usize>(name: &str, value: Tensor<D>) -> Param<Tensor<D>> {
+    let id = ParamId::from(crate::rng::fnv1a(name.as_bytes()));
+    let (_, value, mapper) = Param::from_tensor(value).consume();
+    Param::from_mapped_value(id, value, mapper)
 }
 
 /// Fresh parameters. Each draws from a stream named after it, so that a model's parameters depend neither

@@ -11,8 +11,8 @@ use burn::tensor::{DType, TensorData, bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
-use super::checkpoint::CheckpointError;
 use super::config::ModelConfig;
+use super::error::CheckpointError;
 use super::names::{Layout, Place, is_constant};
 use super::source::{Init, Placement, Source, fresh_values};
 

@@ -2,21 +2,22 @@
 
 use super::page::{Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
 use super::texts::texts;
-use crate::error::Error;
-use crate::experiment::folder::read_json;
-use crate::experiment::settings::Method;
+use crate::equations::normalizer::Normalizer;
+use crate::equations::segmentation::Actions;
 use crate::grid::plan::{Plan, PlannedCell};
 use crate::grid::results::Results;
 use crate::grid::schedule::Took;
 use crate::model::CausalLm;
 use crate::model::generate::view_tokens;
-use crate::normalizer::Normalizer;
-use crate::segmentation::Actions;
+use crate::run::Stage;
+use crate::run::error::Error;
+use crate::run::folder::read_json;
+use crate::settings::Method;
+use crate::stage::evaluate;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::preferences::{self, Pair};
 use crate::stage::score::Segmenter;
 use crate::stage::task::Task;
-use crate::stage::{Stage, evaluate};
 
 /// The files that stand beside a report, and what they hold.
 const FILES: [(&str, &str); 9] = [

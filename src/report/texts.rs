@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::segments::SegmentedText;
 use crate::data::letters::{ClauseKind, EOS, Gold, RESPONSE_LIMIT};
 use crate::data::store::Items;
-use crate::error::Error;
-use crate::stage::Context;
+use crate::run::Context;
+use crate::run::error::Error;
 use crate::stage::preferences::{self, Pair};
 use crate::stage::score_text::{Encoded, Rater};
+use crate::stage::segmented_text::SegmentedText;
 use crate::stage::task::Task;
 
 /// A response as a reward model of segments and one of tokens see it.

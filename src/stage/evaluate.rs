@@ -2,20 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, model_fingerprint};
-use super::pipeline::Stage;
+use super::memory;
 use super::score::{Fingerprints, Scored, Scorer};
 use super::task::{HeldOut, Split, Task};
-use crate::benchmark::length_control::{Comparison, length_control};
 use crate::data::letters::ClauseKind;
-use crate::error::Error;
-use crate::experiment::folder::{Parts, StageFolder};
-use crate::kl::k1;
+use crate::equations::kl::k1;
 use crate::model::generate::{TokenView, generate, view_tokens};
 use crate::model::{CausalLm, ModelConfig};
-use crate::report::table::rate;
 use crate::rng::streams;
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::fingerprint::model_fingerprint;
+use crate::run::folder::{Parts, StageFolder};
+use crate::run::stage::Stage;
+use crate::statistics::length_control::{Comparison, length_control};
 use crate::statistics::{mean, standard_error};
+use crate::table::rate;
 
 /// Figures of one model's responses to the held-out prompts. Means are over responses; standard errors
 /// over prompts, whose samples are averaged first.
@@ -36,7 +38,7 @@ pub struct Evaluation {
     pub win_rate: Option<f64>,
     /// Its standard error.
     pub win_rate_error: Option<f64>,
-    /// The win rate at equal lengths in tokens ([`length_control`](crate::benchmark::length_control)).
+    /// The win rate at equal lengths in tokens ([`length_control`](crate::statistics::length_control)).
     pub length_controlled_win_rate: Option<f64>,
     /// Its standard error, over responses.
     pub length_controlled_error: Option<f64>,
@@ -316,7 +318,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let task = Task::open(context, Some(&reference_dir))?;
     let config = ModelConfig::from_dir(&policy_dir)?;
     let longest = task.longest_rollout(context)?;
-    context.announce(folder.dir(), &config, longest, |e, lengths| e.evaluate(lengths))?;
+    memory::announce(context, folder.dir(), &config, longest, |e, lengths| e.evaluate(lengths))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = settings.ppo.rows_at_once;
     let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());

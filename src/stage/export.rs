@@ -6,13 +6,13 @@ use burn::tensor::DType;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::context::Context;
 use super::task::model_tokenizer;
 use crate::atomic;
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Error;
-use crate::experiment::folder::FolderError;
 use crate::model::{CausalLm, CheckpointError, Head, ModelConfig, Placement, ScalarModel, lora};
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::folder::FolderError;
 
 /// Which model of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -4,17 +4,18 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::Context;
-use super::pipeline::Stage;
+use super::memory;
 use super::preferences::{self, Pair};
 use super::score::{Fingerprints, Scored, Scorer};
 use super::task::Task;
-use crate::error::Error;
-use crate::experiment::folder::{read_json, remove_checkpoints, write_json};
-use crate::experiment::settings::{Method, NormalizerKind};
+use crate::equations::normalizer::{LocationStatistic, Normalizer, location, location_statistics};
+use crate::equations::segmentation::Actions;
 use crate::model::ModelConfig;
-use crate::normalizer::{LocationStatistic, Normalizer, location, location_statistics};
-use crate::segmentation::Actions;
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::folder::{read_json, remove_checkpoints, write_json};
+use crate::run::stage::Stage;
+use crate::settings::{Method, NormalizerKind};
 
 /// A normalizer with what it was fitted on: `normalizer.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -113,7 +114,9 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     }
     let config = ModelConfig::from_dir(&reference_dir)?;
     let longest = pairs.train.longest_parts();
-    context.announce(folder.dir(), &config, longest, |e, lengths| e.fit_normalizer(lengths))?;
+    memory::announce(context, folder.dir(), &config, longest, |e, lengths| {
+        e.fit_normalizer(lengths)
+    })?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = 2 * settings.reward.rows_at_once;
     let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());

@@ -10,24 +10,40 @@
 //! RUN/METHOD/evaluation      the policy against the SFT model
 //! ```
 
-pub mod context;
 mod cut;
 pub mod evaluate;
 pub mod export;
 pub mod fit_normalizer;
+pub mod memory;
 pub mod models;
-pub mod pipeline;
 pub mod policy;
 pub mod preferences;
 pub mod reward;
 pub mod rollout;
 pub mod score;
 pub mod score_text;
+pub mod segmented_text;
 pub mod sft;
 #[cfg(test)]
 mod stopping;
 pub mod supervised;
 pub mod task;
 
-pub use context::Context;
-pub use pipeline::{Layout, Stage};
+use crate::run::error::Error;
+use crate::run::{Context, Stage};
+
+/// Runs a stage, unless its result is there.
+///
+/// # Errors
+///
+/// Every [`Error`].
+pub fn run(stage: Stage, context: &Context) -> Result<(), Error> {
+    match stage {
+        Stage::Sft => sft::run(context).map(drop),
+        Stage::Preferences => preferences::run(context).map(drop),
+        Stage::TrainReward => reward::run(context).map(drop),
+        Stage::FitNormalizer => fit_normalizer::run(context).map(drop),
+        Stage::Ppo => policy::run(context).map(drop),
+        Stage::Evaluate => evaluate::run(context).map(drop),
+    }
+}

@@ -9,12 +9,13 @@
 
 use std::path::Path;
 
-use super::context::Context;
 use super::sft::write_model;
 use super::task::Task;
-use crate::error::Error;
-use crate::model::lora::{Adapter, is_adapted};
+use crate::model::lora::Adapter;
+use crate::model::recompute::is_adapted;
 use crate::model::{CausalLm, CheckpointError, FreshHead, ModelConfig, Placement, ScalarModel};
+use crate::run::context::Context;
+use crate::run::error::Error;
 
 /// The model in the folder `dir`, whose tensors those that were trained over it can share.
 pub struct Base<'a> {

@@ -8,27 +8,29 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::context::Context;
 use super::evaluate::{Evaluation, Evaluator, Judged, Kept, Side};
 use super::fit_normalizer::NormalizerFile;
-use super::pipeline::Stage;
+use super::memory;
 use super::rollout::{Rollout, Sampler, compare_with_truth, metrics_of};
 use super::score::Scorer;
 use super::task::{HeldOut, Task, permutation};
 use crate::atomic::{self, NewFile};
 use crate::data::letters::Gold;
 use crate::data::store::Items;
-use crate::error::Error;
-use crate::experiment::folder::{Checkpoint, FolderError, Log, StageFolder, read_json};
-use crate::experiment::settings::PpoSettings;
-use crate::kl::AdaptiveKl;
+use crate::equations::kl::AdaptiveKl;
+use crate::equations::normalizer::Normalizer;
+use crate::equations::ppo::{policy_loss, value_loss};
 use crate::model::generate::{ReadAt, pad_rows, response_log_probs};
 use crate::model::optim::Trainer;
+use crate::model::sampling::Sampling;
 use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
-use crate::normalizer::Normalizer;
-use crate::ppo::{policy_loss, value_loss};
-use crate::report::metrics::{IterationMetrics, IterationTimings};
 use crate::rng::streams;
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::folder::{Checkpoint, FolderError, Log, StageFolder, read_json};
+use crate::run::metrics::{IterationMetrics, IterationTimings};
+use crate::run::stage::Stage;
+use crate::settings::PpoSettings;
 
 /// The result of the stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,13 +79,15 @@ const BEST: &str = "best.safetensors";
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let context = &context.within(Stage::Ppo);
     let settings = &context.settings;
-    settings.check_for_ppo()?;
+    if settings.sampling() != Sampling::PLAIN {
+        return Err(Error::SamplingForPpo(settings.sampling()));
+    }
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
     let dir = context.dir(Stage::Ppo);
     let config = ModelConfig::from_dir(&reference_dir)?;
     let longest = task.longest_rollout(context)?;
-    context.announce(&dir, &config, longest, |e, lengths| e.ppo(lengths))?;
+    memory::announce(context, &dir, &config, longest, |e, lengths| e.ppo(lengths))?;
     let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
     let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
     let normalizer = NormalizerFile::read(context, &scorer)?.normalizer;
@@ -437,7 +441,7 @@ impl<'a> Batch<'a> {
         self.grid.mask(self.first..self.grid.width(), &self.device)
     }
 
-    fn policy_loss(&self, policy: &CausalLm, clip: f64) -> crate::ppo::PolicyLoss {
+    fn policy_loss(&self, policy: &CausalLm, clip: f64) -> crate::equations::ppo::PolicyLoss {
         let (log_probs, _) = response_log_probs(policy, &self.grid, self.first);
         let old = self.pad(|r| r.log_probs.clone());
         let advantages = self.pad(|r| narrow(&r.advantages));

@@ -4,16 +4,17 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, file_fingerprint, model_fingerprint};
-use super::pipeline::Stage;
 use super::task::{Data, HeldOut, Split, Task, permutation};
 use crate::data::letters::{self, Prompt};
 use crate::data::store::{Items, StoredRow};
-use crate::error::Error;
-use crate::experiment::folder::{FolderError, Parts, read_json_lines, write_file};
 use crate::model::CausalLm;
 use crate::model::generate::generate;
 use crate::rng::{Stream, streams};
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
+use crate::run::folder::{FolderError, Parts, read_json_lines, write_file};
+use crate::run::stage::Stage;
 
 /// A prompt, two responses, and the truth about them where it is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,26 +8,30 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, model_fingerprint};
 use super::cut::Cut;
-use super::pipeline::Stage;
+use super::memory;
 use super::preferences::{self, Pair};
-use super::score::{REWARD_CARD, RewardCard, Segmenter};
+use super::score::{RewardCard, Segmenter};
 use super::supervised::{BatchResult, Epochs, or_save, train};
 use super::task::{HeldOut, Split, Task};
-use crate::bt_loss::segment_bt_loss;
-use crate::control::Stop;
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
-use crate::error::Error;
-use crate::experiment::folder::{StageFolder, write_json};
-use crate::experiment::settings::RewardSettings;
+use crate::equations::bt_loss::segment_bt_loss;
+use crate::equations::segment_reward::{
+    aggregate, aggregation_weights, segment_rewards, sequence_scores,
+};
+use crate::equations::segmentation::Actions;
 use crate::model::generate::{ReadAt, TokenView, pad_rows, read_scalars, view_tokens};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
-use crate::segment_reward::{aggregate, aggregation_weights, segment_rewards, sequence_scores};
-use crate::segmentation::Actions;
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::fingerprint::{REWARD_CARD, model_fingerprint};
+use crate::run::folder::{StageFolder, write_json};
+use crate::run::stage::Stage;
+use crate::settings::RewardSettings;
 use crate::statistics::mean;
+use crate::stop::Stop;
 
 /// The result of the stage, on held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -222,7 +226,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     pairs.what.tell(context);
     let config = ModelConfig::from_dir(&reference_dir)?;
     let longest = pairs.train.longest_parts();
-    context.announce(folder.dir(), &config, longest, |e, lengths| e.train_reward(lengths))?;
+    memory::announce(context, folder.dir(), &config, longest, |e, lengths| {
+        e.train_reward(lengths)
+    })?;
     let actions = method.reward_actions(settings.segmentation.entropy_cutoff);
     let tokenizer = &task.tokenizer;
     let segmenter =
@@ -396,7 +402,7 @@ fn is_right(gap: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::settings::Settings;
+    use crate::settings::Settings;
     use burn::tensor::Device;
 
     fn example(score_gap: Option<f32>) -> Example {

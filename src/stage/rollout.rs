@@ -3,20 +3,20 @@
 use std::ops::Range;
 
 use super::score::Scorer;
-use crate::control::Stop;
 use crate::data::diagnostics::credit_assignment;
 use crate::data::letters::Gold;
-use crate::error::Error;
-use crate::experiment::settings::PpoSettings;
-use crate::gae::{gae, whiten};
-use crate::interpolation::{Interpolation, interpolate};
-use crate::kl::{k1, k3, token_rewards};
+use crate::equations::gae::{gae, whiten};
+use crate::equations::interpolation::{Interpolation, interpolate};
+use crate::equations::kl::{k1, k3, token_rewards};
+use crate::equations::normalizer::{Normalizer, length_neutral};
 use crate::model::generate::{Generation, ReadAt, generate, read_scalars, view_tokens};
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
-use crate::normalizer::{Normalizer, length_neutral};
-use crate::report::metrics::IterationMetrics;
 use crate::rng::Stream;
+use crate::run::error::Error;
+use crate::run::metrics::IterationMetrics;
+use crate::settings::PpoSettings;
 use crate::statistics::{mean, variance};
+use crate::stop::Stop;
 
 /// One response, as PPO learns from it. Every list but `segments`, `rewards` and `normalized` has one entry
 /// a response token.

@@ -6,18 +6,20 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, hash_file, hash_model, model_fingerprint};
 use super::models::Base;
-use crate::control::Stop;
-use crate::error::Error;
-use crate::experiment::folder::read_json;
-use crate::experiment::settings::{Method, Settings};
+use crate::equations::segment_reward::{Aggregation, aggregate, segment_rewards};
+use crate::equations::segmentation::{
+    Actions, EosPolicy, ResponseView, SegmentationError, segments,
+};
 use crate::model::generate::{ReadAt, TokenView, read_scalars, view_tokens};
 use crate::model::optim::NonFinite;
-use crate::model::{CausalLm, CheckpointError, ScalarModel};
-use crate::rng::Fnv1a;
-use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
-use crate::segmentation::{Actions, EosPolicy, ResponseView, SegmentationError, segments};
+use crate::model::{CausalLm, ScalarModel};
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::fingerprint::{REWARD_CARD, model_fingerprint, reward_fingerprint};
+use crate::run::folder::read_json;
+use crate::settings::{Method, Settings};
+use crate::stop::Stop;
 
 /// Cuts responses into actions.
 #[derive(Clone, Debug)]
@@ -69,9 +71,6 @@ impl Segmenter {
         segments(self.actions, policy, view)
     }
 }
-
-/// The file of a [`RewardCard`].
-pub const REWARD_CARD: &str = "reward.json";
 
 /// What a reward model was trained for; `reward.json` beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,20 +126,6 @@ pub struct Scorer {
     stop: Stop,
     /// The fingerprints of both models.
     pub fingerprints: Fingerprints,
-}
-
-/// A fingerprint of the reward stage in the folder `dir`: of its model, and of its card, which says how the model
-/// is read.
-///
-/// # Errors
-///
-/// [`Error::Checkpoint`] when it cannot be read.
-pub fn reward_fingerprint(dir: &Path) -> Result<String, Error> {
-    let mut hash = Fnv1a::default();
-    hash_model(&mut hash, &dir.join("model"))?;
-    let read = hash_file(&mut hash, dir, REWARD_CARD);
-    read.map_err(|source| CheckpointError::Read { path: dir.join(REWARD_CARD), source })?;
-    Ok(format!("{:016x}", hash.finish()))
 }
 
 /// The fingerprints of the models that a [`Scorer`] reads.

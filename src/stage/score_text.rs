@@ -4,23 +4,24 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::context::Context;
 use super::fit_normalizer::NormalizerFile;
-use super::score::{REWARD_CARD, Scorer, Segmenter};
+use super::score::{Scorer, Segmenter};
 use super::task::model_tokenizer;
-use crate::control::Stop;
 use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
 use crate::data::fields::read_rows;
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Error;
+use crate::equations::normalizer::{Normalizer, location};
+use crate::equations::segment_reward::{Aggregation, aggregate, segment_rewards};
+use crate::equations::segmentation::{Actions, EosPolicy};
 use crate::model::generate::{ReadAt, read_scalars, view_tokens};
 use crate::model::optim::NonFinite;
 use crate::model::{CausalLm, LengthLimit, ModelConfig, ScalarModel};
-use crate::normalizer::{Normalizer, location};
-use crate::report::segments::SegmentedText;
-use crate::segment_reward::{Aggregation, aggregate, segment_rewards};
-use crate::segmentation::{Actions, EosPolicy};
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::fingerprint::REWARD_CARD;
+use crate::stage::segmented_text::SegmentedText;
+use crate::stop::Stop;
 
 /// A row to be scored.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,21 +5,23 @@ use std::path::Path;
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, file_fingerprint, model_fingerprint};
-use super::pipeline::Stage;
+use super::memory;
 use super::supervised::{BatchResult, Epochs, or_save, train};
 use super::task::{HeldOut, Task};
 use crate::atomic;
-use crate::control::Stop;
 use crate::data::letters;
 use crate::data::pairs::Conversation;
 use crate::data::store::Items;
-use crate::error::Error;
-use crate::experiment::folder::FolderError;
-use crate::experiment::settings::PrecisionSettings;
 use crate::model::generate::{response_log_probs, view_tokens};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
+use crate::run::folder::FolderError;
+use crate::run::stage::Stage;
+use crate::settings::PrecisionSettings;
+use crate::stop::Stop;
 
 /// The result of the stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,7 +64,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(dir) = &context.model {
         let config = ModelConfig::from_dir(dir)?;
         let longest = data.train.longest_parts();
-        context.announce(folder.dir(), &config, longest, |e, lengths| e.sft(lengths))?;
+        memory::announce(context, folder.dir(), &config, longest, |e, lengths| e.sft(lengths))?;
     }
     let (model, config) = match &context.model {
         Some(dir) => (context.trained_policy(dir, None)?, ModelConfig::from_dir(dir)?),

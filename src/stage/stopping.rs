@@ -6,11 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Context, Stage};
-use crate::control::Stop;
 use crate::device::DeviceName;
-use crate::error::Error;
-use crate::experiment::settings::Settings;
 use crate::model::decoder::passes;
+use crate::run::error::Error;
+use crate::settings::Settings;
+use crate::stop::Stop;
 
 /// A run of a second, with several batches in every pass over data and several chunks in every optimizer step.
 const SETTINGS: &[&str] = &[
@@ -85,8 +85,8 @@ impl Unbroken {
         let run = tempfile::tempdir().unwrap();
         let context = context(run.path());
         let before = Stage::ALL.into_iter().take_while(|&before| before != stage);
-        before.for_each(|stage| stage.run(&context).unwrap());
-        let (passes, result) = passes::count(0, &context.stop, || stage.run(&context));
+        before.for_each(|stage| super::run(stage, &context).unwrap());
+        let (passes, result) = passes::count(0, &context.stop, || super::run(stage, &context));
         result.unwrap();
         let files = snapshot(&context.dir(stage));
         Self { _run: run, context, stage, passes, files }
@@ -100,7 +100,8 @@ impl Unbroken {
     #[track_caller]
     fn stopped(&self, at: usize) -> (usize, bool) {
         let context = Context { stop: Stop::default(), ..self.context.clone() };
-        let (passes, result) = passes::count(at, &context.stop, || self.stage.run(&context));
+        let (passes, result) =
+            passes::count(at, &context.stop, || super::run(self.stage, &context));
         match result {
             Ok(()) => (passes, false),
             Err(Error::Interrupted(stop)) => {
@@ -141,7 +142,7 @@ fn ends_with_the_pass(stage: Stage) {
         }
     }
     assert!(interrupted >= 8, "interrupted {interrupted} times");
-    stage.run(&unbroken.context).unwrap();
+    super::run(stage, &unbroken.context).unwrap();
     unbroken.assert_same();
 }
 

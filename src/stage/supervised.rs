@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::context::Context;
 use super::task::permutation;
-use crate::error::Error;
-use crate::experiment::folder::StageFolder;
 use crate::model::optim::Trainer;
 use crate::model::recompute::Trainable;
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::folder::StageFolder;
 
 /// How many items, how often, how many at a time.
 pub struct Epochs {

@@ -8,18 +8,19 @@ use std::time::Duration;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::context::{Context, MODEL_FILES, file_fingerprint, hash_file};
 use crate::data::chat::RoleFormat;
 use crate::data::error::DataError;
 use crate::data::letters::{self, Gold, Prompt};
 use crate::data::pairs::{self, Conversation, Counts, Limits, PreferencePair};
 use crate::data::store::{FORMAT, Items, Opened, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Error;
-use crate::experiment::folder::FolderError;
-use crate::experiment::lock::Turn;
 use crate::model::{LengthLimit, ModelConfig, TooLong};
 use crate::rng::{Fnv1a, stream};
+use crate::run::context::Context;
+use crate::run::error::Error;
+use crate::run::fingerprint::{MODEL_FILES, file_fingerprint, hash_file};
+use crate::run::folder::FolderError;
+use crate::run::lock::Turn;
 
 /// A tokenizer, and where data come from.
 pub struct Task {
@@ -437,7 +438,7 @@ mod tests {
     use super::*;
     use crate::data::pairs::PreferencePair;
     use crate::device::DeviceName;
-    use crate::experiment::settings::Settings;
+    use crate::settings::Settings;
 
     /// A run on a file of these rows, of the embedded task's words.
     struct Run {

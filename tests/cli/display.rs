@@ -1,6 +1,6 @@
 //! What commands print for people and for programs.
 
-use segment_rlhf::experiment::settings::Settings;
+use segment_rlhf::settings::Settings;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use segment_rlhf::experiment::settings::Settings;
+use segment_rlhf::settings::Settings;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -743,7 +743,7 @@ const SETTINGS: &[Row] = &[
         set("reproduce.methods=[]")
     }),
     (
-        "SettingsError::SamplingForPpo",
+        "Error::SamplingForPpo",
         2,
         &["PPO samples from the policy itself, since the KL", "(now 0.7, 0 and 1)"],
         |_| try_in_empty(&["ppo", "--set", "sampling.temperature=0.7"]),

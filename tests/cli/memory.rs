@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use burn::tensor::Device;
-use segment_rlhf::experiment::settings::Settings;
 use segment_rlhf::model::{CausalLm, ModelConfig};
+use segment_rlhf::settings::Settings;
 use serde_json::json;
 use tempfile::TempDir;
 

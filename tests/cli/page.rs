@@ -4,15 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use segment_rlhf::data::letters;
+use segment_rlhf::equations::normalizer::{LocationStatistic, Normalizer};
 use segment_rlhf::grid::analysis::Analysis;
 use segment_rlhf::grid::results::{Results, State};
-use segment_rlhf::normalizer::{LocationStatistic, Normalizer};
 use segment_rlhf::report::page::{
     Extras, Fit, Link, Page, SampleText, SegmentLengths, StageTime, html, write,
 };
-use segment_rlhf::report::segments::SegmentedText;
 use segment_rlhf::report::texts::ShadedText;
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
+use segment_rlhf::stage::segmented_text::SegmentedText;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use burn::tensor::Device;
 use segment_rlhf::data::tokenizer::Tokenizer;
 use segment_rlhf::model::{CausalLm, ScalarModel};
-use segment_rlhf::report::metrics::IterationMetrics;
+use segment_rlhf::run::metrics::IterationMetrics;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use segment_rlhf::data::tokenizer::Tokenizer;
-use segment_rlhf::experiment::settings::{DEFAULTS, FULL, QUICK};
 use segment_rlhf::model::CausalLm;
+use segment_rlhf::settings::{DEFAULTS, FULL, QUICK};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
 
 use crate::support::{SENTENCES, llama, program_with_memory_limit};

@@ -4,16 +4,17 @@
 use std::ops::Range;
 use std::path::Path;
 
-use segment_rlhf::interpolation::Interpolation;
+use segment_rlhf::equations::interpolation::Interpolation;
+use segment_rlhf::equations::normalizer::Normalizer;
 use segment_rlhf::model::generate::to_vec;
 use segment_rlhf::model::{CausalLm, FreshHead, Grid, ScalarModel};
-use segment_rlhf::normalizer::Normalizer;
-use segment_rlhf::report::metrics::IterationMetrics;
 use segment_rlhf::rng::streams;
+use segment_rlhf::run::metrics::IterationMetrics;
+use segment_rlhf::run::{Context, Stage};
 use segment_rlhf::stage::rollout::{Rollout, Sampler};
 use segment_rlhf::stage::score::Scorer;
 use segment_rlhf::stage::task::{Task, permutation};
-use segment_rlhf::stage::{Context, Stage, fit_normalizer, preferences, reward, sft};
+use segment_rlhf::stage::{fit_normalizer, preferences, reward, sft};
 
 use crate::support::{context, pipeline};
 

@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
+use segment_rlhf::equations::normalizer::Normalizer;
 use segment_rlhf::model::{CausalLm, ScalarModel, checkpoint};
-use segment_rlhf::normalizer::Normalizer;
-use segment_rlhf::stage::{Context, Stage, fit_normalizer, policy, reward, sft};
+use segment_rlhf::run::{Context, Stage};
+use segment_rlhf::stage::{fit_normalizer, policy, reward, sft};
 
 use crate::support::{context, pipeline};
 

@@ -9,10 +9,10 @@ use std::fs;
 use std::path::Path;
 
 use segment_rlhf::COMMIT;
-use segment_rlhf::error::Error;
-use segment_rlhf::experiment::folder::{FolderError, Origin};
-use segment_rlhf::experiment::settings::Method;
-use segment_rlhf::stage::{Context, Stage};
+use segment_rlhf::run::error::Error;
+use segment_rlhf::run::folder::{FolderError, Origin};
+use segment_rlhf::run::{Context, Stage};
+use segment_rlhf::settings::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -65,7 +65,7 @@ fn figures(dir: &Path) -> BTreeMap<String, f64> {
 /// Runs every stage of `context`, and adds the figures of those that `pins` lacks.
 fn add(context: &Context, pins: &mut BTreeMap<String, Pin>) {
     for stage in context.stages() {
-        stage.run(context).unwrap();
+        segment_rlhf::stage::run(stage, context).unwrap();
         let dir = context.dir(stage);
         let name = dir.strip_prefix(&context.run).unwrap().to_str().unwrap().replace('\\', "/");
         let numerics = Origin::read(&dir).unwrap().numerics;
@@ -137,7 +137,7 @@ fn a_stage_of_other_numerics_is_refused_by_name() {
     let own = format!("numerics = {}\n", Stage::Ppo.numerics());
     assert!(text.contains(&own), "{text}");
     fs::write(&path, text.replace(&own, "numerics = 0\n")).unwrap();
-    match Stage::Ppo.run(&context) {
+    match segment_rlhf::stage::run(Stage::Ppo, &context) {
         Err(Error::Folder(FolderError::OtherSettings { differences, .. })) => {
             assert_eq!(differences, [format!("numerics: 0 there, {} here", Stage::Ppo.numerics())]);
         }
@@ -145,7 +145,12 @@ fn a_stage_of_other_numerics_is_refused_by_name() {
     }
     // What an earlier program left has no number at all.
     fs::write(&path, text.replace(&own, "")).unwrap();
-    assert!(Stage::Ppo.run(&context).unwrap_err().to_string().contains("numerics: absent there"));
+    assert!(
+        segment_rlhf::stage::run(Stage::Ppo, &context)
+            .unwrap_err()
+            .to_string()
+            .contains("numerics: absent there")
+    );
 }
 
 #[test]

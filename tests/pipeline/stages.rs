@@ -3,17 +3,18 @@
 use std::fs;
 use std::path::Path;
 
-use segment_rlhf::error::Error;
-use segment_rlhf::experiment::settings::Method;
+use segment_rlhf::equations::normalizer::Normalizer;
+use segment_rlhf::equations::segmentation::{Actions, EosPolicy, SegmentationError};
 use segment_rlhf::grid::reproduce;
 use segment_rlhf::model::{CausalLm, checkpoint};
-use segment_rlhf::normalizer::Normalizer;
-use segment_rlhf::report::metrics::IterationMetrics;
-use segment_rlhf::segmentation::{Actions, EosPolicy, SegmentationError};
+use segment_rlhf::run::error::Error;
+use segment_rlhf::run::metrics::IterationMetrics;
+use segment_rlhf::run::{Context, Stage};
+use segment_rlhf::settings::Method;
 use segment_rlhf::stage::evaluate::{Evaluator, Kept, Side};
 use segment_rlhf::stage::score::{Scorer, Segmenter};
 use segment_rlhf::stage::task::Task;
-use segment_rlhf::stage::{Context, Stage, fit_normalizer, policy, preferences, reward, sft};
+use segment_rlhf::stage::{fit_normalizer, policy, preferences, reward, sft};
 
 use crate::support::{context, pipeline};
 

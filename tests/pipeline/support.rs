@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use segment_rlhf::device::DeviceName;
-use segment_rlhf::experiment::settings::Settings;
-use segment_rlhf::stage::{Context, fit_normalizer, policy, reward, sft};
+use segment_rlhf::run::Context;
+use segment_rlhf::settings::Settings;
+use segment_rlhf::stage::{fit_normalizer, policy, reward, sft};
 
 /// Settings of a run that takes a second.
 const TINY: &[&str] = &[

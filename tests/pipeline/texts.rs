@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use segment_rlhf::data::letters::{encode, gold, split};
-use segment_rlhf::report::segments::Token;
 use segment_rlhf::report::texts::texts;
+use segment_rlhf::run::{Context, Stage};
 use segment_rlhf::stage::preferences::Pair;
-use segment_rlhf::stage::{Context, Stage, fit_normalizer, preferences, reward, sft};
+use segment_rlhf::stage::segmented_text::Token;
+use segment_rlhf::stage::{fit_normalizer, preferences, reward, sft};
 
 use crate::support::context;
 

@@ -1,8 +1,8 @@
 //! E4: the segment Bradley-Terry loss, and the DPO baseline.
 
 use burn::tensor::{DType, Device, Tensor};
-use segment_rlhf::bt_loss::{DpoLoss, dpo_loss, segment_bt_loss};
-use segment_rlhf::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
+use segment_rlhf::equations::bt_loss::{DpoLoss, dpo_loss, segment_bt_loss};
+use segment_rlhf::equations::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
 use serde::Deserialize;
 
 use crate::goldens::{cases, ranges};

@@ -1,7 +1,7 @@
 //! E8: generalised advantage estimation, and whitening.
 
 use proptest::prelude::*;
-use segment_rlhf::gae::{WHITENING_EPSILON, gae, whiten};
+use segment_rlhf::equations::gae::{WHITENING_EPSILON, gae, whiten};
 use serde::Deserialize;
 
 use crate::goldens::cases;

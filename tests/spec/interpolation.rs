@@ -1,10 +1,10 @@
 //! E6: within-segment interpolation, after E5.
 
 use proptest::prelude::*;
-use segment_rlhf::interpolation::{Interpolation, interpolate};
-use segment_rlhf::normalizer::Normalizer;
-use segment_rlhf::segment_reward::segment_rewards;
-use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
+use segment_rlhf::equations::interpolation::{Interpolation, interpolate};
+use segment_rlhf::equations::normalizer::Normalizer;
+use segment_rlhf::equations::segment_reward::segment_rewards;
+use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, segments};
 use serde::Deserialize;
 
 use crate::goldens::{cases, ranges};

@@ -1,7 +1,7 @@
 //! E7: token rewards and the KL penalty.
 
 use proptest::prelude::*;
-use segment_rlhf::kl::{AdaptiveKl, REWARD_CLIP, k1, k3, token_rewards};
+use segment_rlhf::equations::kl::{AdaptiveKl, REWARD_CLIP, k1, k3, token_rewards};
 use serde::Deserialize;
 
 use crate::goldens::cases;

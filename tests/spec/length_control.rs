@@ -2,11 +2,11 @@
 
 use proptest::prelude::*;
 use rand::Rng;
-use segment_rlhf::benchmark::length_control::{
-    Comparison, LengthControl, RIDGE, length_control, plain,
-};
 use segment_rlhf::benchmark::win_rate::Report;
 use segment_rlhf::rng::{Stream, stream};
+use segment_rlhf::statistics::length_control::{
+    Comparison, LengthControl, RIDGE, length_control, plain,
+};
 
 use crate::tolerance::{BOOTSTRAP, HOST_F64, STANDARD_ERRORS, STATIONARY};
 

@@ -9,14 +9,15 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use safetensors::tensor::SafeTensors;
 use segment_rlhf::device::{Checkpointing, Precision};
-use segment_rlhf::experiment::settings::Settings;
 use segment_rlhf::model::checkpoint::{fingerprint, parameters};
 use segment_rlhf::model::generate::response_log_probs;
-use segment_rlhf::model::lora::{ADAPTER_WEIGHTS, Adapter, LoraSettings, PROJECTIONS, is_adapted};
+use segment_rlhf::model::lora::{ADAPTER_WEIGHTS, Adapter, LoraSettings, PROJECTIONS};
 use segment_rlhf::model::optim::{OptimizerSettings, Trainer};
+use segment_rlhf::model::recompute::is_adapted;
 use segment_rlhf::model::{
     CausalLm, CheckpointError, FreshHead, Grid, ModelConfig, Placement, ScalarModel,
 };
+use segment_rlhf::settings::Settings;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

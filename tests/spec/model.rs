@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use segment_rlhf::bt_loss::segment_bt_loss;
-use segment_rlhf::control::Stop;
+use segment_rlhf::equations::bt_loss::segment_bt_loss;
+use segment_rlhf::equations::ppo::{policy_loss, value_loss};
+use segment_rlhf::equations::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
+use segment_rlhf::equations::segmentation::entropy;
 use segment_rlhf::model::checkpoint::parameters;
 use segment_rlhf::model::config::{RopeScaling, SlidingWindow, WindowedLayers};
 use segment_rlhf::model::generate::{
@@ -17,10 +19,8 @@ use segment_rlhf::model::rope::Rope;
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::source::Fresh;
 use segment_rlhf::model::{CausalLm, FreshHead, Grid, KvCache, ModelConfig, ScalarModel};
-use segment_rlhf::ppo::{policy_loss, value_loss};
 use segment_rlhf::rng::{stream, streams};
-use segment_rlhf::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
-use segment_rlhf::segmentation::entropy;
+use segment_rlhf::stop::Stop;
 use serde::Deserialize;
 
 use crate::support::{assert_close, cpu, devices, host, mask, matrix};

@@ -4,7 +4,7 @@ use std::f64::consts::LN_2;
 
 use proptest::prelude::*;
 use rand::Rng;
-use segment_rlhf::normalizer::{
+use segment_rlhf::equations::normalizer::{
     HUBER_EPSILON, HUBER_RIDGE, LOCATION_EPSILON, Line, LocationStatistic, Normalizer,
     NormalizerError, Regression, huber, least_squares, length_neutral, location,
     location_statistics,

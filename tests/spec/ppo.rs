@@ -1,7 +1,7 @@
 //! E9 and E10: the clipped losses.
 
 use burn::tensor::{DType, Device, Tensor};
-use segment_rlhf::ppo::{PolicyLoss, policy_loss, sequence_mean, value_loss};
+use segment_rlhf::equations::ppo::{PolicyLoss, policy_loss, sequence_mean, value_loss};
 use serde::Deserialize;
 
 use crate::goldens::cases;

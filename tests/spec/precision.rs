@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Device, Tensor};
-use segment_rlhf::control::Stop;
 use segment_rlhf::device::{Checkpointing, Precision};
-use segment_rlhf::experiment::settings::Settings;
 use segment_rlhf::model::checkpoint::parameters;
 use segment_rlhf::model::generate::{
     Generation, ReadAt, generate, read_scalars, response_log_probs, to_vec, view_tokens,
@@ -21,6 +19,8 @@ use segment_rlhf::model::{
     CausalLm, FreshHead, Grid, KvCache, ModelConfig, Placement, ScalarModel,
 };
 use segment_rlhf::rng::stream;
+use segment_rlhf::settings::Settings;
+use segment_rlhf::stop::Stop;
 
 use crate::lora::spoken;
 use crate::support::{assert_close, cpu, devices, host};

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
-use segment_rlhf::segment_reward::{
+use segment_rlhf::equations::segment_reward::{
     Aggregation, aggregate, aggregation_weights, segment_rewards, sequence_scores,
 };
 use serde::Deserialize;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
-use segment_rlhf::segmentation::{
+use segment_rlhf::equations::segmentation::{
     Actions, EosPolicy, ResponseView, SegmentationError, entropy, segments,
 };
 use serde::Deserialize;

@@ -5,16 +5,17 @@
 
 use rand::Rng;
 
-use segment_rlhf::experiment::folder::Origin;
-use segment_rlhf::experiment::settings::{Method, NormalizerKind, Settings};
+use segment_rlhf::equations::normalizer::Normalizer;
 use segment_rlhf::grid::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
-use segment_rlhf::normalizer::Normalizer;
 use segment_rlhf::rng::{Stream, fnv1a, stream};
+use segment_rlhf::run::Stage;
+use segment_rlhf::run::folder::Origin;
+use segment_rlhf::settings::{Method, NormalizerKind, Settings};
 use segment_rlhf::stage::evaluate::{self, Evaluation, Sample};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
 use segment_rlhf::stage::policy::{self, EvaluationLine};
 use segment_rlhf::stage::task::HeldOut;
-use segment_rlhf::stage::{Stage, preferences, reward};
+use segment_rlhf::stage::{preferences, reward};
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/grid/results.json");
 const SEEDS: [u64; 3] = [1, 2, 3];

@@ -14,10 +14,10 @@ use std::path::Path;
 use minijinja::Environment;
 use serde::Serialize;
 
-use crate::experiment::folder::{FolderError, write_file};
 use crate::grid::analysis::Analysis;
 use crate::grid::results::Results;
 use crate::report::texts::ShadedText;
+use crate::run::folder::{FolderError, write_file};
 use crate::stage::fit_normalizer::NormalizerFile;
 
 /// What the report is made from.

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use rand::Rng;
-use segment_rlhf::bt_loss::segment_bt_loss;
+use segment_rlhf::equations::bt_loss::segment_bt_loss;
+use segment_rlhf::equations::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
 use segment_rlhf::rng::{Stream, stream};
-use segment_rlhf::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
 use segment_rlhf::statistics::mean;
 
 use crate::support::{cpu, matrix, value_and_gradient};

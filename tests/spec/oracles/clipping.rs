@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device};
 use rand::Rng;
-use segment_rlhf::ppo::{policy_loss, value_loss};
+use segment_rlhf::equations::ppo::{policy_loss, value_loss};
 use segment_rlhf::rng::stream;
 
 use crate::support::{assert_close, cpu, devices, mask, matrix, value_and_gradient};

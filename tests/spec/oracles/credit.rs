@@ -7,12 +7,12 @@
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use segment_rlhf::gae::gae;
-use segment_rlhf::interpolation::{Interpolation, interpolate};
-use segment_rlhf::kl::token_rewards;
-use segment_rlhf::normalizer::{Normalizer, Regression, location, location_statistics};
-use segment_rlhf::segment_reward::{Aggregation, aggregate};
-use segment_rlhf::segmentation::{Actions, EosPolicy, ResponseView, segments};
+use segment_rlhf::equations::gae::gae;
+use segment_rlhf::equations::interpolation::{Interpolation, interpolate};
+use segment_rlhf::equations::kl::token_rewards;
+use segment_rlhf::equations::normalizer::{Normalizer, Regression, location, location_statistics};
+use segment_rlhf::equations::segment_reward::{Aggregation, aggregate};
+use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, segments};
 
 use super::bradley_terry::{Response, fitted_utilities, preference};
 use super::tabular::{Choice, Policy, Rollout};

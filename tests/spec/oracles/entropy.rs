@@ -2,11 +2,11 @@
 
 use burn::tensor::{DType, Tensor, TensorData};
 use rand::Rng;
-use segment_rlhf::experiment::settings::Settings;
+use segment_rlhf::equations::segmentation::entropy;
 use segment_rlhf::model::generate::response_log_probs;
 use segment_rlhf::model::{CausalLm, Grid};
 use segment_rlhf::rng::{Stream, stream};
-use segment_rlhf::segmentation::entropy;
+use segment_rlhf::settings::Settings;
 
 use super::standard_normal;
 use crate::support::{assert_close, devices, host};

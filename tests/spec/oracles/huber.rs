@@ -1,7 +1,9 @@
 //! E5: the Huber regression against a search that knows its objective and nothing else.
 
 use rand::Rng;
-use segment_rlhf::normalizer::{HUBER_EPSILON, HUBER_RIDGE, LOCATION_EPSILON, Line, huber};
+use segment_rlhf::equations::normalizer::{
+    HUBER_EPSILON, HUBER_RIDGE, LOCATION_EPSILON, Line, huber,
+};
 use segment_rlhf::rng::stream;
 use serde::Deserialize;
 

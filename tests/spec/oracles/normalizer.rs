@@ -1,6 +1,6 @@
 //! E5: a fit gives back the law that the rewards were drawn from.
 
-use segment_rlhf::normalizer::{
+use segment_rlhf::equations::normalizer::{
     LocationStatistic, Normalizer, Regression, location, location_statistics,
 };
 use segment_rlhf::rng::stream;

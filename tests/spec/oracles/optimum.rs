@@ -4,8 +4,8 @@
 //! max_π E_π[r(y)] - β KL(π, π_SFT)     is at     π*(y) ∝ π_SFT(y) exp(r(y) / β)
 //! ```
 
-use segment_rlhf::gae::gae;
-use segment_rlhf::kl::token_rewards;
+use segment_rlhf::equations::gae::gae;
+use segment_rlhf::equations::kl::token_rewards;
 
 use super::tabular::{Policy, Rollout};
 use crate::tolerance;

@@ -3,9 +3,9 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use segment_rlhf::gae::whiten;
+use segment_rlhf::equations::gae::whiten;
+use segment_rlhf::equations::ppo::policy_loss;
 use segment_rlhf::model::sampling::Sampling;
-use segment_rlhf::ppo::policy_loss;
 use segment_rlhf::rng::{Stream, stream};
 
 use crate::support::{cpu, mask, matrix, value_and_gradient};

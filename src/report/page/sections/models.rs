@@ -5,15 +5,15 @@ use std::ops::Range;
 
 use super::training::groups;
 use super::{arms, arms_only, figure, main_experiment, table, text, title};
+use crate::equations::normalizer::{LocationStatistic, Normalizer};
 use crate::grid::analysis::{Analysis, Arm, Column, Experiment, Quantity};
+use crate::grid::reported::reported;
 use crate::grid::results::Figures;
-use crate::normalizer::{LocationStatistic, Normalizer};
 use crate::report::page::plots::{Layer, Plot, Style};
 use crate::report::page::view::{Block, Cell, Drawing, Entry, Piece, Section, ShadedRow};
 use crate::report::page::{Fit, Page};
-use crate::report::reported::reported;
-use crate::report::segments::SegmentedText;
 use crate::report::texts::ShadedText;
+use crate::stage::segmented_text::SegmentedText;
 use crate::statistics::Estimate;
 
 /// At most this many points are drawn of a fit: a location may have few rewards, and there may be hundreds of them.

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::{Shown, arms_only, figure, heading, main_experiment, text, title};
-use crate::experiment::settings::Method;
 use crate::grid::analysis::{Arm, BandPoint, Column, Experiment, ONE_BETA, PathPoint, Quantity};
 use crate::report::page::Page;
 use crate::report::page::plots::{Layer, Plot, Style};
 use crate::report::page::view::{Block, Drawing, Entry, Section};
+use crate::settings::Method;
 
 /// Arms that are drawn together: all of an experiment, or, where each has a place on an axis and they are too many
 /// for one plot, those with the same place.

@@ -33,7 +33,7 @@ pub enum Interpolation {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::interpolation::{interpolate, Interpolation::*};
+/// use segment_rlhf::equations::interpolation::{interpolate, Interpolation::*};
 /// let (rewards, segments) = ([6.0, 1.0], [0..3, 3..4]);
 /// assert_eq!(interpolate(EvenSplit, &rewards, &segments, 5), [2.0, 2.0, 2.0, 1.0, 0.0]);
 /// assert_eq!(interpolate(Repeat, &rewards, &segments, 5), [6.0, 6.0, 6.0, 1.0, 0.0]);

@@ -31,7 +31,7 @@ pub struct Advantages {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::gae::gae;
+/// use segment_rlhf::equations::gae::gae;
 /// // λ = 1: the return is the sum of the rewards to come.
 /// let got = gae(&[1.0, 2.0], &[0.5, 0.25], 1.0, 1.0);
 /// assert_eq!(got.returns, [3.0, 2.0]);
@@ -65,7 +65,7 @@ pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Advantag
 ///
 /// ```
 /// let mut rows = [vec![3.0], vec![1.0, 5.0, 7.0]]; // mean 4, variance 5
-/// segment_rlhf::gae::whiten(&mut rows);
+/// segment_rlhf::equations::gae::whiten(&mut rows);
 /// assert!((rows[1][1] - 1.0 / 5f64.sqrt()).abs() < 1e-8);
 /// ```
 pub fn whiten(rows: &mut [Vec<f64>]) {

@@ -55,7 +55,7 @@ pub struct LengthControl {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::benchmark::length_control::{Comparison, length_control};
+/// use segment_rlhf::statistics::length_control::{Comparison, length_control};
 /// let of = |preference, length_difference| Comparison { preference, length_difference };
 /// // The longer answer wins, whoever gave it, and mostly A did: its rate of 3/5 is owed to length.
 /// let all = [of(1.0, 90.0), of(1.0, 70.0), of(0.0, -80.0), of(1.0, 80.0), of(0.0, -80.0)];

@@ -10,22 +10,22 @@ use toml::de::{DeTable, DeValue};
 
 use crate::bounds::Bounds;
 use crate::device::{Checkpointing, Precision};
-use crate::interpolation::Interpolation;
+use crate::equations::interpolation::Interpolation;
+use crate::equations::normalizer::Regression;
+use crate::equations::segment_reward::Aggregation;
+use crate::equations::segmentation::{Actions, EosPolicy};
 use crate::model::ModelConfig;
 use crate::model::generate::Generation;
 use crate::model::lora::LoraSettings;
 use crate::model::optim::OptimizerSettings;
 use crate::model::sampling::Sampling;
-use crate::normalizer::Regression;
-use crate::segment_reward::Aggregation;
-use crate::segmentation::{Actions, EosPolicy};
 
 /// Every setting with its default.
-pub const DEFAULTS: &str = include_str!("../../experiments/default.toml");
+pub const DEFAULTS: &str = include_str!("../experiments/default.toml");
 /// The preset `quick`, as overrides of [`DEFAULTS`].
-pub const QUICK: &str = include_str!("../../experiments/quick.toml");
+pub const QUICK: &str = include_str!("../experiments/quick.toml");
 /// The preset `full`, as overrides of [`DEFAULTS`].
-pub const FULL: &str = include_str!("../../experiments/full.toml");
+pub const FULL: &str = include_str!("../experiments/full.toml");
 
 /// Why settings were refused.
 #[derive(Debug, thiserror::Error)]
@@ -56,19 +56,6 @@ pub enum SettingsError {
         key: String,
         /// What it is, and what was expected.
         problem: String,
-    },
-    /// Sampling settings under which the KL of PPO would be wrong.
-    #[error(
-        "settings sampling.*: PPO samples from the policy itself, since the KL and the ratio are computed for it; \
-         set temperature = 1, top_k = 0 and top_p = 1 (now {temperature}, {top_k} and {top_p})"
-    )]
-    SamplingForPpo {
-        /// The temperature.
-        temperature: f64,
-        /// Tokens kept.
-        top_k: usize,
-        /// Probability kept.
-        top_p: f64,
     },
 }
 
@@ -422,20 +409,6 @@ impl Settings {
     pub fn generation<'a>(&self, stops: &'a [u32]) -> Generation<'a> {
         let SamplingSettings { max_new_tokens, rows_at_once, .. } = self.sampling;
         Generation { sampling: self.sampling(), max_new_tokens, rows_at_once, stops }
-    }
-
-    /// Refuses sampling that draws from anything but the policy itself.
-    ///
-    /// # Errors
-    ///
-    /// [`SettingsError::SamplingForPpo`].
-    pub fn check_for_ppo(&self) -> Result<(), SettingsError> {
-        let s = &self.sampling;
-        if self.sampling() == Sampling::PLAIN {
-            return Ok(());
-        }
-        let (temperature, top_k, top_p) = (s.temperature, s.top_k, s.top_p);
-        Err(SettingsError::SamplingForPpo { temperature, top_k, top_p })
     }
 
     /// The first key whose value is out of range, with the value and what was expected.

@@ -1,196 +1,14 @@
-//! What every stage of a run shares: settings, device, folders, stop and progress.
+//! Fingerprints of what a stage reads: models, reward models and data files, of what they hold and not of where.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
-
-use super::pipeline::{Layout, Stage};
-use crate::COMMIT;
-use crate::control::{Progress, Stop};
+use super::error::Error;
 use crate::data::error::DataError;
 use crate::data::rows::files;
-use crate::device::DeviceName;
-use crate::error::Error;
-use crate::experiment::folder::{FolderError, StageFolder, is_finished};
-use crate::experiment::lock::Locks;
-use crate::experiment::settings::Settings;
-use crate::memory::{Advice, Estimator, Lengths, Need};
-use crate::model::ModelConfig;
 use crate::model::{CheckpointError, lora};
 use crate::rng::Fnv1a;
-
-/// A run: where it lives, what it runs on, and its settings.
-#[derive(Clone)]
-pub struct Context {
-    /// The checked settings.
-    pub settings: Settings,
-    /// The device's name.
-    pub device_name: DeviceName,
-    /// The device, without autodiff.
-    pub device: Device,
-    /// The run's folder.
-    pub run: PathBuf,
-    /// Where in it the stages live.
-    pub layout: Layout,
-    /// The model to start from, in place of the run's own SFT model.
-    pub model: Option<PathBuf>,
-    /// The reward model's folder, in place of the run's own.
-    pub reward_model: Option<PathBuf>,
-    /// Preference pairs or conversations in JSON Lines or Parquet, in place of the embedded task.
-    pub data: Option<PathBuf>,
-    /// Prompts in JSON Lines or Parquet, in place of those of `data`.
-    pub prompts: Option<PathBuf>,
-    /// Keeps other processes out of the stages' folders.
-    pub locks: Locks,
-    /// Asks the run to end.
-    pub stop: Stop,
-    /// Shows how far it is.
-    pub progress: Progress,
-    /// Written before stage names on display, to tell parallel runs apart.
-    pub label: String,
-}
-
-impl Context {
-    /// A run with the given settings in the folder `run`, on the embedded task.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Device`].
-    pub fn new(settings: Settings, device_name: DeviceName, run: PathBuf) -> Result<Self, Error> {
-        Ok(Self {
-            settings,
-            device_name,
-            device: device_name.open()?,
-            run,
-            layout: Layout::Named,
-            model: None,
-            reward_model: None,
-            data: None,
-            prompts: None,
-            locks: Locks::default(),
-            stop: Stop::default(),
-            progress: Progress::silent(),
-            label: String::new(),
-        })
-    }
-
-    /// The folder of the model that serves as SFT model and reference.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError::Missing`] when the run has none yet.
-    pub fn reference_dir(&self) -> Result<PathBuf, FolderError> {
-        match &self.model {
-            Some(dir) => Ok(dir.clone()),
-            None => require(self.dir(Stage::Sft), "sft").map(|dir| dir.join("model")),
-        }
-    }
-
-    /// The folder of the finished reward stage that the run's method uses.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError::Missing`] when the run has none yet.
-    pub fn reward_dir(&self) -> Result<PathBuf, FolderError> {
-        let method = self.settings.method.reward_model();
-        let dir = self.reward_model.clone().unwrap_or_else(|| self.dir(Stage::TrainReward));
-        require(dir, &format!("train-reward --method {}", method.name()))
-    }
-
-    /// The fingerprints of the files that `--data` and `--prompts` name, each with its argument's name.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Data`] when one cannot be read.
-    pub fn data_fingerprints(&self) -> Result<Vec<(&'static str, String)>, Error> {
-        [("data", &self.data), ("prompts", &self.prompts)]
-            .into_iter()
-            .filter_map(|(name, path)| path.as_ref().map(|path| (name, path)))
-            .map(|(name, path)| Ok((name, file_fingerprint(path)?)))
-            .collect()
-    }
-
-    /// The folder of the finished PPO stage of the run's method.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError::Missing`] when the run has none yet.
-    pub fn policy_dir(&self) -> Result<PathBuf, FolderError> {
-        let method = self.settings.method;
-        require(self.dir(Stage::Ppo), &format!("ppo --method {}", method.name()))
-    }
-
-    /// Opens the folder of a stage that depends on its settings and on `inputs`, each a name and a
-    /// fingerprint.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError`].
-    pub fn open(
-        &self,
-        stage: Stage,
-        inputs: &[(&str, String)],
-    ) -> Result<StageFolder, FolderError> {
-        let mut record = toml::Table::new();
-        record.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-        record.extend(COMMIT.map(|commit| ("commit".to_owned(), commit.into())));
-        let settings = self.record(stage);
-        let mut table = toml::Table::new();
-        table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
-        record.insert("inputs".into(), table.into());
-        record.extend(settings);
-        StageFolder::open(self.dir(stage), &record, &self.locks)
-    }
-
-    /// Tells what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need`
-    /// of an estimator and the longest prompt and response, where `longest` knows them.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Memory`] when the device has less free.
-    pub fn announce(
-        &self,
-        dir: &Path,
-        config: &ModelConfig,
-        longest: Option<(usize, usize)>,
-        need: impl Fn(Estimator<'_>, Lengths) -> Need,
-    ) -> Result<(), Error> {
-        let Some((prompt, response)) = longest else { return Ok(()) };
-        if is_finished(dir) {
-            return Ok(());
-        }
-        let lengths = Lengths { prompt, response };
-        let with = |settings: &Settings| {
-            need(Estimator::new(settings, config, self.device_name), lengths.within(settings))
-        };
-        let own = with(&self.settings);
-        self.progress.line(&own.to_string());
-        let free = self.device_name.free_memory().map(|free| free as f64);
-        own.check(free, |free| Advice::find(&self.settings, free, |other| with(other).total()))
-    }
-
-    /// A stage's name on display.
-    pub fn title(&self, stage: &str) -> String {
-        if self.label.is_empty() { stage.to_owned() } else { format!("{} {stage}", self.label) }
-    }
-
-    /// The same for the work of `stage`, whose folder a stop names.
-    #[must_use]
-    pub(super) fn within(&self, stage: Stage) -> Self {
-        Self { stop: self.stop.saving_in(&self.dir(stage)), ..self.clone() }
-    }
-}
-
-/// `dir`, if the stage in it is finished.
-fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
-    if is_finished(&dir) {
-        Ok(dir)
-    } else {
-        Err(FolderError::Missing { dir, command: command.to_owned() })
-    }
-}
 
 /// The files of a model's folder besides its parameters: what it computes with them, how a text becomes its tokens,
 /// and which of these end a response.
@@ -213,7 +31,7 @@ fn hash_content(hash: &mut Fnv1a, name: &str, content: Option<impl Read>) -> io:
 }
 
 /// Takes the file `name` of the folder `dir` into a hash, or that it is not there.
-pub(super) fn hash_file(hash: &mut Fnv1a, dir: &Path, name: &str) -> io::Result<()> {
+pub(crate) fn hash_file(hash: &mut Fnv1a, dir: &Path, name: &str) -> io::Result<()> {
     let content = match File::open(dir.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         other => Some(other?),
@@ -248,7 +66,7 @@ pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
 }
 
 /// Takes all that [`model_fingerprint`] is of into a hash.
-pub(super) fn hash_model(hash: &mut Fnv1a, dir: &Path) -> Result<(), CheckpointError> {
+pub(crate) fn hash_model(hash: &mut Fnv1a, dir: &Path) -> Result<(), CheckpointError> {
     let unreadable = |path: PathBuf| move |source| CheckpointError::Read { path, source };
     for lora::Part { dir, adapter_config, weights } in lora::parts(dir)? {
         for name in MODEL_FILES {
@@ -265,6 +83,23 @@ pub(super) fn hash_model(hash: &mut Fnv1a, dir: &Path) -> Result<(), CheckpointE
     Ok(())
 }
 
+/// The file beside a reward model that says how the model is read.
+pub const REWARD_CARD: &str = "reward.json";
+
+/// A fingerprint of the reward stage in the folder `dir`: of its model, and of its card, which says how the model
+/// is read.
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`] when it cannot be read.
+pub fn reward_fingerprint(dir: &Path) -> Result<String, Error> {
+    let mut hash = Fnv1a::default();
+    hash_model(&mut hash, &dir.join("model"))?;
+    let read = hash_file(&mut hash, dir, REWARD_CARD);
+    read.map_err(|source| CheckpointError::Read { path: dir.join(REWARD_CARD), source })?;
+    Ok(format!("{:016x}", hash.finish()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -272,7 +107,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::stage::score::reward_fingerprint;
+    use crate::device::DeviceName;
+    use crate::run::{Context, Layout, Stage};
+    use crate::settings::Settings;
 
     /// A folder of files that hold their names.
     fn folder(names: &[&str]) -> TempDir {

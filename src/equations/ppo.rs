@@ -41,7 +41,7 @@ pub struct PolicyLoss {
 /// ```
 /// # use burn::tensor::{Bool, Device, Tensor};
 /// # let device = Device::flex();
-/// use segment_rlhf::ppo::policy_loss;
+/// use segment_rlhf::equations::ppo::policy_loss;
 /// let row = |x: [f32; 2]| Tensor::<2>::from_floats([x.map(f32::ln)], &device);
 /// let (new, old) = (row([0.5, 0.5]), row([0.25, 0.5])); // ρ = 2 and 1
 /// let advantages = Tensor::<2>::from_floats([[1.0, -1.0]], &device);
@@ -98,7 +98,7 @@ pub fn policy_loss(
 /// ```
 /// # use burn::tensor::{Bool, Device, Tensor};
 /// # let device = Device::flex();
-/// use segment_rlhf::ppo::value_loss;
+/// use segment_rlhf::equations::ppo::value_loss;
 /// let row = |x: f32| Tensor::<2>::from_floats([[x]], &device);
 /// let mask = Tensor::<2, Bool>::from_data([[true]], &device);
 /// // From 0 toward a return of 2 by 1, of which the clip leaves 0.25: ½ max(1², 1.75²).
@@ -141,7 +141,7 @@ pub fn value_loss(
 ///
 /// ```
 /// # use burn::tensor::{Bool, Device, Tensor};
-/// use segment_rlhf::ppo::sequence_mean;
+/// use segment_rlhf::equations::ppo::sequence_mean;
 /// let device = Device::flex();
 /// let x = Tensor::<2>::from_floats([[1.0, 3.0], [6.0, f32::NAN]], &device);
 /// let mask = Tensor::<2, Bool>::from_data([[true, true], [true, false]], &device);

@@ -27,8 +27,8 @@ pub const HUBER_RIDGE: f64 = 1e-4;
 /// # Examples
 ///
 /// ```
-/// assert_eq!(segment_rlhf::normalizer::location(0, 4), 0.25);
-/// assert_eq!(segment_rlhf::normalizer::location(3, 4), 1.0);
+/// assert_eq!(segment_rlhf::equations::normalizer::location(0, 4), 0.25);
+/// assert_eq!(segment_rlhf::equations::normalizer::location(3, 4), 1.0);
 /// ```
 pub fn location(t: usize, segments: usize) -> f64 {
     (t + 1) as f64 / segments as f64
@@ -159,7 +159,7 @@ impl Line {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::normalizer::{least_squares, Line};
+/// use segment_rlhf::equations::normalizer::{least_squares, Line};
 /// let line = least_squares(&[0.0, 1.0, 2.0], &[1.0, 0.0, 5.0]).unwrap();
 /// assert_eq!(line, Line { slope: 2.0, intercept: 0.0 });
 /// ```
@@ -190,7 +190,7 @@ pub fn least_squares(x: &[f64], y: &[f64]) -> Result<Line, NormalizerError> {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::normalizer::{huber, HUBER_EPSILON};
+/// use segment_rlhf::equations::normalizer::{huber, HUBER_EPSILON};
 /// // The last of nine points is far off y = x: least squares would tilt, Huber hardly does.
 /// let x: Vec<f64> = (0..9).map(f64::from).collect();
 /// let mut y: Vec<f64> = x.iter().enumerate().map(|(i, x)| x + [0.1, -0.1][i % 2]).collect();
@@ -297,7 +297,7 @@ pub struct LocationStatistic {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::normalizer::location_statistics;
+/// use segment_rlhf::equations::normalizer::location_statistics;
 /// let stats = location_statistics([(1.0, 5.0), (0.3333, 1.0), (0.333, 3.0)]);
 /// assert_eq!((stats[0].location, stats[0].mean, stats[0].std, stats[0].count), (0.333, 2.0, 1.0, 2));
 /// assert_eq!((stats[1].location, stats[1].mean, stats[1].std, stats[1].count), (1.0, 5.0, 0.0, 1));
@@ -349,7 +349,7 @@ impl Normalizer {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::normalizer::Normalizer;
+    /// use segment_rlhf::equations::normalizer::Normalizer;
     /// let fit = Normalizer::LocationAware { w_mean: 1.0, b_mean: 0.5, w_std: 0.0, b_std: 2.0, std_floor: None };
     /// assert_eq!(fit.mean(1.0), 0.5);
     /// assert_eq!(fit.mean(0.5), 0.5 - 2f64.ln());
@@ -367,7 +367,7 @@ impl Normalizer {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::normalizer::Normalizer;
+    /// use segment_rlhf::equations::normalizer::Normalizer;
     /// let (w_mean, b_mean, w_std, b_std) = (0.0, 0.0, 0.5, 1.0);
     /// let fit = |std_floor| Normalizer::LocationAware { w_mean, b_mean, w_std, b_std, std_floor };
     /// let p = (-4f64).exp(); // 0.5 · -4 + 1 = -1
@@ -390,7 +390,7 @@ impl Normalizer {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::normalizer::Normalizer;
+    /// use segment_rlhf::equations::normalizer::Normalizer;
     /// assert_eq!(Normalizer::Scalar { mean: 1.0, std: 2.0 }.normalize(5.0, 1.0), 2.0);
     /// ```
     pub fn normalize(&self, reward: f64, p: f64) -> f64 {
@@ -402,7 +402,7 @@ impl Normalizer {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::normalizer::Normalizer;
+    /// use segment_rlhf::equations::normalizer::Normalizer;
     /// assert_eq!(Normalizer::Scalar { mean: 1.0, std: 2.0 }.denormalize(2.0, 1.0), 5.0);
     /// ```
     pub fn denormalize(&self, normalized: f64, p: f64) -> f64 {
@@ -414,7 +414,7 @@ impl Normalizer {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::normalizer::Normalizer;
+    /// use segment_rlhf::equations::normalizer::Normalizer;
     /// // Mean(p) = ln p is -ln 2 halfway and 0 at the end.
     /// let fit = Normalizer::LocationAware { w_mean: 1.0, b_mean: 0.0, w_std: 0.0, b_std: 2.0, std_floor: None };
     /// assert_eq!(fit.normalize_all(&[0.0, 6.0]), [2f64.ln() / 2.0, 3.0]);
@@ -438,7 +438,7 @@ impl Normalizer {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::normalizer::Normalizer;
+    /// use segment_rlhf::equations::normalizer::Normalizer;
     /// // Std(p) = ln p + 2 is 0 at e^-2 = 0.135.
     /// let fit = Normalizer::LocationAware { w_mean: 0.0, b_mean: 0.0, w_std: 1.0, b_std: 2.0, std_floor: None };
     /// assert!(fit.check(1.0 / 7.0).is_ok());
@@ -502,7 +502,7 @@ impl Normalizer {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::normalizer::{LocationStatistic, Normalizer, Regression};
+    /// use segment_rlhf::equations::normalizer::{LocationStatistic, Normalizer, Regression};
     /// // Means on the line 2 ln p + 1, and a standard deviation of 3 everywhere.
     /// let at = |location: f64| {
     ///     LocationStatistic { location, mean: 2.0 * location.ln() + 1.0, std: 3.0, count: 9 }
@@ -543,7 +543,7 @@ impl Normalizer {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::normalizer::Normalizer;
+    /// use segment_rlhf::equations::normalizer::Normalizer;
     /// let fit = Normalizer::fit_scalar(&[1.0, 3.0]).unwrap();
     /// assert_eq!(fit, Normalizer::Scalar { mean: 2.0, std: 1.0 });
     /// ```
@@ -565,7 +565,7 @@ impl Normalizer {
 /// # Examples
 ///
 /// ```
-/// assert_eq!(segment_rlhf::normalizer::length_neutral(&[1.0, 3.0]), [0.5, 1.5]);
+/// assert_eq!(segment_rlhf::equations::normalizer::length_neutral(&[1.0, 3.0]), [0.5, 1.5]);
 /// ```
 pub fn length_neutral(rewards: &[f64]) -> Vec<f64> {
     rewards.iter().map(|reward| reward / rewards.len() as f64).collect()

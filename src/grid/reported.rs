@@ -3,8 +3,8 @@
 //! # Examples
 //!
 //! ```
-//! use segment_rlhf::experiment::settings::Method;
-//! use segment_rlhf::report::reported::{Source, Subject, reported};
+//! use segment_rlhf::settings::Method;
+//! use segment_rlhf::grid::reported::{Source, Subject, reported};
 //!
 //! let table = &reported().tables[0];
 //! assert_eq!(table.source, Source::PaperTable(1));
@@ -17,11 +17,11 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::markdown;
-use crate::experiment::settings::{Method, NormalizerKind};
-use crate::interpolation::Interpolation;
-use crate::normalizer::Normalizer;
-use crate::segmentation::Actions;
+use crate::equations::interpolation::Interpolation;
+use crate::equations::normalizer::Normalizer;
+use crate::equations::segmentation::Actions;
+use crate::settings::{Method, NormalizerKind};
+use crate::table::markdown;
 
 /// The text of `paper/reported.toml`.
 pub const REPORTED: &str = include_str!("../../paper/reported.toml");
@@ -45,7 +45,7 @@ pub struct Reported {
     /// The normalizers that were released with the official code.
     #[serde(rename = "released_fit")]
     pub released_fits: Vec<ReleasedFit>,
-    /// The official settings, to be laid over [`DEFAULTS`](crate::experiment::settings::DEFAULTS).
+    /// The official settings, to be laid over [`DEFAULTS`](crate::settings::DEFAULTS).
     pub settings: toml::Table,
 }
 
@@ -55,8 +55,8 @@ impl Reported {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::experiment::settings::Method;
-    /// use segment_rlhf::report::reported::reported;
+    /// use segment_rlhf::settings::Method;
+    /// use segment_rlhf::grid::reported::reported;
     /// assert_eq!(
     ///     reported().ordering(&[Method::Token, Method::Segment]),
     ///     "The paper, Phi-3-mini Instruct, Arena-Hard %: segment 34.0, token 27.2, base 25.1."

@@ -28,7 +28,7 @@ use burn::tensor::{Tensor, activation::log_sigmoid, assert_shape};
 ///
 /// ```
 /// # use burn::tensor::{Device, Tensor};
-/// use segment_rlhf::bt_loss::segment_bt_loss;
+/// use segment_rlhf::equations::bt_loss::segment_bt_loss;
 /// // Equal scores: -ln σ(0) = ln 2.
 /// let score = Tensor::<1>::from_floats([3.0], &Device::flex());
 /// let loss = segment_bt_loss(score.clone(), score, None).into_scalar::<f32>();
@@ -86,7 +86,7 @@ pub struct DpoLoss {
 ///
 /// ```
 /// # use burn::tensor::{Device, Tensor};
-/// use segment_rlhf::bt_loss::dpo_loss;
+/// use segment_rlhf::equations::bt_loss::dpo_loss;
 /// let nats = |x: f32| Tensor::<1>::from_floats([x], &Device::flex());
 /// // Rewards of 0.5 · (-1 + 3) = 1 and 0.5 · (-4 + 4) = 0: ln (1 + e^-1) = 0.3133.
 /// let dpo = dpo_loss(nats(-1.0), nats(-4.0), nats(-3.0), nats(-4.0), 0.5, 0.0);

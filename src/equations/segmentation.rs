@@ -30,7 +30,7 @@ use thiserror::Error;
 ///
 /// ```
 /// # use burn::tensor::{Device, Tensor};
-/// use segment_rlhf::segmentation::entropy;
+/// use segment_rlhf::equations::segmentation::entropy;
 /// // Four equally likely tokens: ln 4.
 /// let h = entropy(Tensor::<3>::zeros([1, 1, 4], &Device::flex())).into_scalar::<f32>();
 /// assert!((h - 4f32.ln()).abs() < 1e-6);
@@ -108,7 +108,7 @@ impl EosPolicy {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::segmentation::{Actions, EosPolicy};
+    /// use segment_rlhf::equations::segmentation::{Actions, EosPolicy};
     /// assert!(EosPolicy::AsPublished.excludes_eos(Actions::Token));
     /// assert!(!EosPolicy::AsPublished.excludes_eos(Actions::Bandit));
     /// ```
@@ -189,7 +189,7 @@ pub enum SegmentationError {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::segmentation::{segments, Actions, EosPolicy, ResponseView};
+/// use segment_rlhf::equations::segmentation::{segments, Actions, EosPolicy, ResponseView};
 /// let response = ResponseView {
 ///     entropies: &[0.1, 0.2, 2.5, 0.3, 3.0],
 ///     sentence_ends: &[false; 5],

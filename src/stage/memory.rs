@@ -5,125 +5,91 @@
 //! `cargo test --release --test cli -- --ignored --nocapture memory` compares them with measured peaks of models
 //! of three sizes.
 
-use std::fmt;
+use std::path::Path;
 
 use crate::device::{Checkpointing, DeviceName, Precision};
-use crate::error::Error;
-use crate::experiment::settings::Settings;
 use crate::model::ModelConfig;
 use crate::model::generate::PREFILL;
+use crate::run::Context;
+use crate::run::folder::is_finished;
+use crate::run::memory::{Advice, Bytes, MemoryError, Need};
+use crate::settings::Settings;
 
 /// Bytes of a number that is trained, and of every number on the host.
 const WIDE: f64 = 4.0;
 /// The program with its tokenizer, and what the allocator keeps of what was freed.
 const PROGRAM: f64 = 70e6;
 
-/// The most that a stage holds at one time, part by part.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Need {
-    /// The stage.
-    pub stage: &'static str,
-    /// What is held, and its bytes.
-    pub parts: Vec<(&'static str, f64)>,
-}
-
-impl Need {
-    /// All parts together, in bytes.
-    pub fn total(&self) -> f64 {
-        self.parts.iter().map(|(_, bytes)| bytes).sum()
+/// Tells what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need` of an
+/// estimator and the longest prompt and response, where `longest` knows them.
+///
+/// # Errors
+///
+/// [`MemoryError`] when the device has less free.
+pub fn announce(
+    context: &Context,
+    dir: &Path,
+    config: &ModelConfig,
+    longest: Option<(usize, usize)>,
+    need: impl Fn(Estimator<'_>, Lengths) -> Need,
+) -> Result<(), MemoryError> {
+    let Some((prompt, response)) = longest else { return Ok(()) };
+    if is_finished(dir) {
+        return Ok(());
     }
-
-    /// The bytes of one part.
-    pub fn part(&self, name: &str) -> f64 {
-        self.parts.iter().filter(|(part, _)| *part == name).map(|(_, bytes)| bytes).sum()
-    }
-
-    /// Refuses a stage that does not fit in `available` bytes, where that is known, with the advice of `advise` for
-    /// so many.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Memory`].
-    pub fn check(
-        &self,
-        available: Option<f64>,
-        advise: impl FnOnce(f64) -> Advice,
-    ) -> Result<(), Error> {
-        match available {
-            Some(available) if available < self.total() => {
-                let advice = advise(available);
-                Err(Error::Memory { need: self.clone(), available: Bytes(available), advice })
-            }
-            _ => Ok(()),
+    let lengths = Lengths { prompt, response };
+    let with = |settings: &Settings| {
+        need(Estimator::new(settings, config, context.device_name), lengths.within(settings))
+    };
+    let need = with(&context.settings);
+    context.progress.line(&need.to_string());
+    match context.device_name.free_memory().map(|free| free as f64) {
+        Some(free) if free < need.total() => {
+            let advice = advise(&context.settings, free, |other| with(other).total());
+            Err(MemoryError { need, available: Bytes(free), advice })
         }
+        _ => Ok(()),
     }
 }
 
-/// Settings that bring a need down.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Advice {
-    /// `key=value`, as `--set` takes them.
-    pub sets: Vec<String>,
-    /// What is needed with them, in bytes.
-    pub need: f64,
-    /// Whether that fits.
-    pub fits: bool,
-}
-
-impl Advice {
-    /// The settings that bring `need`, in bytes, down to `available`: first those that cost time alone, then precision,
-    /// then adapters in place of all weights, at last shorter rows; none that can be spared. All of them where they do
-    /// not suffice.
-    pub fn find(settings: &Settings, available: f64, need: impl Fn(&Settings) -> f64) -> Self {
-        let steps = relief(settings);
-        let with = |taken: &[usize]| {
-            let mut changed = settings.clone();
-            for (key, value) in taken.iter().flat_map(|&step| &steps[step]) {
-                let change = format!("{key} = {value}").parse().expect("a key and a value");
-                changed = changed.with("memory", &change).expect("relief stays in range");
-            }
-            need(&changed)
-        };
-        let mut taken: Vec<usize> = Vec::new();
-        for step in 0..steps.len() {
-            if with(&taken) <= available {
-                break;
-            }
-            taken.push(step);
-        }
-        let fits = with(&taken) <= available;
-        if fits {
-            for step in taken.clone() {
-                let fewer: Vec<usize> = taken.iter().copied().filter(|&s| s != step).collect();
-                if with(&fewer) <= available {
-                    taken = fewer;
-                }
-            }
-        }
-        // A later step may set a key of an earlier one again.
-        let mut sets: Vec<(&str, &toml::Value)> = Vec::new();
+/// The settings that bring `need`, in bytes, down to `available`: first those that cost time alone, then precision,
+/// then adapters in place of all weights, at last shorter rows; none that can be spared. All of them where they do
+/// not suffice.
+pub fn advise(settings: &Settings, available: f64, need: impl Fn(&Settings) -> f64) -> Advice {
+    let steps = relief(settings);
+    let with = |taken: &[usize]| {
+        let mut changed = settings.clone();
         for (key, value) in taken.iter().flat_map(|&step| &steps[step]) {
-            sets.retain(|(other, _)| other != key);
-            sets.push((key, value));
+            let change = format!("{key} = {value}").parse().expect("a key and a value");
+            changed = changed.with("memory", &change).expect("relief stays in range");
         }
-        let text = |value: &toml::Value| value.as_str().map_or(value.to_string(), str::to_owned);
-        let sets = sets.into_iter().map(|(key, value)| format!("{key}={}", text(value))).collect();
-        Self { sets, need: with(&taken), fits }
+        need(&changed)
+    };
+    let mut taken: Vec<usize> = Vec::new();
+    for step in 0..steps.len() {
+        if with(&taken) <= available {
+            break;
+        }
+        taken.push(step);
     }
-}
-
-impl fmt::Display for Advice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sets: Vec<String> = self.sets.iter().map(|set| format!("--set {set}")).collect();
-        let (sets, need) = (sets.join(" "), Bytes(self.need));
-        match self.fits {
-            true => write!(f, "it takes {need} with {sets}"),
-            false if sets.is_empty() => write!(f, "take a smaller model or more memory"),
-            false => {
-                write!(f, "it takes {need} even with {sets}: take a smaller model or more memory")
+    let fits = with(&taken) <= available;
+    if fits {
+        for step in taken.clone() {
+            let fewer: Vec<usize> = taken.iter().copied().filter(|&s| s != step).collect();
+            if with(&fewer) <= available {
+                taken = fewer;
             }
         }
     }
+    // A later step may set a key of an earlier one again.
+    let mut sets: Vec<(&str, &toml::Value)> = Vec::new();
+    for (key, value) in taken.iter().flat_map(|&step| &steps[step]) {
+        sets.retain(|(other, _)| other != key);
+        sets.push((key, value));
+    }
+    let text = |value: &toml::Value| value.as_str().map_or(value.to_string(), str::to_owned);
+    let sets = sets.into_iter().map(|(key, value)| format!("{key}={}", text(value))).collect();
+    Advice { sets, need: with(&taken), fits }
 }
 
 /// What lowers a need, step by step: first what costs time alone, then precision, then adapters in place of all weights,
@@ -161,31 +127,6 @@ fn relief(settings: &Settings) -> Vec<Vec<(&'static str, toml::Value)>> {
         lower(&[("sampling.rows_at_once", sampling.rows_at_once, 1)]),
     ];
     steps.into_iter().filter(|step| !step.is_empty()).collect()
-}
-
-impl fmt::Display for Need {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} needs about {}:", self.stage, Bytes(self.total()))?;
-        let mut parts: Vec<_> = self.parts.iter().filter(|(_, bytes)| *bytes > 0.0).collect();
-        parts.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-        let texts: Vec<String> =
-            parts.iter().map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
-        write!(f, " {}", texts.join(", "))
-    }
-}
-
-/// A number of bytes, on display.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bytes(pub f64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 + 0.0 {
-            // The sum of nothing is -0, and -0 + 0 is 0.
-            bytes if bytes < 1e9 => write!(f, "{:.0} MB", bytes / 1e6),
-            bytes => write!(f, "{:.1} GB", bytes / 1e9),
-        }
-    }
 }
 
 /// The longest rows that a stage will meet.
@@ -519,7 +460,7 @@ mod tests {
     fn advice_fits_and_takes_what_it_says() {
         let defaults = Settings::defaults();
         for gigabytes in [400.0, 200.0, 80.0, 40.0, 24.0, 16.0] {
-            let advice = Advice::find(&defaults, 1e9 * gigabytes, most);
+            let advice = advise(&defaults, 1e9 * gigabytes, most);
             let settings = Settings::resolve(&[], &advice.sets).unwrap();
             assert_eq!(most(&settings), advice.need, "{advice}");
             assert!(advice.fits && advice.need <= 1e9 * gigabytes, "{gigabytes}: {advice}");
@@ -537,9 +478,9 @@ mod tests {
     #[test]
     fn advice_takes_what_costs_time_alone_before_what_changes_results() {
         let defaults = Settings::defaults();
-        let enough = Advice::find(&defaults, most(&defaults), most);
+        let enough = advise(&defaults, most(&defaults), most);
         assert!(enough.fits && enough.sets.is_empty(), "{enough}");
-        let large = Advice::find(&defaults, 1e9 * 300.0, most);
+        let large = advise(&defaults, 1e9 * 300.0, most);
         assert!(
             large
                 .sets
@@ -547,9 +488,9 @@ mod tests {
                 .all(|set| set.contains("rows_at_once") || set.contains("checkpointing")),
             "{large}"
         );
-        let small = Advice::find(&defaults, 1e9 * 24.0, most);
+        let small = advise(&defaults, 1e9 * 24.0, most);
         assert!(small.sets.contains(&"lora.rank=8".to_owned()), "{small}");
-        let none = Advice::find(&defaults, 1e9, most);
+        let none = advise(&defaults, 1e9, most);
         assert!(!none.fits && none.need > 1e9, "{none}");
         assert!(none.to_string().ends_with(": take a smaller model or more memory"), "{none}");
     }

@@ -16,7 +16,7 @@ pub const REWARD_CLIP: f64 = 10.0;
 /// # Examples
 ///
 /// ```
-/// assert_eq!(segment_rlhf::kl::k1(-1.0, -3.0), 2.0);
+/// assert_eq!(segment_rlhf::equations::kl::k1(-1.0, -3.0), 2.0);
 /// ```
 pub fn k1(log_prob: f64, ref_log_prob: f64) -> f64 {
     log_prob - ref_log_prob
@@ -35,7 +35,7 @@ pub fn k1(log_prob: f64, ref_log_prob: f64) -> f64 {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::kl::k3;
+/// use segment_rlhf::equations::kl::k3;
 /// // q = 2: 2 - 1 - ln 2.
 /// assert!((k3(0.25f64.ln(), 0.5f64.ln()) - (1.0 - 2f64.ln())).abs() < 1e-12);
 /// ```
@@ -61,7 +61,7 @@ pub fn k3(log_prob: f64, ref_log_prob: f64) -> f64 {
 ///
 /// ```
 /// // Clipped to 10, then 0.5 · (-1 - (-3)) = 1 off for the KL.
-/// assert_eq!(segment_rlhf::kl::token_rewards(&[12.0], &[-1.0], &[-3.0], 0.5), [9.0]);
+/// assert_eq!(segment_rlhf::equations::kl::token_rewards(&[12.0], &[-1.0], &[-3.0], 0.5), [9.0]);
 /// ```
 pub fn token_rewards(
     interpolated: &[f64],
@@ -104,7 +104,7 @@ impl AdaptiveKl {
     /// # Examples
     ///
     /// ```
-    /// let mut kl = segment_rlhf::kl::AdaptiveKl { coefficient: 0.02, target: 6.0, horizon: 1e4 };
+    /// let mut kl = segment_rlhf::equations::kl::AdaptiveKl { coefficient: 0.02, target: 6.0, horizon: 1e4 };
     /// kl.update(60.0, 1000); // far above: 1 + 0.2 · 0.1
     /// assert!((kl.coefficient - 0.0204).abs() < 1e-12);
     /// ```

@@ -1,36 +1,25 @@
-//! Everything that can end a command, with its exit code.
+//! Everything that can end a stage.
 
 use std::path::PathBuf;
 
-use crate::benchmark::BenchmarkError;
-use crate::control::Interrupted;
+use super::folder::FolderError;
+use super::memory::MemoryError;
 use crate::data::error::DataError;
-use crate::experiment::folder::FolderError;
-use crate::experiment::lock::LockError;
-use crate::experiment::settings::SettingsError;
-use crate::grid::file::GridError;
-use crate::memory::{Advice, Bytes, Need};
+use crate::device::DeviceError;
+use crate::equations::normalizer::NormalizerError;
+use crate::equations::segmentation::SegmentationError;
 use crate::model::optim::NonFinite;
+use crate::model::sampling::Sampling;
 use crate::model::{CheckpointError, TooLong};
-use crate::normalizer::NormalizerError;
-use crate::segmentation::SegmentationError;
+use crate::stop::Interrupted;
 
 /// Why a stage ended before its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Settings were refused.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// An experiment file was refused.
-    #[error(transparent)]
-    Grid(#[from] GridError),
     /// Data or a tokenizer was refused.
     #[error(transparent)]
     Data(DataError),
-    /// A benchmark's files were refused.
-    #[error(transparent)]
-    Benchmark(#[from] BenchmarkError),
     /// A model could not be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -54,6 +43,12 @@ pub enum Error {
         /// Why.
         source: NormalizerError,
     },
+    /// Sampling settings under which the KL and the ratio of PPO would be wrong.
+    #[error(
+        "settings sampling.*: PPO samples from the policy itself, since the KL and the ratio are computed for it; \
+         set temperature = 1, top_k = 0 and top_p = 1 (now {}, {} and {})", .0.temperature, .0.top_k, .0.top_p
+    )]
+    SamplingForPpo(Sampling),
     /// Training left the numbers.
     #[error(transparent)]
     NonFinite(#[from] NonFinite),
@@ -72,26 +67,11 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A device that this build or this machine lacks.
-    #[error("--device {name}: {problem}")]
-    Device {
-        /// The device.
-        name: &'static str,
-        /// What is wrong, and what to do.
-        problem: String,
-    },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The stage needs more memory than the device has.
-    #[error("{need}, and {available} are free; {advice}")]
-    Memory {
-        /// What it needs.
-        need: Need,
-        /// What there is.
-        available: Bytes,
-        /// What would bring it down.
-        advice: Advice,
-    },
-    /// The result could not be printed.
-    #[error("standard output: {0}; free space or mend what the system names")]
-    Output(#[source] std::io::Error),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),
@@ -109,21 +89,15 @@ impl From<DataError> for Error {
     }
 }
 
-impl Error {
-    /// The program's exit status: 2 for input that was refused, 130 for a stop, 1 for a run
-    /// that failed: numbers that are not finite, a disk that is full, cells of a grid.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Interrupted { .. } => 130,
-            Self::NonFinite(_)
-            | Self::Output(_)
-            | Self::Grid(GridError::Cells { .. })
-            | Self::Folder(
-                FolderError::Write { .. } | FolderError::Lock(LockError::Write { .. }),
-            )
-            | Self::Checkpoint(CheckpointError::Write { .. })
-            | Self::Data(DataError::Write { .. }) => 1,
-            _ => 2,
+/// Lets an error of a higher floor, with a variant `Stage`, hold what a stage meets.
+macro_rules! wrap_stage_errors {
+    ($outer:ty: $($error:ty),*) => { $(
+        impl From<$error> for $outer {
+            fn from(error: $error) -> Self {
+                Self::Stage(error.into())
+            }
         }
-    }
+    )* };
 }
+
+pub(crate) use wrap_stage_errors;

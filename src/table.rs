@@ -6,7 +6,7 @@
 ///
 /// ```
 /// let rows = [vec!["bandit".to_owned(), "2.59".to_owned()]];
-/// let table = segment_rlhf::report::table::markdown(&["method", "gold"], &rows);
+/// let table = segment_rlhf::table::markdown(&["method", "gold"], &rows);
 /// assert_eq!(table, "| method | gold |\n| ------ | ---: |\n| bandit | 2.59 |\n");
 /// ```
 pub fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -34,7 +34,7 @@ pub fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::report::table::with_error;
+/// use segment_rlhf::table::with_error;
 /// assert_eq!(with_error(Some(2.594), Some(0.1)), "2.59 ± 0.10");
 /// assert_eq!(with_error(Some(2.594), None), "2.59");
 /// assert_eq!(with_error(None, None), "–");
@@ -52,7 +52,7 @@ pub fn with_error(mean: Option<f64>, error: Option<f64>) -> String {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::report::table::rate;
+/// use segment_rlhf::table::rate;
 /// assert_eq!(rate(0.6237, 384), "0.62 (n 384)");
 /// assert_eq!([rate(1.0, 1), rate(0.0, 1), rate(0.5, 1)], ["1 of 1", "0 of 1", "0.5 of 1"]);
 /// ```

@@ -35,7 +35,7 @@ pub enum Aggregation {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::segment_reward::segment_rewards;
+/// use segment_rlhf::equations::segment_reward::segment_rewards;
 /// assert_eq!(segment_rewards(&[1.0, 2.0, 3.0, 4.0], &[0..1, 1..3]), [1.0, 3.0]);
 /// ```
 pub fn segment_rewards(token_scores: &[f32], segments: &[Range<usize>]) -> Vec<f64> {
@@ -56,7 +56,7 @@ fn last_token(segment: &Range<usize>) -> usize {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::segment_reward::{aggregate, Aggregation};
+/// use segment_rlhf::equations::segment_reward::{aggregate, Aggregation};
 /// assert_eq!(aggregate(&[1.0, 2.0, 6.0], Aggregation::Average), 3.0);
 /// assert_eq!(aggregate(&[1.0, 2.0, 6.0], Aggregation::Sum), 9.0);
 /// assert_eq!(aggregate(&[1.0, 2.0, 6.0], Aggregation::Last), 6.0);
@@ -81,7 +81,7 @@ pub fn aggregate(rewards: &[f64], aggregation: Aggregation) -> f64 {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::segment_reward::{aggregation_weights, Aggregation};
+/// use segment_rlhf::equations::segment_reward::{aggregation_weights, Aggregation};
 /// assert_eq!(aggregation_weights(&[0..1, 1..3], 4, Aggregation::Average), [0.5, 0.0, 0.5, 0.0]);
 /// assert_eq!(aggregation_weights(&[0..1, 1..3], 4, Aggregation::Last), [0.0, 0.0, 1.0, 0.0]);
 /// ```
@@ -117,7 +117,7 @@ pub fn aggregation_weights(
 ///
 /// ```
 /// # use burn::tensor::{Device, Tensor};
-/// use segment_rlhf::segment_reward::sequence_scores;
+/// use segment_rlhf::equations::segment_reward::sequence_scores;
 /// let row = |x: [f32; 4]| Tensor::<2>::from_floats([x], &Device::flex());
 /// // Two segments that end at tokens 0 and 2; the last column is padding.
 /// let score = sequence_scores(row([1.0, 9.0, 3.0, f32::NAN]), row([0.5, 0.0, 0.5, 0.0]));

@@ -1,0 +1,77 @@
+//! Everything that can end a command, with its exit status.
+
+use crate::benchmark::BenchmarkError;
+use crate::data::error::DataError;
+use crate::equations::segmentation::SegmentationError;
+use crate::grid::GridError;
+use crate::model::{CheckpointError, TooLong};
+use crate::run::error::{Error as StageError, wrap_stage_errors};
+use crate::run::folder::FolderError;
+use crate::run::lock::LockError;
+use crate::settings::SettingsError;
+use crate::stop::Interrupted;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A stage failed or was stopped.
+    #[error(transparent)]
+    Stage(StageError),
+    /// An experiment file or a grid was refused, or cells of it failed.
+    #[error(transparent)]
+    Grid(GridError),
+    /// A benchmark's files were refused.
+    #[error(transparent)]
+    Benchmark(BenchmarkError),
+    /// Settings were refused.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The result could not be printed.
+    #[error("standard output: {0}; free space or mend what the system names")]
+    Output(#[source] std::io::Error),
+    /// Arguments that do not go together.
+    #[error("{0}")]
+    Usage(String),
+}
+
+wrap_stage_errors!(Error: StageError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError);
+
+impl From<GridError> for Error {
+    fn from(error: GridError) -> Self {
+        match error {
+            GridError::Stage(error) => Self::Stage(error),
+            error => Self::Grid(error),
+        }
+    }
+}
+
+impl From<BenchmarkError> for Error {
+    fn from(error: BenchmarkError) -> Self {
+        match error {
+            BenchmarkError::Stage(error) => Self::Stage(error),
+            error => Self::Benchmark(error),
+        }
+    }
+}
+
+impl Error {
+    /// The exit status: 2 for input that was refused, 130 for a stop, 1 for a run that failed: numbers that are not
+    /// finite, a full disk, failed cells of a grid.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Stage(StageError::Interrupted(_)) => 130,
+            Self::Stage(
+                StageError::NonFinite(_)
+                | StageError::Folder(
+                    FolderError::Write { .. } | FolderError::Lock(LockError::Write { .. }),
+                )
+                | StageError::Checkpoint(CheckpointError::Write { .. })
+                | StageError::Data(DataError::Write { .. }),
+            )
+            | Self::Output(_)
+            | Self::Grid(GridError::Cells { .. }) => 1,
+            _ => 2,
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What every stage of a run shares: settings, device, folders, stop and progress.
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+
+use super::fingerprint::{file_fingerprint, model_fingerprint, reward_fingerprint};
+use super::stage::Stage;
+use crate::COMMIT;
+use crate::device::DeviceName;
+use crate::rng::Fnv1a;
+use crate::run::error::Error;
+use crate::run::folder::{FolderError, StageFolder, is_finished};
+use crate::run::lock::Locks;
+use crate::run::progress::Progress;
+use crate::settings::Settings;
+use crate::stop::Stop;
+
+/// A run: where it lives, what it runs on, and its settings.
+#[derive(Clone)]
+pub struct Context {
+    /// The checked settings.
+    pub settings: Settings,
+    /// The device's name.
+    pub device_name: DeviceName,
+    /// The device, without autodiff.
+    pub device: Device,
+    /// The run's folder.
+    pub run: PathBuf,
+    /// Where in it the stages live.
+    pub layout: Layout,
+    /// The model to start from, in place of the run's own SFT model.
+    pub model: Option<PathBuf>,
+    /// The reward model's folder, in place of the run's own.
+    pub reward_model: Option<PathBuf>,
+    /// Preference pairs or conversations in JSON Lines or Parquet, in place of the embedded task.
+    pub data: Option<PathBuf>,
+    /// Prompts in JSON Lines or Parquet, in place of those of `data`.
+    pub prompts: Option<PathBuf>,
+    /// Keeps other processes out of the stages' folders.
+    pub locks: Locks,
+    /// Asks the run to end.
+    pub stop: Stop,
+    /// Shows how far it is.
+    pub progress: Progress,
+    /// Written before stage names on display, to tell parallel runs apart.
+    pub label: String,
+}
+
+impl Context {
+    /// A run with the given settings in the folder `run`, on the embedded task.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`].
+    pub fn new(settings: Settings, device_name: DeviceName, run: PathBuf) -> Result<Self, Error> {
+        Ok(Self {
+            settings,
+            device_name,
+            device: device_name.open()?,
+            run,
+            layout: Layout::Named,
+            model: None,
+            reward_model: None,
+            data: None,
+            prompts: None,
+            locks: Locks::default(),
+            stop: Stop::default(),
+            progress: Progress::silent(),
+            label: String::new(),
+        })
+    }
+
+    /// The folder of the model that serves as SFT model and reference.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Missing`] when the run has none yet.
+    pub fn reference_dir(&self) -> Result<PathBuf, FolderError> {
+        match &self.model {
+            Some(dir) => Ok(dir.clone()),
+            None => require(self.dir(Stage::Sft), "sft").map(|dir| dir.join("model")),
+        }
+    }
+
+    /// The folder of the finished reward stage that the run's method uses.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Missing`] when the run has none yet.
+    pub fn reward_dir(&self) -> Result<PathBuf, FolderError> {
+        let method = self.settings.method.reward_model();
+        let dir = self.reward_model.clone().unwrap_or_else(|| self.dir(Stage::TrainReward));
+        require(dir, &format!("train-reward --method {}", method.name()))
+    }
+
+    /// The fingerprints of the files that `--data` and `--prompts` name, each with its argument's name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Data`] when one cannot be read.
+    pub fn data_fingerprints(&self) -> Result<Vec<(&'static str, String)>, Error> {
+        [("data", &self.data), ("prompts", &self.prompts)]
+            .into_iter()
+            .filter_map(|(name, path)| path.as_ref().map(|path| (name, path)))
+            .map(|(name, path)| Ok((name, file_fingerprint(path)?)))
+            .collect()
+    }
+
+    /// The folder of the finished PPO stage of the run's method.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Missing`] when the run has none yet.
+    pub fn policy_dir(&self) -> Result<PathBuf, FolderError> {
+        let method = self.settings.method;
+        require(self.dir(Stage::Ppo), &format!("ppo --method {}", method.name()))
+    }
+
+    /// Opens the folder of a stage that depends on its settings and on `inputs`, each a name and a
+    /// fingerprint.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError`].
+    pub fn open(
+        &self,
+        stage: Stage,
+        inputs: &[(&str, String)],
+    ) -> Result<StageFolder, FolderError> {
+        let mut record = toml::Table::new();
+        record.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        record.extend(COMMIT.map(|commit| ("commit".to_owned(), commit.into())));
+        let settings = self.record(stage);
+        let mut table = toml::Table::new();
+        table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
+        record.insert("inputs".into(), table.into());
+        record.extend(settings);
+        StageFolder::open(self.dir(stage), &record, &self.locks)
+    }
+
+    /// A stage's name on display.
+    pub fn title(&self, stage: &str) -> String {
+        if self.label.is_empty() { stage.to_owned() } else { format!("{} {stage}", self.label) }
+    }
+
+    /// The same for the work of `stage`, whose folder a stop names.
+    #[must_use]
+    pub(crate) fn within(&self, stage: Stage) -> Self {
+        Self { stop: self.stop.saving_in(&self.dir(stage)), ..self.clone() }
+    }
+}
+
+/// `dir`, if the stage in it is finished.
+fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
+    if is_finished(&dir) {
+        Ok(dir)
+    } else {
+        Err(FolderError::Missing { dir, command: command.to_owned() })
+    }
+}
+
+/// Where the stages of a context live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// By their names: `RUN/sft`, `RUN/preferences`, `RUN/METHOD/{reward, normalizer, ppo, evaluation}`.
+    Named,
+    /// By a hash of all that their results depend on, `RUN/store/STAGE-HASH`: what several contexts share is there once.
+    Hashed {
+        /// The fingerprints of the user's model, reward model and data.
+        inputs: String,
+    },
+}
+
+impl Layout {
+    /// The layout by hashes for a context; reads the user's files once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] and [`Error::Data`] when they cannot be read.
+    pub fn hashed(context: &Context) -> Result<Self, Error> {
+        let mut inputs = Vec::new();
+        if let Some(dir) = &context.model {
+            inputs.push(("model", model_fingerprint(dir)?));
+        }
+        if context.reward_model.is_some() {
+            inputs.push(("reward model", reward_fingerprint(&context.reward_dir()?)?));
+        }
+        inputs.extend(context.data_fingerprints()?);
+        let inputs = if inputs.is_empty() { String::new() } else { format!("{inputs:?}") };
+        Ok(Self::Hashed { inputs })
+    }
+}
+
+impl Context {
+    /// The stages that the run takes: with the user's model, data or reward model, those that give them fall away.
+    pub fn stages(&self) -> impl Iterator<Item = Stage> {
+        let given = [
+            (Stage::Sft, self.model.is_some()),
+            (Stage::Preferences, self.data.is_some()),
+            (Stage::TrainReward, self.reward_model.is_some()),
+        ];
+        Stage::ALL.into_iter().filter(move |stage| !given.contains(&(*stage, true)))
+    }
+
+    /// The folder of a stage.
+    pub fn dir(&self, stage: Stage) -> PathBuf {
+        match &self.layout {
+            Layout::Named => match stage {
+                Stage::Sft | Stage::Preferences => self.run.join(stage.folder()),
+                Stage::TrainReward => {
+                    self.run.join(self.settings.method.reward_model().name()).join(stage.folder())
+                }
+                _ => self.run.join(self.settings.method.name()).join(stage.folder()),
+            },
+            Layout::Hashed { inputs } => {
+                let name = format!("{}-{:016x}", stage.folder(), self.key(stage, inputs));
+                self.run.join("store").join(name)
+            }
+        }
+    }
+
+    /// A hash of the user's inputs and of what `stage` and those before it depend on.
+    fn key(&self, stage: Stage, inputs: &str) -> u64 {
+        let mut hash = Fnv1a::default();
+        hash.write(inputs.as_bytes());
+        for stage in self.stages().take_while(|before| *before != stage).chain([stage]) {
+            hash.write(
+                toml::to_string(&self.record(stage)).expect("a table serialises").as_bytes(),
+            );
+        }
+        hash.finish()
+    }
+
+    /// What the result of `stage` depends on: the device, the number format, the stage's numerics, settings and seed.
+    fn record(&self, stage: Stage) -> toml::Table {
+        let mut record = toml::Table::new();
+        let mut put = |key: &str, value: &str| record.insert(key.into(), value.into());
+        put("stage", stage.command());
+        put("device", self.device_name.name());
+        put("dtype", self.settings.precision.compute.name());
+        if stage == Stage::TrainReward {
+            put("method", self.settings.method.reward_model().name());
+        }
+        record.insert("numerics".into(), stage.numerics().into());
+        record.insert("settings".into(), stage.settings(&self.settings).into());
+        record
+    }
+}

@@ -1,0 +1,135 @@
+//! The stages in their order, and what the result of each depends on.
+
+use crate::settings::Settings;
+
+/// A stage of the pipeline. Each needs the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Fine-tuning of the reference model.
+    Sft,
+    /// Sampling of the embedded task's pairs.
+    Preferences,
+    /// Training of the reward model.
+    TrainReward,
+    /// Fitting of the normalizer.
+    FitNormalizer,
+    /// Training of the policy.
+    Ppo,
+    /// Judging of the policy.
+    Evaluate,
+}
+
+impl Stage {
+    /// All, in their order.
+    pub const ALL: [Self; 6] = [
+        Self::Sft,
+        Self::Preferences,
+        Self::TrainReward,
+        Self::FitNormalizer,
+        Self::Ppo,
+        Self::Evaluate,
+    ];
+
+    /// The command that runs it.
+    pub fn command(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Preferences => "preferences",
+            Self::TrainReward => "train-reward",
+            Self::FitNormalizer => "fit-normalizer",
+            Self::Ppo => "ppo",
+            Self::Evaluate => "evaluate",
+        }
+    }
+
+    /// The name of its folder.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Preferences => "preferences",
+            Self::TrainReward => "reward",
+            Self::FitNormalizer => "normalizer",
+            Self::Ppo => "ppo",
+            Self::Evaluate => "evaluation",
+        }
+    }
+
+    /// The settings that its result depends on, and no others.
+    pub(super) fn settings(self, all: &Settings) -> toml::Table {
+        let Settings { seed, method, model, lora, heads, task, data, .. } = all;
+        let Settings { segmentation, sft, reward, normalizer, sampling, ppo, evaluation, .. } = all;
+        macro_rules! keys {
+            ($($name:ident = $value:expr),* $(,)?) => {{
+                let mut table = toml::Table::new();
+                $(table.insert(
+                    stringify!($name).to_owned(),
+                    toml::Value::try_from($value).expect("settings serialise"),
+                );)*
+                table
+            }};
+        }
+        match self {
+            Self::Sft => {
+                let task = keys!(letters = task.letters);
+                keys!(seed = seed, model = model, lora = lora, task = task, data = data, sft = sft)
+            }
+            Self::Preferences => {
+                let task = keys!(
+                    pairs = task.pairs,
+                    held_out_pairs = task.held_out_pairs,
+                    label_temperature = task.label_temperature,
+                );
+                keys!(seed = seed, task = task, sampling = sampling)
+            }
+            Self::TrainReward => keys!(
+                seed = seed,
+                data = data,
+                segmentation = segmentation,
+                lora = lora,
+                heads = heads,
+                reward = reward,
+            ),
+            Self::FitNormalizer => keys!(
+                seed = seed,
+                method = method,
+                data = data,
+                segmentation = segmentation,
+                normalizer = normalizer,
+                sampling = sampling,
+            ),
+            Self::Ppo => keys!(
+                seed = seed,
+                method = method,
+                data = data,
+                segmentation = segmentation,
+                lora = lora,
+                heads = heads,
+                sampling = sampling,
+                ppo = ppo,
+                evaluation = evaluation,
+            ),
+            Self::Evaluate => keys!(
+                seed = seed,
+                method = method,
+                data = data,
+                segmentation = segmentation,
+                sampling = sampling,
+                evaluation = evaluation,
+            ),
+        }
+    }
+
+    /// The number of its numerics: with another one, the same settings and inputs give other results. It goes
+    /// into the stage's record and key, so that no result of an earlier program passes for this one's.
+    /// `tests/pipeline/numerics.rs` pins what each stage computes to it.
+    pub fn numerics(self) -> u32 {
+        match self {
+            Self::Sft
+            | Self::Preferences
+            | Self::TrainReward
+            | Self::FitNormalizer
+            | Self::Ppo
+            | Self::Evaluate => 1,
+        }
+    }
+}
