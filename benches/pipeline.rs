@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use segment_rlhf::equations::gae::gae;
-use segment_rlhf::model::generate::{Generation, generate, response_log_probs, view_tokens};
+use segment_rlhf::model::generate::{Generation, Rows, generate, response_log_probs};
 use segment_rlhf::model::optim::Trainer;
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::{CausalLm, Grid, ModelConfig};
@@ -47,7 +47,7 @@ fn training(c: &mut Criterion) {
     });
     let model = trainer.model().valid();
     group.bench_function("log-probabilities and entropies, 32 rows of 52 tokens", |b| {
-        b.iter(|| view_tokens(&model, &rows, ROWS, &Stop::default()));
+        b.iter(|| Rows::new(&rows, ROWS).view(&model, &Stop::default()));
     });
     group.finish();
 }

@@ -74,11 +74,11 @@
 //!
 //! ```
 //! use segment_rlhf::equations::interpolation::{Interpolation, interpolate};
-//! use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, segments};
+//! use segment_rlhf::equations::segmentation::{Rule, EosPolicy, ResponseView, segments};
 //!
 //! let entropies = &[0.3, 2.1, 0.4]; // nats
 //! let response = ResponseView { entropies, sentence_ends: &[false; 3], ends_with_eos: false };
-//! let cut = Actions::Segment { entropy_cutoff: 1.75 }; // nats
+//! let cut = Rule::Entropy { cutoff: 1.75 }; // nats
 //! let actions = segments(cut, EosPolicy::AsPublished, response).unwrap();
 //! assert_eq!(actions, [0..1, 1..3]);
 //! let rewards = interpolate(Interpolation::EvenSplit, &[1.0, 3.0], &actions, 3);
@@ -88,11 +88,12 @@
 //! A stage, as the command line runs it: settings, a [`stage::Context`], and the stage's `run`.
 //!
 //! ```
-//! use segment_rlhf::settings::{Method, Settings};
+//! use segment_rlhf::settings::Settings;
+//! use segment_rlhf::systems::Method;
 //!
 //! let sets = ["method=token".to_owned(), "ppo.iterations=24".to_owned()];
 //! let settings = Settings::resolve(&[], &sets).unwrap();
-//! assert_eq!((settings.method, settings.ppo.iterations), (Method::Token, 24));
+//! assert_eq!((settings.method, settings.ppo.iterations), (Method::TOKEN, 24));
 //! ```
 
 pub mod atomic;
@@ -112,6 +113,7 @@ pub mod settings;
 pub mod stage;
 pub mod statistics;
 pub mod stop;
+pub mod systems;
 pub mod table;
 pub mod walkthrough;
 

@@ -10,15 +10,15 @@ use toml::de::{DeTable, DeValue};
 
 use crate::bounds::Bounds;
 use crate::device::{Checkpointing, Precision};
-use crate::equations::interpolation::Interpolation;
 use crate::equations::normalizer::Regression;
 use crate::equations::segment_reward::Aggregation;
-use crate::equations::segmentation::{Actions, EosPolicy};
+use crate::equations::segmentation::EosPolicy;
 use crate::model::ModelConfig;
 use crate::model::generate::Generation;
 use crate::model::lora::LoraSettings;
 use crate::model::optim::OptimizerSettings;
 use crate::model::sampling::Sampling;
+use crate::systems::{Method, PpoSettings, SystemsSettings};
 
 /// Every setting with its default.
 pub const DEFAULTS: &str = include_str!("../experiments/default.toml");
@@ -78,6 +78,8 @@ pub struct Settings {
     pub normalizer: NormalizerSettings,
     pub sampling: SamplingSettings,
     pub ppo: PpoSettings,
+    #[serde(default)]
+    pub systems: SystemsSettings,
     pub evaluation: EvaluationSettings,
     pub reproduce: ReproduceSettings,
     pub checkpoint: CheckpointSettings,
@@ -172,32 +174,6 @@ pub struct NormalizerSettings {
     pub std_floor: Option<f64>,
 }
 
-/// The section `[ppo]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-pub struct PpoSettings {
-    pub iterations: usize,
-    pub rollouts: usize,
-    pub minibatch: usize,
-    pub rows_at_once: usize,
-    pub epochs: usize,
-    pub interpolation: Interpolation,
-    pub length_neutral: bool,
-    pub kl_coefficient: f64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_target: Option<f64>,
-    pub kl_horizon: f64,
-    pub gamma: f64,
-    pub lambda: f64,
-    pub clip: f64,
-    pub value_clip_dense: f64,
-    pub value_clip_bandit: f64,
-    pub evaluate_every: usize,
-    pub actor: OptimizerSettings,
-    pub critic: OptimizerSettings,
-}
-
 /// What normalizes segment rewards: table 4 of the paper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -210,82 +186,6 @@ pub enum NormalizerKind {
     Last,
     /// No normalization.
     None,
-}
-
-/// A method of the paper: what one action of the reward model is, and what one action of the policy is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum Method {
-    /// One reward for the whole response.
-    Bandit,
-    /// A reward for each sentence.
-    Sentence,
-    /// A reward for each token.
-    Token,
-    /// A reward for each entropy segment.
-    Segment,
-    /// The bandit's reward model, asked for segment rewards.
-    BanditAsSegment,
-    /// The segment reward model's sequence score, as one reward at the end.
-    SegmentAsBandit,
-}
-
-impl Method {
-    /// All six, in the order of the paper's table 1.
-    pub const ALL: [Self; 6] = [
-        Self::Bandit,
-        Self::Sentence,
-        Self::Token,
-        Self::Segment,
-        Self::BanditAsSegment,
-        Self::SegmentAsBandit,
-    ];
-
-    /// The name that settings, folders and tables use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bandit => "bandit",
-            Self::Sentence => "sentence",
-            Self::Token => "token",
-            Self::Segment => "segment",
-            Self::BanditAsSegment => "bandit_as_segment",
-            Self::SegmentAsBandit => "segment_as_bandit",
-        }
-    }
-
-    /// The method whose reward model this one uses: itself, or for a crossing the other.
-    pub fn reward_model(self) -> Self {
-        match self {
-            Self::BanditAsSegment => Self::Bandit,
-            Self::SegmentAsBandit => Self::Segment,
-            own => own,
-        }
-    }
-
-    /// One action, as the reward model is trained on it.
-    pub fn reward_actions(self, entropy_cutoff: f64) -> Actions {
-        match self {
-            Self::Bandit | Self::BanditAsSegment => Actions::Bandit,
-            Self::Sentence => Actions::Sentence,
-            Self::Token => Actions::Token,
-            Self::Segment | Self::SegmentAsBandit => Actions::Segment { entropy_cutoff },
-        }
-    }
-
-    /// One action, as PPO rewards it.
-    pub fn policy_actions(self, entropy_cutoff: f64) -> Actions {
-        match self {
-            Self::BanditAsSegment => Actions::Segment { entropy_cutoff },
-            Self::SegmentAsBandit => Actions::Bandit,
-            own => own.reward_actions(entropy_cutoff),
-        }
-    }
-
-    /// Whether a response has more than one reward.
-    pub fn is_dense(self) -> bool {
-        !matches!(self, Self::Bandit | Self::SegmentAsBandit)
-    }
 }
 
 impl Settings {
@@ -399,12 +299,6 @@ impl Settings {
         Sampling { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p }
     }
 
-    /// How an action's reward spreads over its tokens: the setting, but for methods with one reward a
-    /// response, whose reward stands at the end as published.
-    pub fn interpolation(&self) -> Interpolation {
-        if self.method.is_dense() { self.ppo.interpolation } else { Interpolation::LastToken }
-    }
-
     /// How responses that end with one of the tokens `stops` are generated.
     pub fn generation<'a>(&self, stops: &'a [u32]) -> Generation<'a> {
         let SamplingSettings { max_new_tokens, rows_at_once, .. } = self.sampling;
@@ -462,6 +356,9 @@ impl Settings {
         }
         if let Some((key, problem)) = self.lora.problem() {
             return Some((format!("lora.{key}"), problem));
+        }
+        if let Some((key, problem)) = self.systems.problem() {
+            return Some((format!("systems.{key}"), problem));
         }
         let Self { segmentation, reward, sampling, ppo, data, normalizer, .. } = self;
         let numbers = [

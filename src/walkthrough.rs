@@ -40,7 +40,7 @@
 //! #     assert_eq!(actual.len(), expected.len());
 //! #     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 2e-4), "{actual:?}");
 //! # }
-//! use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, entropy, segments};
+//! use segment_rlhf::equations::segmentation::{Rule, EosPolicy, ResponseView, entropy, segments};
 //!
 //! // The logits from which a token was drawn: 0 for k tokens, -∞ for the others.
 //! let row = |k: usize| (0..8).map(move |v| if v < k { 0.0 } else { f32::NEG_INFINITY });
@@ -53,7 +53,7 @@
 //! let cut = |entropies: &[f32]| {
 //!     let sentence_ends = &vec![false; entropies.len()]; // read for sentences alone
 //!     let response = ResponseView { entropies, sentence_ends, ends_with_eos: true };
-//!     let actions = Actions::Segment { entropy_cutoff: 1.75 };
+//!     let actions = Rule::Entropy { cutoff: 1.75 };
 //!     segments(actions, EosPolicy::AsPublished, response).unwrap()
 //! };
 //! let chosen = cut(&[0.6931, 0.0, 2.0794, 1.3863, 0.6931, 0.0]);
@@ -343,7 +343,7 @@
 //! use segment_rlhf::equations::normalizer::Normalizer;
 //! use segment_rlhf::equations::ppo::{policy_loss, value_loss};
 //! use segment_rlhf::equations::segment_reward::{Aggregation, aggregate, segment_rewards};
-//! use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, segments};
+//! use segment_rlhf::equations::segmentation::{Rule, EosPolicy, ResponseView, segments};
 //!
 //! // Of each token: k, the reward model's score, and π_θ / π_SFT.
 //! let pair: [(&[f32], &[f32], &[f64]); 2] = [
@@ -363,7 +363,7 @@
 //!     let entropies: &Vec<f32> = &k.iter().map(|k| k.ln()).collect();
 //!     let sentence_ends = &vec![false; n];
 //!     let response = ResponseView { entropies, sentence_ends, ends_with_eos: true };
-//!     let actions = Actions::Segment { entropy_cutoff: 1.75 };
+//!     let actions = Rule::Entropy { cutoff: 1.75 };
 //!     let segments = segments(actions, EosPolicy::AsPublished, response).unwrap(); // E1
 //!     let rewards = segment_rewards(token_scores, &segments); // E2
 //!     scores.push(aggregate(&rewards, Aggregation::Average)); // E3

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use segment_rlhf::equations::kl::AdaptiveKl;
 use segment_rlhf::equations::normalizer::Normalizer;
-use segment_rlhf::equations::segmentation::Actions;
+use segment_rlhf::equations::segmentation::Rule;
 use segment_rlhf::grid::reported::{Source, Subject, reported};
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::run::metrics::IterationMetrics;
 use segment_rlhf::run::{Context, Stage};
-use segment_rlhf::settings::{DEFAULTS, FULL, Method, NormalizerKind, QUICK, Settings};
-use segment_rlhf::stage::{fit_normalizer, policy, preferences, reward, sft};
+use segment_rlhf::settings::{DEFAULTS, FULL, NormalizerKind, QUICK, Settings};
+use segment_rlhf::stage::{fit_normalizer, online, preferences, reward, sft};
+use segment_rlhf::systems::Method;
+use segment_rlhf::systems::paper::METHODS;
 
 const PAGES: [&str; 3] = ["paper/equations.md", "paper/notation.md", "paper/deviations.md"];
 
@@ -118,11 +120,16 @@ impl Items {
     fn holds(&self, path: &str) -> bool {
         let parts: Vec<&str> = path.split("::").collect();
         let files_of = |modules: &[&str]| -> Vec<&String> {
-            let base = format!("src/{}", modules.join("/"));
-            [format!("{base}.rs"), format!("{base}/mod.rs")]
-                .iter()
-                .filter_map(|file| self.0.get(file))
-                .collect()
+            let path = modules.join("/");
+            // The pages name an equation's module without the folder that holds them all.
+            [
+                format!("src/{path}.rs"),
+                format!("src/{path}/mod.rs"),
+                format!("src/equations/{path}.rs"),
+            ]
+            .iter()
+            .filter_map(|file| self.0.get(file))
+            .collect()
         };
         if !files_of(&parts).is_empty() {
             return true; // a module
@@ -395,13 +402,13 @@ fn what_does_not_exist_is_not_found() {
     for there in [
         "segmentation",
         "segmentation::entropy",
-        "stage::score::Segmenter::cut",
+        "systems::reward_model::Segmenter::cut",
         "normalizer::Normalizer::mean",
         "normalizer::Normalizer::Scalar",
         "Normalizer::Scalar",
         "kl::AdaptiveKl::target",
         "gae::WHITENING_EPSILON",
-        "stage::Context", // exported from another module
+        "run::Context", // exported from another module
     ] {
         assert!(items.holds(there), "{there}");
     }
@@ -409,9 +416,9 @@ fn what_does_not_exist_is_not_found() {
         "segmentations",
         "segmentation::entropies",
         "gae::entropy",
-        "stage::score::Segmenter::score", // Scorer's
-        "normalizer::rms",                // private
-        "normalizer::Normalizer::slope",  // Line's
+        "systems::reward_model::Segmenter::score", // RewardModel's
+        "normalizer::rms",                         // private
+        "normalizer::Normalizer::slope",           // Line's
         "Normalizer::Vector",
         "Scalar",
     ] {
@@ -452,7 +459,7 @@ fn the_reported_tables_are_those_of_the_paper_and_one_of_the_readme() {
             assert!(shares.iter().any(Option::is_some), "{}: {}", table.source, row.of);
         }
     }
-    let methods: Vec<Subject> = Method::ALL.into_iter().map(Subject::Method).collect();
+    let methods: Vec<Subject> = METHODS.into_iter().map(Subject::Method).collect();
     let first: Vec<Subject> = reported().tables[0].rows.iter().map(|row| row.of).collect();
     assert_eq!(first, [&[Subject::Base], &methods[..]].concat(), "all methods, in their order");
 }
@@ -463,7 +470,7 @@ fn the_tables_agree_on_the_segment_method_and_mark_the_suspect_value() {
     let (methods, normalizers, interpolations) = (&tables[0], &tables[4], &tables[5]);
     let figures =
         |row: &segment_rlhf::grid::reported::Row| [row.alpaca_lc, row.alpaca_wr, row.arena_hard];
-    let segment = methods.row(Subject::Method(Method::Segment)).unwrap();
+    let segment = methods.row(Subject::Method(Method::SEGMENT)).unwrap();
     assert_eq!(figures(segment), [Some(31.05), Some(34.53), Some(34.0)]);
     let regression = normalizers.row(Subject::Normalizer(NormalizerKind::Regression)).unwrap();
     assert_eq!(figures(regression), figures(segment));
@@ -477,7 +484,7 @@ fn the_tables_agree_on_the_segment_method_and_mark_the_suspect_value() {
     let checked: Vec<usize> =
         tables.iter().map(|table| table.rows.iter().filter(|row| row.checked).count()).collect();
     assert_eq!(checked, [3, 0, 3, 0, 0, 0, 0]);
-    let token = tables[3].row(Subject::Method(Method::Token)).unwrap();
+    let token = tables[3].row(Subject::Method(Method::TOKEN)).unwrap();
     assert_eq!((token.alpaca_lc, token.alpaca_wr, token.mt_bench), (Some(45.81), None, Some(7.93)));
 }
 
@@ -489,12 +496,12 @@ fn released_fits_are_usable_but_for_the_one_that_is_noted() {
         let usable = fit.normalizer.check(1.0 / 1024.0).is_ok();
         assert_eq!(usable, fit.note.is_none(), "{} {:?}", fit.model, fit.actions);
         let scalar = matches!(fit.normalizer, Normalizer::Scalar { .. });
-        assert_eq!(scalar, fit.actions == Actions::Bandit);
+        assert_eq!(scalar, fit.actions == Rule::Whole);
         let named =
             |table: &&segment_rlhf::grid::reported::Table| table.model.as_ref() == Some(&fit.model);
         assert!(reported().tables.iter().any(|table| named(&table)), "{}", fit.model);
     }
-    assert_eq!(fits[0].actions, Actions::Segment { entropy_cutoff: 1.75 });
+    assert_eq!(fits[0].actions, Rule::Entropy { cutoff: 1.75 });
     assert_eq!(fits[0].normalizer.mean(1.0), 0.4705);
 }
 
@@ -542,7 +549,7 @@ fn the_adaptive_controller_observes_the_kl_of_a_response() {
     preferences::run(&context).unwrap();
     reward::run(&context).unwrap();
     fit_normalizer::run(&context).unwrap();
-    policy::run(&context).unwrap();
+    online::run(&context).unwrap();
     let path = context.dir(Stage::Ppo).join("metrics.jsonl");
     let text = fs::read_to_string(path).unwrap();
     let lines: Vec<IterationMetrics> =

@@ -15,9 +15,10 @@ use crate::grid::reproduce;
 use crate::run::Context;
 use crate::run::lock::{Locks, Unsupported};
 use crate::run::progress::Progress;
-use crate::settings::{DEFAULTS, FULL, Method, QUICK, Settings};
-use crate::stage::{evaluate, export, fit_normalizer, policy, preferences, reward, sft};
+use crate::settings::{DEFAULTS, FULL, QUICK, Settings};
+use crate::stage::{evaluate, export, fit_normalizer, online, preferences, reward, sft};
 use crate::stop::Stop;
+use crate::systems::Method;
 
 /// Segment-level RLHF: entropy segments, segment reward models, location-aware normalizers and PPO.
 ///
@@ -183,7 +184,7 @@ impl Cli {
             Command::Preferences => show::json(&preferences::run(&context)?.0),
             Command::TrainReward => show::json(&reward::run(&context)?),
             Command::FitNormalizer => show::json(&fit_normalizer::run(&context)?.normalizer),
-            Command::Ppo => show::json(&policy::run(&context)?),
+            Command::Ppo => show::json(&online::run(&context)?),
             Command::Evaluate { benchmark: None } => show::json(&evaluate::run(&context)?),
             Command::Evaluate { benchmark: Some(benchmark) } => benchmark.run(&context),
             Command::Export(ExportArgs { hf, what, dtype }) => {

@@ -15,18 +15,19 @@ use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
 use crate::grid::reported;
 use crate::grid::reproduce::{Cell, Results, cell_context, table};
-use crate::model::generate::view_tokens;
+use crate::model::generate::Rows;
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::{stream, streams};
 use crate::run::context::Context;
 use crate::run::memory::{Bytes, Need};
 use crate::run::stage::Stage;
-use crate::settings::{Method, Settings};
+use crate::settings::Settings;
 use crate::stage::memory::{Estimator, advise};
-use crate::stage::score::Segmenter;
+use crate::stage::score::segmenter;
 use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::segmented_text::SegmentedText;
 use crate::stage::task::{HeldOut, Task, model_tokenizer};
+use crate::systems::Method;
 use crate::table::markdown;
 
 /// Arguments of `generate`.
@@ -133,7 +134,7 @@ pub(super) fn results(context: &Context, results: &Results, took: Duration) -> R
     what.into_iter().filter_map(HeldOut::caution).try_for_each(out)?;
     let methods = &context.settings.reproduce.methods;
     out(&reported::reported().ordering(methods))?;
-    let cell = results.cells.iter().find(|cell| cell.method == Method::Segment);
+    let cell = results.cells.iter().find(|cell| cell.method == Method::SEGMENT);
     if let Some(cell) = cell.or(results.cells.first()) {
         let own = cell_context(context, cell.seed, cell.method);
         let sample = &cell.evaluation.sample;
@@ -258,10 +259,10 @@ fn segmented(
     let (settings, tokenizer) = (&context.settings, &task.tokenizer);
     let (model, _) = CausalLm::load(&context.reference_dir()?, context.frozen())?;
     let rows = [(prompt, response)];
-    let entropies = view_tokens(&model, &rows, 1, &context.stop)?.remove(0).entropies;
-    let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
+    let entropies = Rows::new(&rows, 1).view(&model, &context.stop)?.remove(0).entropies;
+    let actions = settings.method.policy_rule(settings.segmentation.entropy_cutoff);
     let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
-    let segments = Segmenter::new(settings, actions, ends, stops).cut(response, &entropies)?;
+    let segments = segmenter(settings, actions, ends, stops).cut(response, &entropies)?;
     let (prompt, pieces) = (tokenizer.decode(prompt), tokenizer.pieces(response));
     Ok(SegmentedText::new(prompt, response, pieces, &entropies, &segments, &[], &[]))
 }

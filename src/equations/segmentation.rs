@@ -42,22 +42,24 @@ pub fn entropy(logits: Tensor<3>) -> Tensor<2> {
     p_log_p.sum_dim(2).squeeze_dim::<2>(2).neg() // [B, T]
 }
 
-/// The definition of one action.
+/// How a response is cut into segments: what one action is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Actions {
+pub enum Rule {
     /// The whole response is one action: ordinary RLHF.
-    Bandit,
-    /// An action ends where a sentence ends.
+    #[serde(rename = "bandit")]
+    Whole,
+    /// A segment ends where a sentence ends.
     Sentence,
-    /// Every token is an action.
+    /// Every token is a segment.
     Token,
-    /// An action is a run of tokens that the reference model found predictable: the paper's choice.
-    Segment {
+    /// A segment is a run of tokens that the reference model found predictable: the paper's choice.
+    #[serde(rename = "segment")]
+    Entropy {
         /// c_ent in nats, ≥ 0: a token of strictly greater entropy starts a segment. Infinity is allowed,
         /// and written as the text `inf`, since JSON has no number for it.
-        #[serde(with = "cutoff")]
-        entropy_cutoff: f64,
+        #[serde(with = "cutoff", rename = "entropy_cutoff")]
+        cutoff: f64,
     },
 }
 
@@ -93,7 +95,7 @@ mod cutoff {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EosPolicy {
-    /// The bandit's action includes it, every other definition leaves it out.
+    /// A whole response includes it; every other rule leaves it out.
     #[default]
     AsPublished,
     /// It belongs to a segment like any other token.
@@ -103,18 +105,18 @@ pub enum EosPolicy {
 }
 
 impl EosPolicy {
-    /// Whether these actions leave the end-of-sequence token out of every segment.
+    /// Whether this rule leaves the end-of-sequence token out of every segment.
     ///
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::equations::segmentation::{Actions, EosPolicy};
-    /// assert!(EosPolicy::AsPublished.excludes_eos(Actions::Token));
-    /// assert!(!EosPolicy::AsPublished.excludes_eos(Actions::Bandit));
+    /// use segment_rlhf::equations::segmentation::{Rule, EosPolicy};
+    /// assert!(EosPolicy::AsPublished.excludes_eos(Rule::Token));
+    /// assert!(!EosPolicy::AsPublished.excludes_eos(Rule::Whole));
     /// ```
-    pub fn excludes_eos(self, actions: Actions) -> bool {
+    pub fn excludes_eos(self, rule: Rule) -> bool {
         match self {
-            EosPolicy::AsPublished => actions != Actions::Bandit,
+            EosPolicy::AsPublished => rule != Rule::Whole,
             EosPolicy::Included => false,
             EosPolicy::Excluded => true,
         }
@@ -179,7 +181,7 @@ pub enum SegmentationError {
 /// # Errors
 ///
 /// [`SegmentationError`]: nothing to segment, unequal lengths, an invalid cutoff, and for
-/// [`Actions::Segment`] an entropy that is not finite.
+/// [`Rule::Entropy`] an entropy that is not finite.
 ///
 /// # Source
 ///
@@ -189,18 +191,18 @@ pub enum SegmentationError {
 /// # Examples
 ///
 /// ```
-/// use segment_rlhf::equations::segmentation::{segments, Actions, EosPolicy, ResponseView};
+/// use segment_rlhf::equations::segmentation::{segments, Rule, EosPolicy, ResponseView};
 /// let response = ResponseView {
 ///     entropies: &[0.1, 0.2, 2.5, 0.3, 3.0],
 ///     sentence_ends: &[false; 5],
 ///     ends_with_eos: true,
 /// };
-/// let cut = Actions::Segment { entropy_cutoff: 1.75 };
+/// let cut = Rule::Entropy { cutoff: 1.75 };
 /// assert_eq!(segments(cut, EosPolicy::AsPublished, response).unwrap(), [0..2, 2..4]);
 /// assert_eq!(segments(cut, EosPolicy::Included, response).unwrap(), [0..2, 2..4, 4..5]);
 /// ```
 pub fn segments(
-    actions: Actions,
+    rule: Rule,
     eos: EosPolicy,
     response: ResponseView<'_>,
 ) -> Result<Vec<Range<usize>>, SegmentationError> {
@@ -210,7 +212,7 @@ pub fn segments(
         let sentence_ends = sentence_ends.len();
         return Err(SegmentationError::LengthMismatch { entropies: tokens, sentence_ends });
     }
-    if let Actions::Segment { entropy_cutoff: cutoff } = actions {
+    if let Rule::Entropy { cutoff } = rule {
         if cutoff.is_nan() || cutoff < 0.0 {
             return Err(SegmentationError::InvalidCutoff { cutoff });
         }
@@ -218,16 +220,16 @@ pub fn segments(
             return Err(SegmentationError::NotFinite { token });
         }
     }
-    let left_out = usize::from(ends_with_eos && eos.excludes_eos(actions));
+    let left_out = usize::from(ends_with_eos && eos.excludes_eos(rule));
     let end = tokens.saturating_sub(left_out);
     if end == 0 {
         return Err(SegmentationError::Empty { tokens });
     }
-    let starts_segment = |&i: &usize| match actions {
-        Actions::Bandit => false,
-        Actions::Sentence => sentence_ends[i - 1],
-        Actions::Token => true,
-        Actions::Segment { entropy_cutoff } => f64::from(entropies[i]) > entropy_cutoff,
+    let starts_segment = |&i: &usize| match rule {
+        Rule::Whole => false,
+        Rule::Sentence => sentence_ends[i - 1],
+        Rule::Token => true,
+        Rule::Entropy { cutoff } => f64::from(entropies[i]) > cutoff,
     };
     let mut start = 0;
     let ends = (1..end).filter(starts_segment).chain([end]);

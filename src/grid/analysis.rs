@@ -12,11 +12,12 @@ use super::results::{self, Cell, Curve, Figures, Results, State};
 use crate::equations::interpolation::Interpolation;
 use crate::equations::normalizer::Normalizer;
 use crate::grid::reported::{self, Row, Source, Subject};
-use crate::settings::{Method, NormalizerKind, Settings};
+use crate::settings::{NormalizerKind, Settings};
 use crate::stage::evaluate::Evaluation;
-use crate::stage::policy::EvaluationLine;
+use crate::stage::online::keep::EvaluationLine;
 use crate::stage::task::HeldOut;
 use crate::statistics::{Estimate, mean};
+use crate::systems::Method;
 use crate::table;
 
 /// The name of the model that all policies start from, beside those of the arms.
@@ -1013,11 +1014,11 @@ fn rest(of: Subject, arm: &results::Arm) -> Option<Settings> {
     };
     settings.method = arm.method;
     match of {
-        Subject::Method(_) => settings.method = Method::Segment,
+        Subject::Method(_) => settings.method = Method::SEGMENT,
         Subject::Normalizer(_) => settings.normalizer.kind = NormalizerKind::Regression,
         _ => settings.ppo.interpolation = Interpolation::EvenSplit,
     }
-    let is_like = found == of && !arm.ours && settings.method == Method::Segment;
+    let is_like = found == of && !arm.ours && settings.method == Method::SEGMENT;
     is_like.then_some(settings)
 }
 

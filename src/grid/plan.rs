@@ -16,7 +16,7 @@ use crate::run::metrics::IterationMetrics;
 use crate::run::progress::Progress;
 use crate::run::{Context, Layout, Stage};
 use crate::stage::fit_normalizer::NormalizerFile;
-use crate::stage::policy::EvaluationLine;
+use crate::stage::online::keep::EvaluationLine;
 use crate::stop::Stop;
 
 /// What `RUN/grid.json` holds: everything that the grid's cells depend on.

@@ -3,12 +3,12 @@
 //! # Examples
 //!
 //! ```
-//! use segment_rlhf::settings::Method;
+//! use segment_rlhf::systems::Method;
 //! use segment_rlhf::grid::reported::{Source, Subject, reported};
 //!
 //! let table = &reported().tables[0];
 //! assert_eq!(table.source, Source::PaperTable(1));
-//! let row = table.row(Subject::Method(Method::Segment)).unwrap();
+//! let row = table.row(Subject::Method(Method::SEGMENT)).unwrap();
 //! assert_eq!((row.alpaca_lc, row.arena_hard, row.checked), (Some(31.05), Some(34.0), true));
 //! ```
 
@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::equations::interpolation::Interpolation;
 use crate::equations::normalizer::Normalizer;
-use crate::equations::segmentation::Actions;
-use crate::settings::{Method, NormalizerKind};
+use crate::equations::segmentation::Rule;
+use crate::settings::NormalizerKind;
+use crate::systems::Method;
 use crate::table::markdown;
 
 /// The text of `paper/reported.toml`.
@@ -55,10 +56,10 @@ impl Reported {
     /// # Examples
     ///
     /// ```
-    /// use segment_rlhf::settings::Method;
+    /// use segment_rlhf::systems::Method;
     /// use segment_rlhf::grid::reported::reported;
     /// assert_eq!(
-    ///     reported().ordering(&[Method::Token, Method::Segment]),
+    ///     reported().ordering(&[Method::TOKEN, Method::SEGMENT]),
     ///     "The paper, Phi-3-mini Instruct, Arena-Hard %: segment 34.0, token 27.2, base 25.1."
     /// );
     /// ```
@@ -260,7 +261,7 @@ pub struct ReleasedFit {
     /// The model that the reward model was trained from.
     pub model: String,
     /// What one action is.
-    pub actions: Actions,
+    pub actions: Rule,
     /// The fit.
     pub normalizer: Normalizer,
     /// What is wrong with it.

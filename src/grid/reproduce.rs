@@ -9,10 +9,10 @@ use super::schedule::{self, OnFailure, Outcome, Tasks};
 use crate::run::Context;
 use crate::run::error::Error;
 use crate::run::folder::{Origin, write_file, write_json};
-use crate::settings::Method;
 use crate::stage::fit_normalizer::NormalizerFile;
-use crate::stage::{evaluate, fit_normalizer, policy, reward};
+use crate::stage::{evaluate, fit_normalizer, online, reward};
 use crate::statistics::{mean, standard_error};
+use crate::systems::Method;
 use crate::table::{markdown, rate, with_error};
 
 /// The figures of one method with one seed.
@@ -29,7 +29,7 @@ pub struct Cell {
     /// Its normalizer.
     pub normalizer: NormalizerFile,
     /// Its policy during training.
-    pub policy: policy::Summary,
+    pub policy: online::keep::Summary,
     /// Its policy against the SFT model.
     pub evaluation: evaluate::Summary,
 }
@@ -81,7 +81,7 @@ pub fn run(context: &Context) -> Result<Results, Error> {
             stages: origins(own)?,
             reward: reward::run(own)?,
             normalizer: fit_normalizer::run(own)?,
-            policy: policy::run(own)?,
+            policy: online::run(own)?,
             evaluation: evaluate::run(own)?,
         })
     };
@@ -175,7 +175,7 @@ const COLUMNS: [Column; 9] = [
 pub fn table(results: &Results) -> String {
     let cells = &results.cells;
     let of = |method: Method| cells.iter().filter(|c| c.method == method).collect::<Vec<_>>();
-    let methods = || Method::ALL.into_iter().filter(|&method| !of(method).is_empty());
+    let methods = || Method::all().iter().copied().filter(|&method| !of(method).is_empty());
     let titles = COLUMNS.iter().map(|column| column.title(cells));
     let header: Vec<String> = ["method".to_owned()].into_iter().chain(titles).collect();
     let base = methods().next().map(|first| {

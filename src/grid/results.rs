@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::run::folder::Origin;
 use crate::run::metrics::IterationMetrics;
-use crate::settings::Method;
 use crate::stage::fit_normalizer::NormalizerFile;
-use crate::stage::{evaluate, policy, preferences, reward};
+use crate::stage::{evaluate, online, preferences, reward};
+use crate::systems::Method;
 
 /// The layout of `grid.json` and `results.json` that this version writes and reads.
 pub const FORMAT: u32 = 2;
@@ -131,13 +131,13 @@ pub struct Figures {
     /// The normalizer; `statistics` is left empty here.
     pub normalizer: NormalizerFile,
     /// The policy during training.
-    pub policy: policy::Summary,
+    pub policy: online::keep::Summary,
     /// The policy against the SFT model.
     pub evaluation: evaluate::Summary,
     /// One value an iteration, over its rollouts.
     pub curve: Curve,
     /// Held-out evaluations during training, the SFT model's (iteration 0) first.
-    pub evaluations: Vec<policy::EvaluationLine>,
+    pub evaluations: Vec<online::keep::EvaluationLine>,
 }
 
 /// Columns of `metrics.jsonl`, whose docs define them: [`IterationMetrics`].

@@ -167,33 +167,6 @@ pub fn response_log_probs(model: &CausalLm, grid: &Grid, first: usize) -> (Tenso
     (log_probs, logits)
 }
 
-/// The view of `model` on each (prompt, response), `rows_at_once` of them at a time. A prompt holds at least
-/// one token.
-///
-/// # Errors
-///
-/// [`Interrupted`] when `stop` is asked for.
-pub fn view_tokens(
-    model: &CausalLm,
-    rows: &[(&[u32], &[u32])],
-    rows_at_once: usize,
-    stop: &Stop,
-) -> Result<Vec<TokenView>, Interrupted> {
-    let mut views = Vec::with_capacity(rows.len());
-    for chunk in rows.chunks(rows_at_once.max(1)) {
-        stop.check()?;
-        let (grid, first) = Grid::aligned(chunk.iter().copied());
-        let (log_probs, logits) = response_log_probs(model, &grid, first);
-        let width = grid.width() - first;
-        let (log_probs, entropies) = (to_vec(log_probs), to_vec(entropy(logits)));
-        for (i, (_, response)) in chunk.iter().enumerate() {
-            let of = |all: &[f32]| all[i * width..i * width + response.len()].to_vec();
-            views.push(TokenView { log_probs: of(&log_probs), entropies: of(&entropies) });
-        }
-    }
-    Ok(views)
-}
-
 /// Where a scalar model is read, relative to each response token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadAt {
@@ -214,31 +187,72 @@ impl ReadAt {
     }
 }
 
-/// The scalar that `model` gives each token of each (prompt, response), `rows_at_once` of them at a time. A
-/// prompt holds at least one token.
-///
-/// # Errors
-///
-/// [`Interrupted`] when `stop` is asked for.
-pub fn read_scalars(
-    model: &ScalarModel,
-    rows: &[(&[u32], &[u32])],
-    at: ReadAt,
-    rows_at_once: usize,
-    stop: &Stop,
-) -> Result<Vec<Vec<f32>>, Interrupted> {
-    let mut scalars = Vec::with_capacity(rows.len());
-    for chunk in rows.chunks(rows_at_once.max(1)) {
-        stop.check()?;
-        let (grid, first) = Grid::aligned(chunk.iter().copied());
-        let columns = at.columns(&grid, first);
-        let width = columns.len();
-        let all = to_vec(model.scores(&grid, columns));
-        let of =
-            |(i, row): (usize, &(&[u32], &[u32]))| all[i * width..i * width + row.1.len()].to_vec();
-        scalars.extend(chunk.iter().enumerate().map(of));
+/// Prompts with their responses, placed on grids once and read by any number of models.
+pub struct Rows<'a> {
+    rows: &'a [(&'a [u32], &'a [u32])],
+    /// Each with the column of its first response token.
+    grids: Vec<(Grid, usize)>,
+}
+
+impl<'a> Rows<'a> {
+    /// Each prompt with its response, `rows_at_once` of them a forward pass. A prompt holds at least one token.
+    pub fn new(rows: &'a [(&'a [u32], &'a [u32])], rows_at_once: usize) -> Self {
+        let chunks = rows.chunks(rows_at_once.max(1));
+        Self { rows, grids: chunks.map(|chunk| Grid::aligned(chunk.iter().copied())).collect() }
     }
-    Ok(scalars)
+
+    /// The prompts and responses.
+    pub fn rows(&self) -> &'a [(&'a [u32], &'a [u32])] {
+        self.rows
+    }
+
+    /// The view of `model` on each response.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`] when `stop` is asked for.
+    pub fn view(&self, model: &CausalLm, stop: &Stop) -> Result<Vec<TokenView>, Interrupted> {
+        let read = |grid: &Grid, first| {
+            let (log_probs, logits) = response_log_probs(model, grid, first);
+            [log_probs, entropy(logits)]
+        };
+        let views = self.read(read, stop)?.into_iter();
+        Ok(views.map(|[log_probs, entropies]| TokenView { log_probs, entropies }).collect())
+    }
+
+    /// The scalar that `model` gives each response token.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`] when `stop` is asked for.
+    pub fn scalars(
+        &self,
+        model: &ScalarModel,
+        at: ReadAt,
+        stop: &Stop,
+    ) -> Result<Vec<Vec<f32>>, Interrupted> {
+        let read = |grid: &Grid, first| [model.scores(grid, at.columns(grid, first))];
+        Ok(self.read(read, stop)?.into_iter().map(|[scalars]| scalars).collect())
+    }
+
+    /// What `read` says of each response token, for a grid and the column of its first response token: tensors `[B, R]`.
+    fn read<const N: usize>(
+        &self,
+        read: impl Fn(&Grid, usize) -> [Tensor<2>; N],
+        stop: &Stop,
+    ) -> Result<Vec<[Vec<f32>; N]>, Interrupted> {
+        let mut lengths = self.rows.iter().map(|(_, response)| response.len());
+        let mut all = Vec::with_capacity(self.rows.len());
+        for (grid, first) in &self.grids {
+            stop.check()?;
+            let values = read(grid, *first).map(to_vec);
+            let width = grid.width() - first;
+            for (i, length) in lengths.by_ref().take(grid.rows()).enumerate() {
+                all.push(values.each_ref().map(|of| of[i * width..i * width + length].to_vec()));
+            }
+        }
+        Ok(all)
+    }
 }
 
 /// A tensor's values on the host, row by row.

@@ -232,15 +232,15 @@ impl<M: Trainable> Trainer<M> {
     /// # Errors
     ///
     /// [`CheckpointError`] when the files are not those of this model.
-    pub fn resume(mut self, step: usize, dir: &Path) -> Result<Self, CheckpointError> {
+    pub fn resume(&mut self, step: usize, dir: &Path) -> Result<(), CheckpointError> {
         let model = self.model.take().expect("there between steps");
         self.model = Some(restore(model, &dir.join(self.weights_file()))?);
         let path = dir.join(self.state_file());
         let record = OptimizerRecord::load(&path)
             .map_err(|error| CheckpointError::Format { path, detail: error.to_string() })?;
-        self.adamw = self.adamw.load_record(record);
+        self.adamw = self.adamw.clone().load_record(record);
         self.step = step;
-        Ok(self)
+        Ok(())
     }
 }
 

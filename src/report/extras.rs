@@ -3,21 +3,21 @@
 use super::page::{Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
 use super::texts::texts;
 use crate::equations::normalizer::Normalizer;
-use crate::equations::segmentation::Actions;
+use crate::equations::segmentation::Rule;
 use crate::grid::plan::{Plan, PlannedCell};
 use crate::grid::results::Results;
 use crate::grid::schedule::Took;
 use crate::model::CausalLm;
-use crate::model::generate::view_tokens;
+use crate::model::generate::Rows;
 use crate::run::Stage;
 use crate::run::error::Error;
 use crate::run::folder::read_json;
-use crate::settings::Method;
 use crate::stage::evaluate;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::preferences::{self, Pair};
-use crate::stage::score::Segmenter;
+use crate::stage::score::segmenter;
 use crate::stage::task::Task;
+use crate::systems::Method;
 
 /// The files that stand beside a report, and what they hold.
 const FILES: [(&str, &str); 9] = [
@@ -101,11 +101,11 @@ fn fits(plan: &Plan, results: &Results) -> Result<Vec<Fit>, Error> {
 
 /// Of every cutoff that an arm has, the lengths of the segments of the held-out pairs' responses.
 fn segment_lengths(plan: &Plan, results: &Results) -> Result<Vec<SegmentLengths>, Error> {
-    let mut cells: Vec<(Actions, &PlannedCell)> = Vec::new();
+    let mut cells: Vec<(Rule, &PlannedCell)> = Vec::new();
     for (_, cell) in plan.experiments().flat_map(|experiment| plan.arms(results, experiment)) {
         let settings = &cell.context.settings;
-        let actions = settings.method.policy_actions(settings.segmentation.entropy_cutoff);
-        let entropy = matches!(actions, Actions::Segment { .. });
+        let actions = settings.method.policy_rule(settings.segmentation.entropy_cutoff);
+        let entropy = matches!(actions, Rule::Entropy { .. });
         if entropy && !cells.iter().any(|(known, _)| *known == actions) {
             cells.push((actions, cell));
         }
@@ -119,14 +119,14 @@ fn segment_lengths(plan: &Plan, results: &Results) -> Result<Vec<SegmentLengths>
     let pairs = pairs.read(0..pairs.len().min(context.settings.normalizer.pairs))?;
     let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
     let rows_at_once = context.settings.ppo.rows_at_once;
-    let views = view_tokens(&model, &rows, rows_at_once, &context.stop)?;
+    let views = Rows::new(&rows, rows_at_once).view(&model, &context.stop)?;
     let mut found = Vec::new();
     for (actions, cell) in cells {
         let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
-        let segmenter = Segmenter::new(&cell.context.settings, actions, ends, stops);
+        let cutter = segmenter(&cell.context.settings, actions, ends, stops);
         let mut counts = Vec::new();
         for ((_, response), view) in rows.iter().zip(&views) {
-            for segment in segmenter.cut(response, &view.entropies)? {
+            for segment in cutter.cut(response, &view.entropies)? {
                 counts.resize(counts.len().max(segment.len()), 0);
                 counts[segment.len() - 1] += 1;
             }
@@ -148,7 +148,7 @@ fn shaded(plan: &Plan, results: &Results) -> Result<Vec<super::texts::ShadedText
         let of = |method| {
             arms.iter().map(|(_, cell)| *cell).find(|c| c.context.settings.method == method)
         };
-        if let (Some(segment), Some(token)) = (of(Method::Segment), of(Method::Token))
+        if let (Some(segment), Some(token)) = (of(Method::SEGMENT), of(Method::TOKEN))
             && segment.seed == token.seed
         {
             return texts(&segment.context, &token.context);

@@ -12,6 +12,7 @@ use crate::model::optim::NonFinite;
 use crate::model::sampling::Sampling;
 use crate::model::{CheckpointError, TooLong};
 use crate::stop::Interrupted;
+use crate::systems::SystemError;
 
 /// Why a stage ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +86,17 @@ impl From<DataError> for Error {
         match error {
             DataError::Interrupted(interrupted) => interrupted.into(),
             error => Self::Data(error),
+        }
+    }
+}
+
+impl From<SystemError> for Error {
+    fn from(error: SystemError) -> Self {
+        match error {
+            SystemError::Segmentation(error) => error.into(),
+            SystemError::NonFinite(error) => error.into(),
+            SystemError::Interrupted(error) => error.into(),
+            SystemError::Settings(problem) => Self::Usage(problem),
         }
     }
 }

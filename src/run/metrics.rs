@@ -23,10 +23,10 @@ pub struct IterationMetrics {
     pub kl_k3: f64,
     /// β in force.
     pub kl_coefficient: f64,
-    /// A + V of a token, mean over tokens.
-    pub return_mean: f64,
+    /// A + V of a token, mean over tokens; this and what else is of a critic is absent without one.
+    pub return_mean: Option<f64>,
     /// Its standard deviation over tokens.
-    pub return_std: f64,
+    pub return_std: Option<f64>,
     /// Standard deviation of a token's advantage before whitening, over the iteration's tokens. Whitening divides
     /// by it, the KL term included: β / this is the strength of that term in units of the whitened advantage.
     pub advantage_spread: f64,
@@ -43,7 +43,7 @@ pub struct IterationMetrics {
     /// Policy loss (E9), mean over optimizer steps.
     pub policy_loss: f64,
     /// Value loss (E10), mean over optimizer steps.
-    pub value_loss: f64,
+    pub value_loss: Option<f64>,
     /// 1 - Var(return - value) / Var(return) over tokens, for the critic before its update; nothing where
     /// the returns do not vary.
     pub explained_variance: Option<f64>,
@@ -66,11 +66,11 @@ pub struct IterationMetrics {
     /// Global norm of the policy's gradient before the clip, mean over optimizer steps.
     pub actor_gradient_norm: f64,
     /// Global norm of the critic's gradient before the clip, mean over optimizer steps.
-    pub critic_gradient_norm: f64,
+    pub critic_gradient_norm: Option<f64>,
     /// Learning rate of the policy's last step.
     pub actor_learning_rate: f64,
     /// Learning rate of the critic's last step.
-    pub critic_learning_rate: f64,
+    pub critic_learning_rate: Option<f64>,
 }
 
 /// One line of `timings.jsonl`.

@@ -57,7 +57,8 @@ impl Stage {
     /// The settings that its result depends on, and no others.
     pub(super) fn settings(self, all: &Settings) -> toml::Table {
         let Settings { seed, method, model, lora, heads, task, data, .. } = all;
-        let Settings { segmentation, sft, reward, normalizer, sampling, ppo, evaluation, .. } = all;
+        let Settings { segmentation, sft, reward, normalizer, sampling, ppo, systems, .. } = all;
+        let evaluation = &all.evaluation;
         macro_rules! keys {
             ($($name:ident = $value:expr),* $(,)?) => {{
                 let mut table = toml::Table::new();
@@ -97,17 +98,22 @@ impl Stage {
                 normalizer = normalizer,
                 sampling = sampling,
             ),
-            Self::Ppo => keys!(
-                seed = seed,
-                method = method,
-                data = data,
-                segmentation = segmentation,
-                lora = lora,
-                heads = heads,
-                sampling = sampling,
-                ppo = ppo,
-                evaluation = evaluation,
-            ),
+            Self::Ppo => {
+                let mut table = keys!(
+                    seed = seed,
+                    method = method,
+                    data = data,
+                    segmentation = segmentation,
+                    lora = lora,
+                    heads = heads,
+                    sampling = sampling,
+                    ppo = ppo,
+                    evaluation = evaluation,
+                );
+                // Those of the method's system, where it has any.
+                table.extend(systems.section(*method).map(|own| ("system".to_owned(), own)));
+                table
+            }
             Self::Evaluate => keys!(
                 seed = seed,
                 method = method,

@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::memory;
-use super::score::{Fingerprints, Scored, Scorer};
+use super::score::{Fingerprints, Scorer};
 use super::task::{HeldOut, Split, Task};
 use crate::data::letters::ClauseKind;
 use crate::equations::kl::k1;
-use crate::model::generate::{TokenView, generate, view_tokens};
+use crate::model::generate::{Rows, TokenView, generate};
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::streams;
 use crate::run::context::Context;
@@ -17,6 +17,7 @@ use crate::run::folder::{Parts, StageFolder};
 use crate::run::stage::Stage;
 use crate::statistics::length_control::{Comparison, length_control};
 use crate::statistics::{mean, standard_error};
+use crate::systems::reward_model::SegmentRewards;
 use crate::table::rate;
 
 /// Figures of one model's responses to the held-out prompts. Means are over responses; standard errors
@@ -231,14 +232,14 @@ impl<'a> Evaluator<'a> {
         model: &CausalLm,
         rows: &[(&[u32], &[u32])],
     ) -> Result<Vec<Judgement>, Error> {
-        let views = view_tokens(model, rows, rows.len(), &self.context.stop)?;
-        let judgement = |(view, scored): (TokenView, Scored)| {
-            let pairs = view.log_probs.iter().zip(&scored.reference.log_probs);
+        let views = Rows::new(rows, rows.len()).view(model, &self.context.stop)?;
+        let judgement = |(view, (reference, scored)): (TokenView, (TokenView, SegmentRewards))| {
+            let pairs = view.log_probs.iter().zip(&reference.log_probs);
             let kl = pairs.map(|(&l, &reference)| k1(f64::from(l), f64::from(reference))).sum();
             let segments = scored.segments.len();
             Judgement { sequence_score: scored.sequence_score, kl, segments }
         };
-        Ok(views.into_iter().zip(self.scorer.score(rows, 0)?).map(judgement).collect())
+        Ok(views.into_iter().zip(self.scorer.score(rows)?).map(judgement).collect())
     }
 
     /// Adds the win rates of `judged` over `baseline`, which answered the same prompts.

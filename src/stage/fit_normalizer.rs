@@ -6,16 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use super::memory;
 use super::preferences::{self, Pair};
-use super::score::{Fingerprints, Scored, Scorer};
+use super::score::{Fingerprints, Scorer};
 use super::task::Task;
 use crate::equations::normalizer::{LocationStatistic, Normalizer, location, location_statistics};
-use crate::equations::segmentation::Actions;
+use crate::equations::segmentation::Rule;
 use crate::model::ModelConfig;
 use crate::run::context::Context;
 use crate::run::error::Error;
 use crate::run::folder::{read_json, remove_checkpoints, write_json};
 use crate::run::stage::Stage;
-use crate::settings::{Method, NormalizerKind};
+use crate::settings::NormalizerKind;
+use crate::systems::Method;
+use crate::systems::reward_model::SegmentRewards;
 
 /// A normalizer with what it was fitted on: `normalizer.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,7 +26,8 @@ pub struct NormalizerFile {
     /// The method whose rewards it normalizes.
     pub method: Method,
     /// What one action is to the policy.
-    pub actions: Actions,
+    #[serde(rename = "actions")]
+    pub rule: Rule,
     /// The fingerprint of the reward model.
     pub reward_model: String,
     /// The fit.
@@ -42,28 +45,27 @@ pub struct NormalizerFile {
 }
 
 impl NormalizerFile {
-    /// Reads the normalizer of the run's method and checks it for the scorer's reward model.
+    /// Reads the normalizer of the run's method and checks it for the rule that cuts the policy's responses and the
+    /// fingerprint of the reward model.
     ///
     /// # Errors
     ///
     /// [`Error::Mismatch`] when it was fitted for another method or reward model;
     /// [`Error::UnusableNormalizer`] when its Std(p) is not positive at a location that the run will meet;
     /// [`Error::Folder`].
-    pub fn read(context: &Context, scorer: &Scorer) -> Result<Self, Error> {
+    pub fn read(context: &Context, rule: Rule, reward_model: &str) -> Result<Self, Error> {
         let method = context.settings.method;
         let path = path(context);
         let command = format!("fit-normalizer --method {}", method.name());
         let file: Self = read_json(&path, &command)?;
         let remedy = "fit a normalizer for this one: segment-rlhf fit-normalizer";
-        if file.reward_model != scorer.fingerprints.reward_model {
-            let found = scorer.fingerprints.reward_model.clone();
-            let expected = file.reward_model;
+        if file.reward_model != reward_model {
+            let (expected, found) = (file.reward_model, reward_model.to_owned());
             return Err(Error::Mismatch { path, what: "reward model", expected, found, remedy });
         }
-        if file.actions != scorer.policy_segmenter.actions {
-            let expected = format!("{:?}", file.actions);
-            let found = format!("{:?}", scorer.policy_segmenter.actions);
-            return Err(Error::Mismatch { path, what: "actions", expected, found, remedy });
+        if file.rule != rule {
+            let (expected, found) = (format!("{:?}", file.rule), format!("{rule:?}"));
+            return Err(Error::Mismatch { path, what: "rule", expected, found, remedy });
         }
         if file.method != method {
             let (expected, found) = (file.method.name().into(), method.name().into());
@@ -130,8 +132,9 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     while let Some(next) = rewards.left(calibration, pairs_at_once) {
         let pairs = pairs.train.read(next)?;
         let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
-        let scored = scorer.score(&rows, 0)?;
-        let of_pair = |two: &[Scored]| [0, 1].map(|side: usize| two[side].rewards.clone());
+        let scored = scorer.score(&rows)?;
+        let of_pair =
+            |two: &[(_, SegmentRewards)]| [0, 1].map(|side: usize| two[side].1.rewards.clone());
         rewards.push(scored.chunks(2).map(of_pair).collect())?;
         stage.step("");
     }
@@ -148,7 +151,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     };
     let file = NormalizerFile {
         method: settings.method,
-        actions: scorer.policy_segmenter.actions,
+        rule: scorer.reward_model.policy_segmenter.rule,
         reward_model: scorer.fingerprints.reward_model.clone(),
         normalizer,
         min_location,

@@ -221,21 +221,24 @@ impl<'a> Estimator<'a> {
         self.need("fit-normalizer", parts)
     }
 
-    /// `ppo`: policy and critic, reference and reward model.
+    /// `ppo`: policy, critic where there is one, reference and reward model.
     pub fn ppo(&self, lengths: Lengths) -> Need {
         let ppo = &self.settings.ppo;
-        let models = [Model::Language, Model::Scalar];
+        let models: &[Model] = match self.settings.method.0.critic {
+            true => &[Model::Language, Model::Scalar],
+            false => &[Model::Language],
+        };
         let rows = ppo.rows_at_once.min(ppo.minibatch);
-        let training = models.map(|model| self.training(rows, lengths, model));
-        let mut update = self.training_state(&models, true);
+        let training = models.iter().map(|&model| self.training(rows, lengths, model));
+        let mut update = self.training_state(models, true);
         update.push(("frozen weights", self.scoring()));
-        update.push(("activations", training[0].max(training[1])));
+        update.push(("activations", training.fold(0.0, f64::max)));
         // For rollouts, what is trained is cast once, where it is computed in another type.
         let cast = match self.lora() || self.compute() == WIDE {
             true => 0.0,
             false => models.iter().map(|&model| self.frozen(model)).sum(),
         };
-        let mut rollout = self.training_state(&models, false);
+        let mut rollout = self.training_state(models, false);
         rollout.push(("frozen weights", self.scoring() + cast));
         let reading = self.reading(ppo.rows_at_once, lengths);
         rollout.push(("activations", self.generation(lengths).max(reading)));

@@ -16,10 +16,9 @@ pub mod export;
 pub mod fit_normalizer;
 pub mod memory;
 pub mod models;
-pub mod policy;
+pub mod online;
 pub mod preferences;
 pub mod reward;
-pub mod rollout;
 pub mod score;
 pub mod score_text;
 pub mod segmented_text;
@@ -43,7 +42,7 @@ pub fn run(stage: Stage, context: &Context) -> Result<(), Error> {
         Stage::Preferences => preferences::run(context).map(drop),
         Stage::TrainReward => reward::run(context).map(drop),
         Stage::FitNormalizer => fit_normalizer::run(context).map(drop),
-        Stage::Ppo => policy::run(context).map(drop),
+        Stage::Ppo => online::run(context).map(drop),
         Stage::Evaluate => evaluate::run(context).map(drop),
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::cut::Cut;
 use super::memory;
 use super::preferences::{self, Pair};
-use super::score::{RewardCard, Segmenter};
+use super::score::{RewardCard, segmenter};
 use super::supervised::{BatchResult, Epochs, or_save, train};
 use super::task::{HeldOut, Split, Task};
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
@@ -20,8 +20,8 @@ use crate::equations::bt_loss::segment_bt_loss;
 use crate::equations::segment_reward::{
     aggregate, aggregation_weights, segment_rewards, sequence_scores,
 };
-use crate::equations::segmentation::Actions;
-use crate::model::generate::{ReadAt, TokenView, pad_rows, read_scalars, view_tokens};
+use crate::equations::segmentation::Rule;
+use crate::model::generate::{ReadAt, Rows, TokenView, pad_rows};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
 use crate::run::context::Context;
@@ -32,6 +32,7 @@ use crate::run::stage::Stage;
 use crate::settings::RewardSettings;
 use crate::statistics::mean;
 use crate::stop::Stop;
+use crate::systems::Segmenter;
 
 /// The result of the stage, on held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,8 +135,8 @@ impl<'a> Cutter<'a> {
         let Self { segmenter, .. } = *self;
         let examples = |pairs, cuts| Examples { pairs, segmenter, cuts };
         let Split { train, held_out, what } = split;
-        let [cut_train, cut_held_out] = match segmenter.actions {
-            Actions::Segment { .. } => {
+        let [cut_train, cut_held_out] = match segmenter.rule {
+            Rule::Entropy { .. } => {
                 let of_train = Arc::new(self.cut(train, folder, "train")?);
                 let of_held_out = match train.are(held_out) {
                     true => of_train.clone(),
@@ -169,7 +170,7 @@ impl<'a> Cutter<'a> {
         while let Some(next) = cuts.left(pairs.len(), pairs_at_once) {
             let chunk = pairs.read(next)?;
             let rows: Vec<(&[u32], &[u32])> = chunk.iter().flat_map(Pair::rows).collect();
-            let views = view_tokens(&model, &rows, rows.len(), &context.stop)?;
+            let views = Rows::new(&rows, rows.len()).view(&model, &context.stop)?;
             let cut = |row: &(&[u32], &[u32]), view: &TokenView| {
                 let segments = self.segmenter.cut(row.1, &view.entropies)?;
                 Ok::<_, Error>(Cut::new(&segments, row.1.len()))
@@ -229,10 +230,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     memory::announce(context, folder.dir(), &config, longest, |e, lengths| {
         e.train_reward(lengths)
     })?;
-    let actions = method.reward_actions(settings.segmentation.entropy_cutoff);
+    let rule = method.reward_rule(settings.segmentation.entropy_cutoff);
     let tokenizer = &task.tokenizer;
-    let segmenter =
-        Segmenter::new(settings, actions, tokenizer.sentence_ends(), tokenizer.stop_tokens());
+    let segmenter = segmenter(settings, rule, tokenizer.sentence_ends(), tokenizer.stop_tokens());
     let cutter = Cutter { context, reference: &reference_dir, segmenter: &segmenter };
     let examples = cutter.split(&pairs, &folder)?;
 
@@ -250,7 +250,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     summary.held_out = pairs.what;
     let card = RewardCard {
         method,
-        actions,
+        rule,
         eos: settings.segmentation.eos,
         aggregation: reward.aggregation,
         reference,
@@ -345,7 +345,7 @@ fn evaluate(
     for start in (0..count).step_by(settings.rows_at_once) {
         let chunk = examples.read(start..count.min(start + settings.rows_at_once))?;
         let rows: Vec<(&[u32], &[u32])> = chunk.iter().flat_map(|e| e.pair.rows()).collect();
-        let scores = read_scalars(model, &rows, ReadAt::Token, rows.len(), &context.stop)?;
+        let scores = Rows::new(&rows, rows.len()).scalars(model, ReadAt::Token, &context.stop)?;
         let mut sequence = Vec::with_capacity(rows.len());
         let cut = chunk.iter().flat_map(|example| &example.segments);
         for ((row, cut), scores) in rows.iter().zip(cut).zip(&scores) {

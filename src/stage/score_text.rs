@@ -5,23 +5,22 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::fit_normalizer::NormalizerFile;
-use super::score::{Scorer, Segmenter};
+use super::score::Scorer;
 use super::task::model_tokenizer;
 use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
 use crate::data::fields::read_rows;
 use crate::data::tokenizer::Tokenizer;
 use crate::equations::normalizer::{Normalizer, location};
-use crate::equations::segment_reward::{Aggregation, aggregate, segment_rewards};
-use crate::equations::segmentation::{Actions, EosPolicy};
-use crate::model::generate::{ReadAt, read_scalars, view_tokens};
-use crate::model::optim::NonFinite;
+use crate::equations::segmentation::{EosPolicy, Rule};
+use crate::model::generate::{Rows, TokenView};
 use crate::model::{CausalLm, LengthLimit, ModelConfig, ScalarModel};
 use crate::run::context::Context;
 use crate::run::error::Error;
 use crate::run::fingerprint::REWARD_CARD;
 use crate::stage::segmented_text::SegmentedText;
-use crate::stop::Stop;
+use crate::systems::reward_model::SegmentRewards;
+use crate::systems::{RewardModel, Segmenter};
 
 /// A row to be scored.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,25 +112,15 @@ pub enum ReadAs {
 pub struct Rater {
     /// The tokenizer of both.
     pub tokenizer: Tokenizer,
-    models: Models,
+    reference: Option<CausalLm>,
+    reward_model: RewardModel,
+    rows_at_once: usize,
+    /// The fingerprint of a reward stage of this program; a published model has none.
+    fingerprint: Option<String>,
     /// How long a text may be for each of the models.
     length_limit: LengthLimit,
     /// The tokens that a longer text is cut to; where there are none, it is refused.
     cut_to: Option<usize>,
-}
-
-enum Models {
-    /// A reward stage of this program, with what its card says.
-    Trained(Scorer),
-    /// A folder of a `*ForSequenceClassification`.
-    Published {
-        reference: Option<CausalLm>,
-        reward: ScalarModel,
-        segmenter: Segmenter,
-        aggregation: Aggregation,
-        rows_at_once: usize,
-        stop: Stop,
-    },
 }
 
 impl Rater {
@@ -176,17 +165,28 @@ impl Rater {
         let rows_at_once = context.settings.ppo.rows_at_once;
         let scorer = Scorer::load(context, ends, stops, rows_at_once)?;
         let length_limit = ModelConfig::from_dir(&reference_dir)?.length_limit();
-        Ok(Self { tokenizer, models: Models::Trained(scorer), length_limit, cut_to: None })
+        let Scorer { reference, reward_model, fingerprints, .. } = scorer;
+        Ok(Self {
+            tokenizer,
+            reference: Some(reference),
+            reward_model,
+            rows_at_once,
+            fingerprint: Some(fingerprints.reward_model),
+            length_limit,
+            cut_to: None,
+        })
     }
 
     fn published(context: &Context, dir: &Path, read_as: ReadAs) -> Result<Self, Error> {
         let settings = &context.settings;
         let entropy_cutoff = settings.segmentation.entropy_cutoff;
-        let (actions, eos_policy) = match read_as {
-            ReadAs::Bandit => (Actions::Bandit, EosPolicy::AsPublished), // EOS is in its action
-            ReadAs::Sentence => (Actions::Sentence, settings.segmentation.eos),
-            ReadAs::Token => (Actions::Token, settings.segmentation.eos),
-            ReadAs::Segment => (Actions::Segment { entropy_cutoff }, settings.segmentation.eos),
+        let (rule, eos_policy) = match read_as {
+            ReadAs::Bandit => (Rule::Whole, EosPolicy::AsPublished), // EOS is in its action
+            ReadAs::Sentence => (Rule::Sentence, settings.segmentation.eos),
+            ReadAs::Token => (Rule::Token, settings.segmentation.eos),
+            ReadAs::Segment => {
+                (Rule::Entropy { cutoff: entropy_cutoff }, settings.segmentation.eos)
+            }
         };
         if read_as == ReadAs::Segment && context.model.is_none() {
             return Err(Error::Usage(
@@ -215,20 +215,27 @@ impl Rater {
             .map(ModelConfig::length_limit)
             .fold(config.length_limit(), LengthLimit::min);
         let segmenter = Segmenter {
-            actions,
+            rule,
             eos_policy,
             stops: tokenizer.stop_tokens().to_vec(),
             sentence_ends: tokenizer.sentence_ends().to_vec(),
         };
-        let models = Models::Published {
-            reference,
-            reward,
-            segmenter,
+        let reward_model = RewardModel {
+            model: reward,
+            reward_segmenter: segmenter.clone(),
+            policy_segmenter: segmenter,
             aggregation: settings.reward.aggregation,
-            rows_at_once: settings.ppo.rows_at_once,
             stop: context.stop.clone(),
         };
-        Ok(Self { tokenizer, models, length_limit, cut_to: None })
+        Ok(Self {
+            tokenizer,
+            reference,
+            reward_model,
+            rows_at_once: settings.ppo.rows_at_once,
+            fingerprint: None,
+            length_limit,
+            cut_to: None,
+        })
     }
 
     /// The normalizer that the run fitted for this reward model.
@@ -237,9 +244,12 @@ impl Rater {
     ///
     /// Those of [`NormalizerFile::read`]; [`Error::Usage`] for a published model, which has none.
     pub fn normalizer(&self, context: &Context) -> Result<Normalizer, Error> {
-        match &self.models {
-            Models::Trained(scorer) => Ok(NormalizerFile::read(context, scorer)?.normalizer),
-            Models::Published { .. } => Err(Error::Usage(
+        match &self.fingerprint {
+            Some(fingerprint) => {
+                let rule = self.reward_model.policy_segmenter.rule;
+                Ok(NormalizerFile::read(context, rule, fingerprint)?.normalizer)
+            }
+            None => Err(Error::Usage(
                 "--normalized needs the normalizer of a run: leave it out, or train a reward model and fit \
                  one"
                 .into(),
@@ -289,39 +299,21 @@ impl Rater {
     pub fn rate(&self, texts: &[Encoded]) -> Result<Vec<Rating>, Error> {
         let rows: Vec<(&[u32], &[u32])> =
             texts.iter().map(|text| (&text.prompt[..], &text.response[..])).collect();
-        match &self.models {
-            Models::Trained(scorer) => {
-                let rating = |scored: super::score::Scored| Rating {
-                    entropies: scored.reference.entropies,
-                    segments: scored.segments,
-                    rewards: scored.rewards,
-                    sequence_score: scored.sequence_score,
-                };
-                Ok(scorer.score(&rows, 0)?.into_iter().map(rating).collect())
-            }
-            Models::Published { reference, reward, segmenter, aggregation, rows_at_once, stop } => {
-                let entropies: Vec<Vec<f32>> = match reference {
-                    Some(model) => {
-                        let views = view_tokens(model, &rows, *rows_at_once, stop)?;
-                        views.into_iter().map(|view| view.entropies).collect()
-                    }
-                    None => rows.iter().map(|row| vec![f32::NAN; row.1.len()]).collect(),
-                };
-                let scores = read_scalars(reward, &rows, ReadAt::Token, *rows_at_once, stop)?;
-                let all = rows.iter().zip(entropies).zip(scores);
-                let ratings = all.map(|((row, entropies), scores)| {
-                    let segments = segmenter.cut(row.1, &entropies)?;
-                    let rewards = segment_rewards(&scores, &segments);
-                    if let Some(t) = rewards.iter().position(|reward| !reward.is_finite()) {
-                        let tensor = format!("the reward of segment {t}");
-                        return Err(Error::NonFinite(NonFinite { tensor, step: 0 }));
-                    }
-                    let sequence_score = aggregate(&rewards, *aggregation);
-                    Ok(Rating { entropies, segments, rewards, sequence_score })
-                });
-                ratings.collect()
-            }
-        }
+        let (rows, stop) = (Rows::new(&rows, self.rows_at_once), &self.reward_model.stop);
+        let unknown = |&(_, response): &(&[u32], &[u32])| TokenView {
+            log_probs: Vec::new(),
+            entropies: vec![f32::NAN; response.len()],
+        };
+        let views = match &self.reference {
+            Some(model) => rows.view(model, stop)?,
+            None => rows.rows().iter().map(unknown).collect(),
+        };
+        let rewards = self.reward_model.score(&rows, &views)?;
+        let rating = |(view, rewards): (TokenView, SegmentRewards)| {
+            let SegmentRewards { segments, rewards, sequence_score } = rewards;
+            Rating { entropies: view.entropies, segments, rewards, sequence_score }
+        };
+        Ok(views.into_iter().zip(rewards).map(rating).collect())
     }
 
     /// Rated texts for display, with normalized rewards where there is a normalizer.

@@ -12,7 +12,7 @@ use crate::atomic;
 use crate::data::letters;
 use crate::data::pairs::Conversation;
 use crate::data::store::Items;
-use crate::model::generate::{response_log_probs, view_tokens};
+use crate::model::generate::{Rows, response_log_probs};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
 use crate::run::context::Context;
@@ -147,7 +147,7 @@ fn cross_entropy(
     for chunk in data.chunks(rows_at_once) {
         let chunk = chunk?;
         let rows: Vec<(&[u32], &[u32])> = chunk.iter().map(|(p, r)| (&p[..], &r[..])).collect();
-        let views = view_tokens(model, &rows, rows_at_once, stop)?;
+        let views = Rows::new(&rows, rows_at_once).view(model, stop)?;
         for &log_prob in views.iter().flat_map(|view| &view.log_probs) {
             sum += f64::from(log_prob);
             count += 1.0;

@@ -85,7 +85,7 @@ pub fn train<M: Trainable>(
 ) -> Result<Trainer<M>, Error> {
     if let Some(checkpoint) = folder.latest()? {
         folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
-        trainer = trainer.resume(checkpoint.step, &checkpoint.dir)?;
+        trainer.resume(checkpoint.step, &checkpoint.dir)?;
     }
     let mut metrics = folder.log("metrics.jsonl", trainer.step())?;
     let mut timings = folder.log("timings.jsonl", trainer.step())?;

@@ -8,13 +8,13 @@ use segment_rlhf::equations::interpolation::Interpolation;
 use segment_rlhf::equations::normalizer::Normalizer;
 use segment_rlhf::model::generate::to_vec;
 use segment_rlhf::model::{CausalLm, FreshHead, Grid, ScalarModel};
-use segment_rlhf::rng::streams;
 use segment_rlhf::run::metrics::IterationMetrics;
 use segment_rlhf::run::{Context, Stage};
-use segment_rlhf::stage::rollout::{Rollout, Sampler};
+use segment_rlhf::stage::online::roll_out;
 use segment_rlhf::stage::score::Scorer;
 use segment_rlhf::stage::task::{Task, permutation};
 use segment_rlhf::stage::{fit_normalizer, preferences, reward, sft};
+use segment_rlhf::systems::{Draw, Parts, PpoSettings, Sample, System};
 
 use crate::support::{context, pipeline};
 
@@ -27,7 +27,7 @@ fn close(actual: f64, expected: f64, what: &str) {
 }
 
 /// The models of a run, and what a rollout needs beside them.
-struct Parts {
+struct Models {
     reference: CausalLm,
     policy: CausalLm,
     reward: ScalarModel,
@@ -36,7 +36,7 @@ struct Parts {
 }
 
 /// Rollouts of the run's last policy with a fresh critic, and the parts they were made of.
-fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, Parts) {
+fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Sample>, Models) {
     let (settings, device) = (&context.settings, &context.device);
     let reference_dir = context.reference_dir().unwrap();
     let task = Task::open(context, Some(&reference_dir)).unwrap();
@@ -49,7 +49,7 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, P
             .unwrap()
             .0;
     let reward_dir = context.reward_dir().unwrap().join("model");
-    let parts = Parts {
+    let parts = Models {
         reference: CausalLm::load(&reference_dir, device).unwrap().0,
         policy,
         reward: ScalarModel::load(&reward_dir, device).unwrap().0,
@@ -58,24 +58,46 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Rollout>, P
     };
     let prompts = task.prompts(context).unwrap().train.read(0..8).unwrap();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let sampler = Sampler {
+    let mut ppo = settings.ppo.clone();
+    ppo.interpolation = interpolation;
+    let system = system(context, &ppo, &scorer, &parts.normalizer);
+    let draw = Draw {
         policy: &parts.policy,
         config: &config,
-        critic: &parts.critic,
-        scorer: &scorer,
-        normalizer: &parts.normalizer,
-        settings: &settings.ppo,
-        interpolation,
-        kl_coefficient: 0.05,
         generation: settings.generation(stops),
+        seed: 3,
+        iteration: 0,
+        kl_coefficient: 0.05,
+        rows_at_once: ppo.rows_at_once,
         stop: &context.stop,
     };
-    let rollouts = sampler.roll_out(&prompts, streams(3, "test rollouts", 0..8), 0).unwrap();
+    let critic = Some(&parts.critic);
+    let rollouts = roll_out(&system, &draw, &scorer.reference, critic, &prompts).unwrap();
+    drop(system);
     (rollouts, parts)
 }
 
+/// The choices of the run's method.
+fn system<'a>(
+    context: &'a Context,
+    ppo: &'a PpoSettings,
+    scorer: &'a Scorer,
+    normalizer: &'a Normalizer,
+) -> System<'a> {
+    let settings = &context.settings;
+    let parts = Parts {
+        method: settings.method,
+        ppo,
+        section: None,
+        max_new_tokens: settings.sampling.max_new_tokens,
+        reward_model: &scorer.reward_model,
+        normalizer,
+    };
+    settings.method.build(&parts).unwrap()
+}
+
 /// ln π of every response token, and the entropy of the distribution that it was drawn from.
-fn read(model: &CausalLm, rollout: &Rollout) -> (Vec<f64>, Vec<f64>) {
+fn read(model: &CausalLm, rollout: &Sample) -> (Vec<f64>, Vec<f64>) {
     let row = [&rollout.prompt[..], &rollout.response[..]].concat();
     let (n, first) = (row.len(), rollout.prompt.len());
     let logits = to_vec(model.logits(&Grid::new([(0, row.clone())], n), 0..n));
@@ -94,7 +116,7 @@ fn read(model: &CausalLm, rollout: &Rollout) -> (Vec<f64>, Vec<f64>) {
 }
 
 /// The scalar at every token of prompt and response.
-fn scalars(model: &ScalarModel, rollout: &Rollout) -> Vec<f64> {
+fn scalars(model: &ScalarModel, rollout: &Sample) -> Vec<f64> {
     let row = [&rollout.prompt[..], &rollout.response[..]].concat();
     let n = row.len();
     let all = to_vec(model.scores(&Grid::new([(0, row)], n), 0..n));
@@ -164,7 +186,7 @@ fn every_number_of_a_rollout_is_what_the_equations_give() {
             close(f64::from(rollout.log_probs[i]), log_probs[i], "ln π_θ");
             close(f64::from(rollout.ref_log_probs[i]), ref_log_probs[i], "ln π_SFT");
             close(f64::from(rollout.entropies[i]), policy_entropies[i], "the policy's entropy");
-            close(f64::from(rollout.values[i]), value(i), "V");
+            close(f64::from(rollout.values.as_ref().unwrap()[i]), value(i), "V");
             close(rollout.token_rewards[i], reward(i), "r̃");
             // E8: the double sum.
             let advantage: f64 = (i..n)
@@ -173,7 +195,11 @@ fn every_number_of_a_rollout_is_what_the_equations_give() {
                     (gamma * lambda).powi((k - i) as i32) * delta
                 })
                 .sum();
-            close(rollout.returns[i], advantage + value(i), "A + V before whitening");
+            close(
+                rollout.returns.as_ref().unwrap()[i],
+                advantage + value(i),
+                "A + V before whitening",
+            );
             advantages.push(advantage);
         }
     }
@@ -230,24 +256,24 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
         &context.device,
     );
     let normalizer = fit_normalizer::run(&context).unwrap().normalizer;
-    let sampler = Sampler {
+    let system = system(&context, &settings.ppo, &scorer, &normalizer);
+    let draw = Draw {
         policy: &policy,
         config: &config,
-        critic: &critic.unwrap().0,
-        scorer: &scorer,
-        normalizer: &normalizer,
-        settings: &settings.ppo,
-        interpolation: settings.interpolation(),
-        kl_coefficient: settings.ppo.kl_coefficient,
         generation: settings.generation(stops),
+        seed: settings.seed,
+        iteration: 0,
+        kl_coefficient: settings.ppo.kl_coefficient,
+        rows_at_once: settings.ppo.rows_at_once,
         stop: &context.stop,
     };
     let prompts = task.prompts(&context).unwrap().train;
     let order = permutation(settings.seed, "rollout prompts", 0, prompts.len());
     let prompts = prompts.read(order.iter().copied().cycle().take(8)).unwrap();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let rollouts = sampler.roll_out(&prompts, streams(settings.seed, "rollouts", 0..8), 0).unwrap();
-    let mean_of = |row: &dyn Fn(&Rollout, usize) -> f64| {
+    let critic = critic.unwrap().0;
+    let rollouts = roll_out(&system, &draw, &scorer.reference, Some(&critic), &prompts).unwrap();
+    let mean_of = |row: &dyn Fn(&Sample, usize) -> f64| {
         let rows = rollouts.iter().map(|rollout| {
             let n = rollout.response.len();
             (0..n).map(|i| row(rollout, i)).sum::<f64>() / n as f64
@@ -255,8 +281,10 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
         rows.sum::<f64>() / rollouts.len() as f64
     };
     close(first.policy_loss, -mean_of(&|r, i| r.advantages[i]), "E9");
-    let error = |r: &Rollout, i: usize| r.returns[i] - f64::from(r.values[i]);
-    close(first.value_loss, 0.5 * mean_of(&|r, i| error(r, i).powi(2)), "E10");
+    let error = |r: &Sample, i: usize| {
+        r.returns.as_ref().unwrap()[i] - f64::from(r.values.as_ref().unwrap()[i])
+    };
+    close(first.value_loss.unwrap(), 0.5 * mean_of(&|r, i| error(r, i).powi(2)), "E10");
     // Whitening divided the advantages, returns less values, by their spread.
     let row = &rollouts[0];
     let (last, spread) = (row.response.len() - 1, first.advantage_spread);
@@ -272,7 +300,7 @@ fn each_value_clip_concerns_its_own_methods() {
         let method = format!("method={method}");
         let more = [&method[..], "ppo.epochs=3", "ppo.critic.learning_rate=0.01", clip];
         let context = pipeline(dir.path(), &more);
-        metrics(&context).iter().map(|line| line.value_loss).collect::<Vec<f64>>()
+        metrics(&context).iter().map(|line| line.value_loss.unwrap()).collect::<Vec<f64>>()
     };
     let (dense, bandit) = ("ppo.value_clip_dense=0.001", "ppo.value_clip_bandit=0.001");
     let nothing = "ppo.epochs=3";
@@ -299,8 +327,8 @@ fn reward_training(dir: &Path, more: &[&str]) -> (Vec<f64>, f64) {
     let (pairs, _) = preferences::load(&context, &task).unwrap();
     let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let gap = |pair: &preferences::Pair| {
-        let scored = scorer.score(&pair.rows(), 0).unwrap();
-        scored[0].sequence_score - scored[1].sequence_score
+        let scored = scorer.score(&pair.rows()).unwrap();
+        scored[0].1.sequence_score - scored[1].1.sequence_score
     };
     let gaps: Vec<f64> = pairs.iter().map(gap).collect();
     (text.lines().map(loss).collect(), gaps.iter().sum::<f64>() / gaps.len() as f64)
@@ -335,8 +363,8 @@ fn each_kind_of_normalizer_is_fitted_on_both_responses_of_every_pair() {
     let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let rewards: Vec<Vec<f64>> = pairs
         .iter()
-        .flat_map(|pair| scorer.score(&pair.rows(), 0).unwrap())
-        .map(|scored| scored.rewards)
+        .flat_map(|pair| scorer.score(&pair.rows()).unwrap())
+        .map(|(_, scored)| scored.rewards)
         .collect();
     assert_eq!(rewards.len(), 2 * pairs.len());
     assert!(rewards.iter().any(|rewards| rewards.len() > 1));

@@ -6,7 +6,7 @@ use std::path::Path;
 use segment_rlhf::equations::normalizer::Normalizer;
 use segment_rlhf::model::{CausalLm, ScalarModel, checkpoint};
 use segment_rlhf::run::{Context, Stage};
-use segment_rlhf::stage::{fit_normalizer, policy, reward, sft};
+use segment_rlhf::stage::{fit_normalizer, online, reward, sft};
 
 use crate::support::{context, pipeline};
 
@@ -78,6 +78,6 @@ fn a_normalizer_of_zero_slopes_is_the_bandit_s_scalar() {
     };
     let path = flat.dir(Stage::FitNormalizer).join("normalizer.json");
     std::fs::write(path, serde_json::to_vec(&file).unwrap()).unwrap();
-    policy::run(&flat).unwrap();
+    online::run(&flat).unwrap();
     assert_eq!(trained_policy(&flat), trained_policy(&scalar));
 }

@@ -12,7 +12,7 @@ use segment_rlhf::COMMIT;
 use segment_rlhf::run::error::Error;
 use segment_rlhf::run::folder::{FolderError, Origin};
 use segment_rlhf::run::{Context, Stage};
-use segment_rlhf::settings::Method;
+use segment_rlhf::systems::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -106,7 +106,7 @@ fn problem(name: &str, found: &Pin, pinned: &Pin) -> Option<String> {
 fn a_stage_gives_the_figures_that_are_pinned_to_its_numerics() {
     let dir = tempfile::tempdir().unwrap();
     let mut found = BTreeMap::new();
-    for method in Method::ALL {
+    for method in Method::all() {
         add(&context(dir.path(), &[&format!("method={}", method.name())]), &mut found);
     }
     assert_eq!(found.len(), 2 + 4 + 3 * 6); // SFT and pairs, four reward models, three stages a method

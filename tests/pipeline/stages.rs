@@ -4,17 +4,19 @@ use std::fs;
 use std::path::Path;
 
 use segment_rlhf::equations::normalizer::Normalizer;
-use segment_rlhf::equations::segmentation::{Actions, EosPolicy, SegmentationError};
+use segment_rlhf::equations::segmentation::{EosPolicy, Rule, SegmentationError};
 use segment_rlhf::grid::reproduce;
 use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::run::error::Error;
 use segment_rlhf::run::metrics::IterationMetrics;
 use segment_rlhf::run::{Context, Stage};
-use segment_rlhf::settings::Method;
 use segment_rlhf::stage::evaluate::{Evaluator, Kept, Side};
-use segment_rlhf::stage::score::{Scorer, Segmenter};
+use segment_rlhf::stage::score::Scorer;
 use segment_rlhf::stage::task::Task;
-use segment_rlhf::stage::{fit_normalizer, policy, preferences, reward, sft};
+use segment_rlhf::stage::{fit_normalizer, online, preferences, reward, sft};
+use segment_rlhf::systems::Method;
+use segment_rlhf::systems::Segmenter;
+use segment_rlhf::systems::paper::METHODS;
 
 use crate::support::{context, pipeline};
 
@@ -147,20 +149,20 @@ fn gradient_accumulation_changes_nothing_but_rounding() {
 #[test]
 fn all_six_methods_run_and_share_two_reward_models() {
     let dir = tempfile::tempdir().unwrap();
-    let methods: Vec<String> = Method::ALL.iter().map(|m| format!("{:?}", m.name())).collect();
+    let methods: Vec<String> = METHODS.iter().map(|m| format!("{:?}", m.name())).collect();
     let methods = format!("reproduce.methods=[{}]", methods.join(","));
     let context = context(dir.path(), &[&methods]);
     let results = reproduce::run(&context).unwrap();
     assert_eq!(results.cells.len(), 6);
     let of = |method| results.cells.iter().find(|cell| cell.method == method).unwrap();
     let reward_model = |method| &of(method).normalizer.reward_model;
-    assert_eq!(reward_model(Method::Bandit), reward_model(Method::BanditAsSegment));
-    assert_eq!(reward_model(Method::Segment), reward_model(Method::SegmentAsBandit));
-    assert_ne!(reward_model(Method::Segment), reward_model(Method::Bandit));
-    for method in [Method::Bandit, Method::SegmentAsBandit] {
+    assert_eq!(reward_model(Method::BANDIT), reward_model(Method::BANDIT_AS_SEGMENT));
+    assert_eq!(reward_model(Method::SEGMENT), reward_model(Method::SEGMENT_AS_BANDIT));
+    assert_ne!(reward_model(Method::SEGMENT), reward_model(Method::BANDIT));
+    for method in [Method::BANDIT, Method::SEGMENT_AS_BANDIT] {
         assert!(matches!(of(method).normalizer.normalizer, Normalizer::Scalar { .. }));
     }
-    for method in [Method::Sentence, Method::Token, Method::Segment, Method::BanditAsSegment] {
+    for method in [Method::SENTENCE, Method::TOKEN, Method::SEGMENT, Method::BANDIT_AS_SEGMENT] {
         assert!(matches!(of(method).normalizer.normalizer, Normalizer::LocationAware { .. }));
     }
     let before: Vec<_> = results.cells.iter().map(|cell| cell.evaluation.before.gold).collect();
@@ -175,8 +177,8 @@ fn a_normalizer_fitted_on_other_actions_is_refused() {
     reward::run(&context).unwrap(); // the bandit's, which no cutoff concerns
     fit_normalizer::run(&context).unwrap();
     context.settings.segmentation.entropy_cutoff = 2.0;
-    let error = policy::run(&context).unwrap_err();
-    assert!(matches!(error, Error::Mismatch { what: "actions", .. }), "{error}");
+    let error = online::run(&context).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { what: "rule", .. }), "{error}");
 }
 
 #[test]
@@ -187,7 +189,7 @@ fn the_best_policy_is_kept_beside_the_last() {
     sft::run(&context).unwrap();
     reward::run(&context).unwrap();
     fit_normalizer::run(&context).unwrap();
-    let summary = policy::run(&context).unwrap();
+    let summary = online::run(&context).unwrap();
     let folder = context.dir(Stage::Ppo);
     let fingerprint = |dir: &Path| {
         let (model, _) = CausalLm::load(dir, &context.device).unwrap();
@@ -216,12 +218,12 @@ fn segment_as_bandit_is_rewarded_once_with_the_sequence_score() {
         pairs.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..])).collect();
     // The same reward model, asked for the rewards of its segments: E3 averages them.
     let mut own = context.clone();
-    own.settings.method = Method::Segment;
+    own.settings.method = Method::SEGMENT;
     let of_segments = Scorer::load(&own, ends, tokenizer.stop_tokens(), 4).unwrap();
-    let of_segments = of_segments.score(&rows, 0).unwrap();
-    assert!(of_segments.iter().any(|scored| scored.segments.len() > 1));
-    let scored = scorer.score(&rows, 0).unwrap();
-    for ((row, scored), of_segments) in rows.iter().zip(scored).zip(of_segments) {
+    let of_segments = of_segments.score(&rows).unwrap();
+    assert!(of_segments.iter().any(|(_, scored)| scored.segments.len() > 1));
+    let scored = scorer.score(&rows).unwrap();
+    for ((row, (_, scored)), (_, of_segments)) in rows.iter().zip(scored).zip(of_segments) {
         let mean = of_segments.rewards.iter().sum::<f64>() / of_segments.rewards.len() as f64;
         assert!((scored.sequence_score - mean).abs() < 1e-9, "{}, {mean}", scored.sequence_score);
         assert_eq!(scored.rewards, [scored.sequence_score]);
@@ -233,7 +235,7 @@ fn segment_as_bandit_is_rewarded_once_with_the_sequence_score() {
 #[test]
 fn a_response_of_eos_alone_is_one_segment_to_the_stages_and_an_error_to_the_equation() {
     let segmenter = Segmenter {
-        actions: Actions::Token,
+        rule: Rule::Token,
         eos_policy: EosPolicy::AsPublished,
         stops: vec![1, 3],
         sentence_ends: vec![false; 4],

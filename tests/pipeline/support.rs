@@ -5,7 +5,7 @@ use std::path::Path;
 use segment_rlhf::device::DeviceName;
 use segment_rlhf::run::Context;
 use segment_rlhf::settings::Settings;
-use segment_rlhf::stage::{fit_normalizer, policy, reward, sft};
+use segment_rlhf::stage::{fit_normalizer, online, reward, sft};
 
 /// Settings of a run that takes a second.
 const TINY: &[&str] = &[
@@ -45,6 +45,6 @@ pub fn pipeline(dir: &Path, more: &[&str]) -> Context {
     sft::run(&context).unwrap();
     reward::run(&context).unwrap();
     fit_normalizer::run(&context).unwrap();
-    policy::run(&context).unwrap();
+    online::run(&context).unwrap();
     context
 }

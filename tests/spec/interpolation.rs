@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use segment_rlhf::equations::interpolation::{Interpolation, interpolate};
 use segment_rlhf::equations::normalizer::Normalizer;
 use segment_rlhf::equations::segment_reward::segment_rewards;
-use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, segments};
+use segment_rlhf::equations::segmentation::{EosPolicy, ResponseView, Rule, segments};
 use serde::Deserialize;
 
 use crate::goldens::{cases, ranges};
@@ -82,7 +82,7 @@ fn the_bandit_s_reward_stands_at_its_end_of_sequence() {
         sentence_ends: &[false; 4],
         ends_with_eos: true,
     };
-    let bandit = segments(Actions::Bandit, EosPolicy::AsPublished, response).unwrap();
+    let bandit = segments(Rule::Whole, EosPolicy::AsPublished, response).unwrap();
     let tokens = interpolate(Interpolation::LastToken, &[5.0], &bandit, 4);
     assert_eq!(tokens, [0.0, 0.0, 0.0, 5.0]);
 }

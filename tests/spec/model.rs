@@ -11,8 +11,7 @@ use segment_rlhf::equations::segmentation::entropy;
 use segment_rlhf::model::checkpoint::parameters;
 use segment_rlhf::model::config::{RopeScaling, SlidingWindow, WindowedLayers};
 use segment_rlhf::model::generate::{
-    Generation, ReadAt, TokenView, generate, pad_rows, read_scalars, response_log_probs, to_vec,
-    view_tokens,
+    Generation, ReadAt, Rows, TokenView, generate, pad_rows, response_log_probs, to_vec,
 };
 use segment_rlhf::model::layers::Norm;
 use segment_rlhf::model::rope::Rope;
@@ -265,7 +264,8 @@ fn logits_entropies_log_probs_and_greedy_tokens_are_those_of_transformers() {
                 assert_close_f32(&to_vec(logits.clone()), &case.logits.concat(), tolerance);
                 assert_close_f32(&to_vec(entropy(logits)), &case.entropy_nats, tolerance);
                 // Token 1 on as a response: what each was drawn from was read at the token before it.
-                let view = view_tokens(&model, &[case.ids.split_at(1)], 1, &Stop::default())
+                let view = Rows::new(&[case.ids.split_at(1)], 1)
+                    .view(&model, &Stop::default())
                     .unwrap()
                     .remove(0);
                 assert_close_f32(&view.log_probs, &case.next_token_log_prob, tolerance);
@@ -462,7 +462,8 @@ fn a_value_is_read_before_its_token_and_a_reward_at_it() {
         let whole = [&prompt[..], &response].concat();
         let scores = to_vec(model.scores(&Grid::new([(0, whole)], 7), 0..7));
         let read = |at| {
-            read_scalars(&model, &[(&prompt, &response)], at, 1, &Stop::default())
+            Rows::new(&[(&prompt, &response)], 1)
+                .scalars(&model, at, &Stop::default())
                 .unwrap()
                 .remove(0)
         };
@@ -505,7 +506,7 @@ fn the_training_forward_equals_the_inference_forward_in_any_batch() {
         let width = grid.width() - first;
         let training = to_vec(response_log_probs(&model, &grid, first).0);
         for (i, view) in
-            view_tokens(&model.valid(), &rows, 1, &Stop::default()).unwrap().iter().enumerate()
+            Rows::new(&rows, 1).view(&model.valid(), &Stop::default()).unwrap().iter().enumerate()
         {
             let row = &training[i * width..i * width + view.log_probs.len()];
             assert_close_f32(row, &view.log_probs, tolerance);
@@ -726,10 +727,10 @@ fn the_view_of_tokens_does_not_depend_on_the_batch_size() {
                 assert_close_f32(&ours.entropies, &theirs.entropies, tolerance);
             }
         };
-        let mut one = view_tokens(&model, &rows, 1, &Stop::default()).unwrap();
-        same(view_tokens(&model, &rows, 5, &Stop::default()).unwrap(), &one);
+        let mut one = Rows::new(&rows, 1).view(&model, &Stop::default()).unwrap();
+        same(Rows::new(&rows, 5).view(&model, &Stop::default()).unwrap(), &one);
         one.reverse();
-        same(view_tokens(&model, &turned, 2, &Stop::default()).unwrap(), &one);
+        same(Rows::new(&turned, 2).view(&model, &Stop::default()).unwrap(), &one);
     }
 }
 
@@ -742,7 +743,7 @@ fn the_scalars_of_tokens_do_not_depend_on_the_batch_size() {
         let model = scalar_model(&grouped(), 2, &device);
         for at in [ReadAt::Token, ReadAt::State] {
             let read = |rows: &[(&[u32], &[u32])], rows_at_once| {
-                read_scalars(&model, rows, at, rows_at_once, &Stop::default()).unwrap()
+                Rows::new(rows, rows_at_once).scalars(&model, at, &Stop::default()).unwrap()
             };
             let mut one = read(&rows, 1);
             assert_close_f32(&read(&rows, 5).concat(), &one.concat(), tolerance);

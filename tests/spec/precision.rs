@@ -9,7 +9,7 @@ use burn::tensor::{DType, Device, Tensor};
 use segment_rlhf::device::{Checkpointing, Precision};
 use segment_rlhf::model::checkpoint::parameters;
 use segment_rlhf::model::generate::{
-    Generation, ReadAt, generate, read_scalars, response_log_probs, to_vec, view_tokens,
+    Generation, ReadAt, Rows, generate, response_log_probs, to_vec,
 };
 use segment_rlhf::model::lora::LoraSettings;
 use segment_rlhf::model::optim::{OptimizerSettings, Trainer};
@@ -318,20 +318,16 @@ fn models_in_training_and_their_inference_copies_say_bit_for_bit_the_same_in_bf1
                 let (policy, critic) = in_training(name, adapted, &checkpointing.autodiff(&device));
                 // PPO's old and new log-probabilities, and V_old and V, before the first step.
                 let policy = policy.computing(Precision::Bf16, checkpointing);
-                let views =
-                    view_tokens(&policy.inference(), &rows, rows.len(), &Stop::default()).unwrap();
+                let views = Rows::new(&rows, rows.len())
+                    .view(&policy.inference(), &Stop::default())
+                    .unwrap();
                 let old: Vec<f32> = views.into_iter().flat_map(|view| view.log_probs).collect();
                 let (new, _) = response_log_probs(&policy, &grid, first);
                 assert_eq!(of_responses(new), old);
                 let critic = critic.computing(Precision::Bf16, checkpointing);
-                let old = read_scalars(
-                    &critic.inference(),
-                    &rows,
-                    ReadAt::State,
-                    rows.len(),
-                    &Stop::default(),
-                )
-                .unwrap();
+                let old = Rows::new(&rows, rows.len())
+                    .scalars(&critic.inference(), ReadAt::State, &Stop::default())
+                    .unwrap();
                 let new = critic.scores(&grid, columns.clone());
                 assert_eq!(of_responses(new), old.concat());
             }

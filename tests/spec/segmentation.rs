@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
 use segment_rlhf::equations::segmentation::{
-    Actions, EosPolicy, ResponseView, SegmentationError, entropy, segments,
+    EosPolicy, ResponseView, Rule, SegmentationError, entropy, segments,
 };
 use serde::Deserialize;
 
@@ -13,11 +13,11 @@ use crate::goldens::{cases, ranges};
 use crate::support::{assert_close, devices, host, with_nan_padding};
 use crate::tolerance;
 
-const CUT: Actions = Actions::Segment { entropy_cutoff: 1.75 };
+const CUT: Rule = Rule::Entropy { cutoff: 1.75 };
 
 /// The segments of a response that ends with EOS, or not.
 fn cut(
-    actions: Actions,
+    actions: Rule,
     eos: EosPolicy,
     entropies: &[f32],
     ends_with_eos: bool,
@@ -68,7 +68,7 @@ fn a_sentence_is_an_action_that_ends_with_its_last_token() {
         sentence_ends,
         ends_with_eos,
     };
-    let cut = |ends, eos| segments(Actions::Sentence, eos, view(ends, true)).unwrap();
+    let cut = |ends, eos| segments(Rule::Sentence, eos, view(ends, true)).unwrap();
     let ends = &[false, true, false, true, false];
     assert_eq!(cut(ends, EosPolicy::AsPublished), [0..2, 2..4]);
     assert_eq!(cut(ends, EosPolicy::Included), [0..2, 2..4, 4..5]);
@@ -108,11 +108,11 @@ struct PpoCase {
 }
 
 /// The official sentinels: 0 stands for token level, 1000 for the bandit.
-fn actions_of(threshold: f64) -> Actions {
+fn actions_of(threshold: f64) -> Rule {
     match threshold {
-        0.0 => Actions::Token,
-        1000.0 => Actions::Bandit,
-        entropy_cutoff => Actions::Segment { entropy_cutoff },
+        0.0 => Rule::Token,
+        1000.0 => Rule::Whole,
+        entropy_cutoff => Rule::Entropy { cutoff: entropy_cutoff },
     }
 }
 
@@ -132,7 +132,7 @@ fn policy_training_segments_are_the_official_code_s_and_its_end_of_minus_one_is_
             let ours = cut(actions, EosPolicy::AsPublished, &shifted(&entropy[..n]), true);
             // EOS alone: the official code gives the end -1, or an end on the EOS that it leaves out
             // everywhere else (deviation D6).
-            if n == 1 && actions != Actions::Bandit {
+            if n == 1 && actions != Rule::Whole {
                 assert_eq!(ours, Err(SegmentationError::Empty { tokens: 1 }));
                 refused += 1;
                 continue;
@@ -188,22 +188,19 @@ fn entropy_is_computed_in_f32_even_of_half_precision_logits() {
 #[test]
 fn cutoff_zero_is_token_level_where_every_token_is_uncertain() {
     let entropies = [0.3, 0.2, 0.1, 0.4];
-    let zero = Actions::Segment { entropy_cutoff: 0.0 };
+    let zero = Rule::Entropy { cutoff: 0.0 };
     assert_eq!(
         cut(zero, EosPolicy::AsPublished, &entropies, true),
-        cut(Actions::Token, EosPolicy::AsPublished, &entropies, true)
+        cut(Rule::Token, EosPolicy::AsPublished, &entropies, true)
     );
 }
 
 #[test]
 fn an_infinite_cutoff_is_the_bandit_with_one_segment() {
     let entropies = [0.3, 9.0, 0.1, 4.0];
-    let infinite = Actions::Segment { entropy_cutoff: f64::INFINITY };
+    let infinite = Rule::Entropy { cutoff: f64::INFINITY };
     for eos in [EosPolicy::Included, EosPolicy::Excluded] {
-        assert_eq!(
-            cut(infinite, eos, &entropies, true),
-            cut(Actions::Bandit, eos, &entropies, true)
-        );
+        assert_eq!(cut(infinite, eos, &entropies, true), cut(Rule::Whole, eos, &entropies, true));
     }
 }
 
@@ -211,9 +208,9 @@ fn an_infinite_cutoff_is_the_bandit_with_one_segment() {
 fn as_published_the_bandit_alone_keeps_the_end_of_sequence() {
     let entropies = [0.1, 2.0, 0.1, 3.0];
     let published = |actions| cut(actions, EosPolicy::AsPublished, &entropies, true).unwrap();
-    assert_eq!(published(Actions::Bandit), [0..4]);
-    assert_eq!(published(Actions::Sentence), [0..3]);
-    assert_eq!(published(Actions::Token), [0..1, 1..2, 2..3]);
+    assert_eq!(published(Rule::Whole), [0..4]);
+    assert_eq!(published(Rule::Sentence), [0..3]);
+    assert_eq!(published(Rule::Token), [0..1, 1..2, 2..3]);
     assert_eq!(published(CUT), [0..1, 1..3]);
 }
 
@@ -222,13 +219,13 @@ fn the_end_of_sequence_is_an_action_or_in_none_as_the_setting_says() {
     let entropies = [0.1, 2.0, 0.1, 3.0];
     assert_eq!(cut(CUT, EosPolicy::Included, &entropies, true).unwrap(), [0..1, 1..3, 3..4]);
     assert_eq!(cut(CUT, EosPolicy::Excluded, &entropies, true).unwrap(), [0..1, 1..3]);
-    assert_eq!(cut(Actions::Bandit, EosPolicy::Excluded, &entropies, true).unwrap(), [0..3]);
+    assert_eq!(cut(Rule::Whole, EosPolicy::Excluded, &entropies, true).unwrap(), [0..3]);
 }
 
 #[test]
 fn a_response_cut_at_the_limit_keeps_all_its_tokens() {
     for eos in [EosPolicy::AsPublished, EosPolicy::Included, EosPolicy::Excluded] {
-        for actions in [Actions::Bandit, Actions::Sentence, CUT] {
+        for actions in [Rule::Whole, Rule::Sentence, CUT] {
             assert_eq!(cut(actions, eos, &[0.1, 0.2, 0.3], false).unwrap(), [0..3]);
         }
     }
@@ -236,8 +233,8 @@ fn a_response_cut_at_the_limit_keeps_all_its_tokens() {
 
 #[test]
 fn actions_are_read_from_settings_and_unknown_fields_refused() {
-    let read = serde_json::from_str::<Actions>;
-    assert_eq!(read(r#""bandit""#).unwrap(), Actions::Bandit);
+    let read = serde_json::from_str::<Rule>;
+    assert_eq!(read(r#""bandit""#).unwrap(), Rule::Whole);
     assert_eq!(read(r#"{"segment": {"entropy_cutoff": 1.75}}"#).unwrap(), CUT);
     assert!(read(r#"{"segment": {"entropy_cutoff": 1.75, "cutoff": 2}}"#).is_err());
     assert!(read("1000").is_err());
@@ -248,11 +245,11 @@ fn actions_are_read_from_settings_and_unknown_fields_refused() {
 #[test]
 fn an_infinite_cutoff_is_written_as_text_since_json_has_no_number_for_it() {
     for entropy_cutoff in [0.0, 1.75, f64::INFINITY] {
-        let actions = Actions::Segment { entropy_cutoff };
+        let actions = Rule::Entropy { cutoff: entropy_cutoff };
         let text = serde_json::to_string(&actions).unwrap();
-        assert_eq!(serde_json::from_str::<Actions>(&text).unwrap(), actions, "{text}");
+        assert_eq!(serde_json::from_str::<Rule>(&text).unwrap(), actions, "{text}");
     }
-    let read = serde_json::from_str::<Actions>;
+    let read = serde_json::from_str::<Rule>;
     let error = read(r#"{"segment": {"entropy_cutoff": "high"}}"#).unwrap_err();
     assert!(error.to_string().contains("cutoff \"high\": expected nats, or \"inf\""), "{error}");
     assert!(read(r#"{"segment": {"entropy_cutoff": null}}"#).is_err());
@@ -279,8 +276,8 @@ proptest! {
         (entropies, sentence_ends, ends_with_eos) in response(), cutoff in cutoff(),
     ) {
         let view = ResponseView { entropies: &entropies, sentence_ends: &sentence_ends, ends_with_eos };
-        let segment = Actions::Segment { entropy_cutoff: cutoff };
-        for actions in [Actions::Bandit, Actions::Sentence, Actions::Token, segment] {
+        let segment = Rule::Entropy { cutoff: cutoff };
+        for actions in [Rule::Whole, Rule::Sentence, Rule::Token, segment] {
             for eos in [EosPolicy::AsPublished, EosPolicy::Included, EosPolicy::Excluded] {
                 let left_out = usize::from(ends_with_eos && eos.excludes_eos(actions));
                 let covered: Vec<usize> = (0..entropies.len() - left_out).collect();
@@ -304,7 +301,7 @@ proptest! {
         (entropies, _, eos) in response(), cutoffs in (cutoff(), cutoff()),
     ) {
         let starts = |entropy_cutoff| -> Vec<usize> {
-            let actions = Actions::Segment { entropy_cutoff };
+            let actions = Rule::Entropy { cutoff: entropy_cutoff };
             let segments = cut(actions, EosPolicy::AsPublished, &entropies, eos);
             segments.unwrap_or_default().iter().map(|s| s.start).collect()
         };
@@ -355,7 +352,7 @@ fn a_position_s_entropy_is_its_own_whatever_stands_beside_it() {
 
 #[test]
 fn nothing_to_segment_is_an_error() {
-    for actions in [Actions::Bandit, Actions::Sentence, Actions::Token, CUT] {
+    for actions in [Rule::Whole, Rule::Sentence, Rule::Token, CUT] {
         assert_eq!(
             cut(actions, EosPolicy::AsPublished, &[], false),
             Err(SegmentationError::Empty { tokens: 0 })
@@ -388,14 +385,14 @@ fn an_entropy_that_is_not_finite_is_an_error_that_names_the_token() {
             Err(SegmentationError::NotFinite { token: 1 })
         );
         // Other actions never read it.
-        assert_eq!(cut(Actions::Bandit, EosPolicy::Included, &[bad; 2], true), Ok(ranges(&[1])));
+        assert_eq!(cut(Rule::Whole, EosPolicy::Included, &[bad; 2], true), Ok(ranges(&[1])));
     }
 }
 
 #[test]
 fn a_cutoff_below_zero_or_nan_is_an_error() {
     let cutoff = |entropy_cutoff| {
-        cut(Actions::Segment { entropy_cutoff }, EosPolicy::Included, &[0.1], true)
+        cut(Rule::Entropy { cutoff: entropy_cutoff }, EosPolicy::Included, &[0.1], true)
     };
     assert_eq!(cutoff(-0.5), Err(SegmentationError::InvalidCutoff { cutoff: -0.5 }));
     assert!(matches!(

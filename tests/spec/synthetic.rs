@@ -6,16 +6,19 @@
 use rand::Rng;
 
 use segment_rlhf::equations::normalizer::Normalizer;
+use segment_rlhf::equations::segmentation::Rule;
 use segment_rlhf::grid::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
 use segment_rlhf::rng::{Stream, fnv1a, stream};
 use segment_rlhf::run::Stage;
 use segment_rlhf::run::folder::Origin;
-use segment_rlhf::settings::{Method, NormalizerKind, Settings};
+use segment_rlhf::settings::{NormalizerKind, Settings};
 use segment_rlhf::stage::evaluate::{self, Evaluation, Sample};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
-use segment_rlhf::stage::policy::{self, EvaluationLine};
+use segment_rlhf::stage::online::keep::{self, EvaluationLine};
 use segment_rlhf::stage::task::HeldOut;
 use segment_rlhf::stage::{preferences, reward};
+use segment_rlhf::systems::Method;
+use segment_rlhf::systems::paper::METHODS;
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/grid/results.json");
 const SEEDS: [u64; 3] = [1, 2, 3];
@@ -47,7 +50,7 @@ pub fn results() -> Results {
             paper_table,
             arms: arms.iter().map(|(name, changes)| arm(name, changes, &mut cells)).collect(),
         };
-    let methods = Method::ALL
+    let methods = METHODS
         .map(|method| (method.name().replace('_', " "), format!("method = \"{}\"", method.name())));
     let mut table1: Vec<(&str, &str)> = methods.iter().map(|(a, b)| (&a[..], &b[..])).collect();
     table1.push(("length-neutral", "method = \"segment\"\nppo.length_neutral = true"));
@@ -130,15 +133,21 @@ fn state(name: &str, settings: &Settings, seed: u64) -> State {
     }
 }
 
+/// Whether a response has more than one reward.
+fn is_dense(settings: &Settings) -> bool {
+    settings.method.policy_rule(1.0) != Rule::Whole
+}
+
 /// Where training takes an arm: its final gold reward, KL and tokens.
 fn destination(settings: &Settings) -> [f64; 3] {
-    let [gold, kl, tokens] = match settings.method {
-        Method::Bandit => [2.6, 0.6, 35.8],
-        Method::Sentence => [3.2, 2.8, 48.5],
-        Method::Token => [3.4, 3.7, 48.1],
-        Method::Segment => [3.3, 4.4, 47.6],
-        Method::BanditAsSegment => [-0.8, 14.0, 52.3],
-        Method::SegmentAsBandit => [2.4, 0.55, 36.6],
+    let [gold, kl, tokens] = match settings.method.name() {
+        "bandit" => [2.6, 0.6, 35.8],
+        "sentence" => [3.2, 2.8, 48.5],
+        "token" => [3.4, 3.7, 48.1],
+        "segment" => [3.3, 4.4, 47.6],
+        "bandit_as_segment" => [-0.8, 14.0, 52.3],
+        "segment_as_bandit" => [2.4, 0.55, 36.6],
+        other => panic!("{other}"),
     };
     let normalizer = match settings.normalizer.kind {
         NormalizerKind::Regression => 0.0,
@@ -165,7 +174,7 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
     };
     let share = |iteration: usize| iteration as f64 / ITERATIONS as f64;
     let rollouts: Vec<[f64; 3]> = (0..ITERATIONS).map(|i| at(share(i), &mut own)).collect();
-    let dense = settings.method.is_dense();
+    let dense = is_dense(settings);
     let column = |of: &dyn Fn(usize) -> f64| (0..ITERATIONS).map(|i| round(of(i))).collect();
     let known = |of: &dyn Fn(usize) -> f64| (0..ITERATIONS).map(|i| Some(round(of(i)))).collect();
     let curve = Curve {
@@ -205,7 +214,7 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
         }),
         reward: reward_model(settings, &mut own),
         normalizer: normalizer(settings),
-        policy: policy::Summary {
+        policy: keep::Summary {
             iterations: ITERATIONS,
             last: last.clone(),
             best_iteration: best.iteration,
@@ -251,14 +260,14 @@ fn evaluation([gold, kl, tokens]: [f64; 3], dense: bool, compared: bool) -> Eval
 fn reward_model(settings: &Settings, own: &mut Stream) -> reward::Summary {
     let actions = settings.method.reward_model();
     let cutoff = settings.segmentation.entropy_cutoff;
-    let (accuracy, segment_tokens) = match actions {
-        Method::Bandit => (0.72, 34.8),
-        Method::Sentence => (0.73, 7.6),
-        Method::Token => (0.77, 1.0),
+    let (accuracy, segment_tokens) = match actions.name() {
+        "bandit" => (0.72, 34.8),
+        "sentence" => (0.73, 7.6),
+        "token" => (0.77, 1.0),
         _ => (0.75, 1.2 + 1.1 * cutoff),
     };
     let noise: f64 = own.random_range(-0.02..0.02);
-    let dense = actions != Method::Bandit;
+    let dense = actions != Method::BANDIT;
     let known = |value: f64| dense.then(|| round(value + noise));
     let calibration = [0.55, 0.7, 0.85, 0.97].map(|predicted| reward::Calibration {
         predicted,
@@ -286,7 +295,7 @@ fn reward_model(settings: &Settings, own: &mut Stream) -> reward::Summary {
 }
 
 fn normalizer(settings: &Settings) -> NormalizerFile {
-    let dense = settings.method.is_dense();
+    let dense = is_dense(settings);
     let normalizer = match settings.normalizer.kind {
         NormalizerKind::None => Normalizer::None,
         NormalizerKind::Regression if dense => {
@@ -297,7 +306,7 @@ fn normalizer(settings: &Settings) -> NormalizerFile {
     };
     NormalizerFile {
         method: settings.method,
-        actions: settings.method.policy_actions(settings.segmentation.entropy_cutoff),
+        rule: settings.method.policy_rule(settings.segmentation.entropy_cutoff),
         reward_model: "0123456789abcdef".into(),
         normalizer,
         min_location: 1.0 / 64.0,

@@ -12,7 +12,7 @@ use segment_rlhf::equations::interpolation::{Interpolation, interpolate};
 use segment_rlhf::equations::kl::token_rewards;
 use segment_rlhf::equations::normalizer::{Normalizer, Regression, location, location_statistics};
 use segment_rlhf::equations::segment_reward::{Aggregation, aggregate};
-use segment_rlhf::equations::segmentation::{Actions, EosPolicy, ResponseView, segments};
+use segment_rlhf::equations::segmentation::{EosPolicy, ResponseView, Rule, segments};
 
 use super::bradley_terry::{Response, fitted_utilities, preference};
 use super::tabular::{Choice, Policy, Rollout};
@@ -76,7 +76,7 @@ fn choices(arms: [usize; 2]) -> Vec<Choice> {
 }
 
 /// E1: π_SFT is unsure between two arms, and sure of every other token.
-fn cut(actions: Actions, choices: &[Choice]) -> Vec<Range<usize>> {
+fn cut(actions: Rule, choices: &[Choice]) -> Vec<Range<usize>> {
     let entropies: Vec<f32> =
         choices.iter().map(|choice| if choice.is_some() { 2f32.ln() } else { 0.0 }).collect();
     let sentence_ends = vec![false; choices.len()];
@@ -85,7 +85,7 @@ fn cut(actions: Actions, choices: &[Choice]) -> Vec<Range<usize>> {
     segments(actions, EosPolicy::AsPublished, response).unwrap()
 }
 
-const SEGMENT: Actions = Actions::Segment { entropy_cutoff: 0.5 };
+const SEGMENT: Rule = Rule::Entropy { cutoff: 0.5 };
 
 /// E5 and E6: the rewards of the tokens of a response.
 fn segment_rewards_of_tokens(arms: [usize; 2]) -> Vec<f64> {
@@ -115,7 +115,7 @@ fn tokens_of_the_better_arm_gain_and_of_the_worse_lose_where_the_bandit_treats_a
         }
         // The bandit's one reward, at the end.
         let score = aggregate(&rewards(arms), Aggregation::Average);
-        let bandit = cut(Actions::Bandit, &choices);
+        let bandit = cut(Rule::Whole, &choices);
         let sparse = interpolate(Interpolation::LastToken, &[score], &bandit, choices.len());
         let sparse = gae(&sparse, &values, 1.0, 1.0).advantages;
         assert_eq!(sparse, vec![score; choices.len()]);

@@ -7,7 +7,7 @@ use crate::grid::analysis::{Arm, BandPoint, Column, Experiment, ONE_BETA, PathPo
 use crate::report::page::Page;
 use crate::report::page::plots::{Layer, Plot, Style};
 use crate::report::page::view::{Block, Drawing, Entry, Section};
-use crate::settings::Method;
+use crate::systems::Method;
 
 /// Arms that are drawn together: all of an experiment, or, where each has a place on an axis and they are too many
 /// for one plot, those with the same place.
@@ -41,7 +41,7 @@ pub(super) fn groups(experiment: &Experiment) -> Vec<Group<'_>> {
 /// figure.
 pub(super) fn series(arms: &[&Arm]) -> Vec<Style> {
     let by_method: Vec<usize> = (arms.iter())
-        .filter_map(|arm| Method::ALL.iter().position(|method| *method == arm.method))
+        .filter_map(|arm| Method::all().iter().position(|method| *method == arm.method))
         .collect();
     let distinct = by_method.iter().collect::<BTreeSet<_>>().len() == arms.len();
     let number = |i: usize| if distinct { by_method[i] } else { i };

@@ -1,0 +1,265 @@
+//! The loop of every PPO-like system: sample → score → credit → loss → step.
+//!
+//! What is sampled, where rewards come from, whose credit they are and which loss learns from them is the
+//! [`System`]'s choice. Logs, checkpoints and the best policy are the business of [`keep`].
+
+pub mod keep;
+mod learner;
+mod measure;
+
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+
+use self::keep::{Keeper, Summary};
+use self::learner::Learner;
+use self::measure::{compare_with_truth, metrics_of};
+use super::fit_normalizer::NormalizerFile;
+use super::memory;
+use super::score::Scorer;
+use super::task::{Task, permutation};
+use crate::data::letters::Gold;
+use crate::equations::kl::AdaptiveKl;
+use crate::model::generate::{ReadAt, Rows, response_log_probs, to_vec};
+use crate::model::optim::Trainer;
+use crate::model::sampling::Sampling;
+use crate::model::{CausalLm, ModelConfig, ScalarModel};
+use crate::run::error::Error;
+use crate::run::metrics::{IterationMetrics, IterationTimings};
+use crate::run::{Context, Stage};
+use crate::systems::{Batch, Draw, Parts, Sample, System, SystemError};
+
+/// Trains the policy of the run's method.
+///
+/// # Errors
+///
+/// Every [`Error`].
+pub fn run(context: &Context) -> Result<Summary, Error> {
+    let context = &context.within(Stage::Ppo);
+    let settings = &context.settings;
+    if settings.sampling() != Sampling::PLAIN {
+        return Err(Error::SamplingForPpo(settings.sampling()));
+    }
+    let reference_dir = context.reference_dir()?;
+    let task = Task::open(context, Some(&reference_dir))?;
+    let config = ModelConfig::from_dir(&reference_dir)?;
+    let longest = task.longest_rollout(context)?;
+    memory::announce(context, &context.dir(Stage::Ppo), &config, longest, |e, lengths| {
+        e.ppo(lengths)
+    })?;
+    let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
+    let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
+    let rule = scorer.reward_model.policy_segmenter.rule;
+    let fingerprint = &scorer.fingerprints.reward_model;
+    let normalizer = NormalizerFile::read(context, rule, fingerprint)?.normalizer;
+    let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
+    let system = settings.method.build(&Parts {
+        method: settings.method,
+        ppo: &settings.ppo,
+        section: settings.systems.section(settings.method),
+        max_new_tokens: settings.sampling.max_new_tokens,
+        reward_model: &scorer.reward_model,
+        normalizer: &normalizer,
+    })?;
+    let mut inputs = scorer.fingerprints.inputs();
+    inputs.push(("normalizer", fit));
+    inputs.extend(context.data_fingerprints()?);
+    let mut folder = context.open(Stage::Ppo, &inputs)?;
+    if let Some(summary) = folder.summary()? {
+        return Ok(summary);
+    }
+    let mut learner = Learner::new(context, &task, &scorer, system, config)?;
+    let mut keeper = Keeper::resume(&mut learner, &mut folder)?;
+    while learner.iteration < settings.ppo.iterations {
+        let (metrics, timings) = learner.iterate()?;
+        keeper.keep(&learner, &metrics, &timings)?;
+    }
+    keeper.finish(&learner)
+}
+
+impl Learner<'_> {
+    /// One iteration: rollouts, and the optimizer steps over them.
+    fn iterate(&mut self) -> Result<(IterationMetrics, IterationTimings), Error> {
+        let (iteration, stops) = (self.iteration, self.task.tokenizer.stop_tokens());
+        let start = Instant::now();
+        let samples = self.roll_out()?;
+        let rollout_seconds = start.elapsed().as_secs_f64();
+        let mut line = metrics_of(iteration, &samples, stops, self.kl_coefficient);
+        let truth = samples.iter().map(|s| self.task.gold(&s.prompt, &s.response));
+        if let Some(truth) = truth.collect::<Option<Vec<Gold>>>() {
+            compare_with_truth(&mut line, &samples, &truth);
+        }
+        let start = Instant::now();
+        let tokens = self.update(&samples, &mut line)?;
+        let update_seconds = start.elapsed().as_secs_f64();
+        self.adapt_kl(line.kl_k1);
+        self.iteration += 1;
+        let response_tokens: usize = samples.iter().map(|s| s.response.len()).sum();
+        let timings = IterationTimings {
+            iteration,
+            rollout_seconds,
+            update_seconds,
+            rollout_tokens_per_second: response_tokens as f64 / rollout_seconds,
+            update_tokens_per_second: tokens as f64 / update_seconds,
+        };
+        Ok((line, timings))
+    }
+
+    /// The samples of an iteration.
+    fn roll_out(&self) -> Result<Vec<Sample>, Error> {
+        let settings = &self.context.settings;
+        let policy = self.policy.model().inference();
+        let critic = self.critic.as_ref().map(|critic| critic.model().inference());
+        let draw = Draw {
+            policy: &policy,
+            config: &self.config,
+            generation: settings.generation(self.task.tokenizer.stop_tokens()),
+            seed: settings.seed,
+            iteration: self.iteration,
+            kl_coefficient: self.kl_coefficient,
+            rows_at_once: settings.ppo.rows_at_once,
+            stop: &self.context.stop,
+        };
+        let prompts = self.choose_prompts()?;
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let samples =
+            roll_out(&self.system, &draw, &self.scorer.reference, critic.as_ref(), &prompts);
+        Ok(samples.map_err(|error| error.at(self.iteration))?)
+    }
+
+    /// The prompts of an iteration, each as often as the system samples it: a random choice without repetition, as long
+    /// as there are enough.
+    fn choose_prompts(&self) -> Result<Vec<Vec<u32>>, Error> {
+        let (settings, responses) = (&self.context.settings, self.system.rollouts.responses());
+        let count = settings.ppo.rollouts / responses;
+        let order =
+            permutation(settings.seed, "rollout prompts", self.iteration, self.prompts.len());
+        let chosen = self.prompts.read(order.iter().copied().cycle().take(count))?;
+        Ok(chosen.into_iter().flat_map(|prompt| vec![prompt; responses]).collect())
+    }
+
+    /// Loss → step: epochs of minibatches over the samples. Fills in the metrics of the update; gives the tokens that
+    /// the models read.
+    fn update(&mut self, samples: &[Sample], line: &mut IterationMetrics) -> Result<usize, Error> {
+        let (settings, stop) = (&self.context.settings, &self.context.stop);
+        let ppo = &settings.ppo;
+        let (mut means, mut tokens) = (Means::default(), 0);
+        for epoch in 0..ppo.epochs {
+            let index = self.iteration * ppo.epochs + epoch;
+            let order = permutation(settings.seed, "minibatches", index, samples.len());
+            for minibatch in order.chunks(ppo.minibatch) {
+                line.actor_learning_rate = self.policy.rate();
+                line.critic_learning_rate = self.critic.as_ref().map(Trainer::rate);
+                for chunk in minibatch.chunks(ppo.rows_at_once) {
+                    let share = chunk.len() as f64 / minibatch.len() as f64;
+                    let rows: Vec<&Sample> = chunk.iter().map(|&i| &samples[i]).collect();
+                    let batch = Batch::new(&rows, &self.device);
+                    stop.check()?;
+                    let log_probs =
+                        response_log_probs(self.policy.model(), &batch.grid, batch.first).0;
+                    let losses = self.system.loss.of(log_probs, &batch, self.kl_coefficient);
+                    means.add(share, losses.clip_fraction, losses.ratio);
+                    means.policy_loss += self.policy.accumulate(losses.loss.mul_scalar(share))?;
+                    tokens += batch.grid.tokens();
+                    if let (Some(critic), Some(clip)) = (&mut self.critic, self.system.value_clip) {
+                        stop.check()?;
+                        let columns = ReadAt::State.columns(&batch.grid, batch.first);
+                        let values = critic.model().scores(&batch.grid, columns);
+                        let loss = batch.value_loss(values, clip);
+                        means.value_loss += critic.accumulate(loss.mul_scalar(share))?;
+                        tokens += batch.grid.tokens();
+                    }
+                }
+                means.norms[0] += self.policy.update()?;
+                if let Some(critic) = &mut self.critic {
+                    means.norms[1] += critic.update()?;
+                }
+                means.steps += 1.0;
+            }
+        }
+        means.fill(line, self.critic.is_some());
+        Ok(tokens)
+    }
+
+    fn adapt_kl(&mut self, kl: f64) {
+        let ppo = &self.context.settings.ppo;
+        if let Some(target) = ppo.kl_target {
+            let coefficient = self.kl_coefficient;
+            let mut adaptive = AdaptiveKl { coefficient, target, horizon: ppo.kl_horizon };
+            adaptive.update(kl, ppo.rollouts);
+            self.kl_coefficient = adaptive.coefficient;
+        }
+    }
+}
+
+/// Sample → score → credit: a response to each prompt, those of one prompt side by side, with its rewards and advantages.
+///
+/// # Errors
+///
+/// [`SystemError`].
+pub fn roll_out(
+    system: &System<'_>,
+    draw: &Draw<'_>,
+    reference: &CausalLm,
+    critic: Option<&ScalarModel>,
+    prompts: &[&[u32]],
+) -> Result<Vec<Sample>, SystemError> {
+    let responses = draw.responses("rollouts", prompts)?;
+    let rows = prompts.iter().copied().zip(responses.iter().map(Vec::as_slice));
+    let rows: Vec<(&[u32], &[u32])> = rows.collect();
+
+    let rows = Rows::new(&rows, draw.rows_at_once);
+    // Not the log-probabilities of sampling: those come from products of other shapes, one column at a time, and
+    // differ in the last bits, by which the first ratio would not be 1.
+    let views = rows.view(draw.policy, draw.stop)?;
+    let values = critic.map(|critic| rows.scalars(critic, ReadAt::State, draw.stop)).transpose()?;
+    let reference = rows.view(reference, draw.stop)?;
+    let rewarded = system.rewards.score(&rows, &reference)?;
+
+    let mut values = values.map(Vec::into_iter);
+    let read = rows.rows().iter().zip(views).zip(reference).zip(rewarded);
+    let sample = |(((&(prompt, response), view), reference), rewarded)| {
+        let values = values.as_mut().map(|of| of.next().expect("values of each row"));
+        Sample::new(prompt, response, view, reference, values, rewarded)
+    };
+    let mut samples: Vec<Sample> = read.map(sample).collect();
+    system.credit.assign(&mut samples, draw)?;
+    Ok(samples)
+}
+
+/// Sums over the optimizer steps of an iteration, for their means.
+#[derive(Default)]
+struct Means {
+    steps: f64,
+    policy_loss: f64,
+    value_loss: f64,
+    norms: [f64; 2],
+    /// Of each batch its share of a step, and on the device what is read at the end: one transfer an iteration.
+    shares: Vec<f64>,
+    clip_fractions: Vec<Tensor<1>>,
+    ratios: Vec<Tensor<1>>,
+}
+
+impl Means {
+    fn add(&mut self, share: f64, clip_fraction: Tensor<1>, ratio: Tensor<1>) {
+        self.shares.push(share);
+        self.clip_fractions.push(clip_fraction.inner());
+        self.ratios.push(ratio.inner());
+    }
+
+    fn fill(mut self, line: &mut IterationMetrics, critic: bool) {
+        let n = self.shares.len();
+        self.clip_fractions.append(&mut self.ratios);
+        let read = to_vec(Tensor::cat(self.clip_fractions, 0));
+        let mean = |values: &[f32]| {
+            let values = values.iter().zip(&self.shares);
+            values.fold(0.0, |sum, (&value, share)| sum + share * f64::from(value)) / self.steps
+        };
+        line.clip_fraction = mean(&read[..n]);
+        line.ratio = mean(&read[n..]);
+        line.policy_loss = self.policy_loss / self.steps;
+        line.actor_gradient_norm = self.norms[0] / self.steps;
+        line.value_loss = critic.then_some(self.value_loss / self.steps);
+        line.critic_gradient_norm = critic.then_some(self.norms[1] / self.steps);
+    }
+}

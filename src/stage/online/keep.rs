@@ -1,0 +1,221 @@
+//! What the loop leaves behind: logs, evaluations, checkpoints, the last policy and the best.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use burn::module::Module;
+use serde::{Deserialize, Serialize};
+
+use super::learner::{Learner, steps_an_iteration};
+use crate::atomic::{self, NewFile};
+use crate::run::Context;
+use crate::run::error::Error;
+use crate::run::folder::{FolderError, Log, StageFolder, read_json};
+use crate::run::metrics::{IterationMetrics, IterationTimings};
+use crate::run::progress::Stage;
+use crate::stage::evaluate::{Evaluation, Evaluator, Judged, Kept, Side};
+use crate::stage::task::HeldOut;
+
+/// The result of the stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Iterations done.
+    pub iterations: usize,
+    /// The policy after the last iteration, kept in `model`.
+    pub last: Evaluation,
+    /// The iteration after which the evaluation was best, from 1; its policy is kept in `best/model`.
+    pub best_iteration: usize,
+    /// That evaluation.
+    pub best: Evaluation,
+    /// What was held out of training for the evaluations: prompts, or nothing if there is a single prompt.
+    #[serde(default)]
+    pub held_out: HeldOut,
+}
+
+/// One line of `evaluations.jsonl`: the policy on held-out prompts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationLine {
+    /// Iterations done: 0 is the SFT model.
+    pub iteration: usize,
+    /// What the policy was worth then.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+}
+
+/// What a checkpoint holds besides models and optimizers. No generator and no data cursor: every stream is drawn from
+/// the seed, a purpose and an index, and the iteration is the checkpoint's own number.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct State {
+    kl_coefficient: f64,
+    evaluations: usize,
+    best: Option<(usize, Evaluation)>,
+    last: Option<Evaluation>,
+}
+
+const STATE: &str = "state.json";
+const BEST: &str = "best.safetensors";
+
+/// Keeps what the loop gives, in the stage's folder.
+pub(super) struct Keeper<'a> {
+    folder: &'a StageFolder,
+    metrics: Log,
+    timings: Log,
+    evaluations: Log,
+    evaluator: Evaluator<'a>,
+    /// The SFT model's responses, with which every evaluation is compared.
+    baseline: Judged,
+    state: State,
+    /// The file with the parameters of the best policy so far, once there is one.
+    best_weights: PathBuf,
+    bar: Stage,
+}
+
+impl<'a> Keeper<'a> {
+    /// Opens the logs in `folder`, and puts the loop where the folder's last checkpoint left it.
+    pub(super) fn resume(
+        learner: &mut Learner<'a>,
+        folder: &'a mut StageFolder,
+    ) -> Result<Self, Error> {
+        let Learner { context, task, scorer, .. } = *learner;
+        let best_weights = folder.dir().join(BEST);
+        let kl_coefficient = learner.kl_coefficient;
+        let mut state = State { kl_coefficient, evaluations: 0, best: None, last: None };
+        if let Some(checkpoint) = folder.latest()? {
+            folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
+            learner.iteration = checkpoint.step;
+            let step = checkpoint.step * steps_an_iteration(&context.settings.ppo);
+            learner.policy.resume(step, &checkpoint.dir)?;
+            if let Some(critic) = &mut learner.critic {
+                critic.resume(step, &checkpoint.dir)?;
+            }
+            state = read_json(&checkpoint.dir.join(STATE), "ppo")?;
+            learner.kl_coefficient = state.kl_coefficient;
+            if state.best.is_some() {
+                let kept = checkpoint.dir.join(BEST);
+                let _ = fs::remove_file(&best_weights); // of a later iteration than the checkpoint's
+                link(&kept, &best_weights).map_err(writing(&best_weights))?;
+            }
+        }
+        let (title, iterations) = (context.title("ppo"), context.settings.ppo.iterations);
+        let evaluator = Evaluator::new(context, task, scorer)?;
+        let metrics = folder.log("metrics.jsonl", learner.iteration)?;
+        let timings = folder.log("timings.jsonl", learner.iteration)?;
+        let mut evaluations = folder.log("evaluations.jsonl", state.evaluations)?;
+        let bar = context.progress.stage(title, iterations, learner.iteration);
+        let (model, kept) = (&scorer.reference, Kept::open(folder, "baseline")?);
+        let baseline = evaluator.judge(model, &learner.config, Side::Baseline, kept, &|| ())?;
+        if state.evaluations == 0 {
+            let evaluation = baseline.evaluation.clone();
+            evaluations.write(&EvaluationLine { iteration: 0, evaluation })?;
+            state.evaluations = evaluations.lines();
+        }
+        Ok(Self {
+            folder,
+            metrics,
+            timings,
+            evaluations,
+            evaluator,
+            baseline,
+            state,
+            best_weights,
+            bar,
+        })
+    }
+
+    /// Keeps an iteration: its metrics, an evaluation where one is due, and a checkpoint; ends the run after it where a
+    /// stop was asked for.
+    pub(super) fn keep(
+        &mut self,
+        learner: &Learner<'_>,
+        metrics: &IterationMetrics,
+        timings: &IterationTimings,
+    ) -> Result<(), Error> {
+        let Context { settings, stop, .. } = learner.context;
+        self.metrics.write(metrics)?;
+        self.timings.write(timings)?;
+        self.state.kl_coefficient = learner.kl_coefficient;
+        let finished = learner.iteration == settings.ppo.iterations;
+        if learner.iteration.is_multiple_of(settings.ppo.evaluate_every) || finished {
+            self.evaluate(learner)?;
+        }
+        let reward = told(metrics.gold, metrics.reward);
+        self.bar.step(format!("{reward}, KL {:.2}", metrics.kl_k1));
+        if !finished {
+            self.folder.save(learner.iteration, self.checkpoint(learner))?;
+            if stop.after_step() {
+                return Err(stop.interrupted().into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges the policy on held-out prompts, and keeps it if it is the best so far.
+    fn evaluate(&mut self, learner: &Learner<'_>) -> Result<(), Error> {
+        let model = learner.policy.model().inference();
+        let (side, kept) = (Side::Policy, Kept::default());
+        let mut judged = self.evaluator.judge(&model, &learner.config, side, kept, &|| ())?;
+        self.evaluator.compare(&mut judged, &self.baseline);
+        let (iteration, evaluation) = (learner.iteration, judged.evaluation);
+        self.evaluations.write(&EvaluationLine { iteration, evaluation: evaluation.clone() })?;
+        self.state.evaluations = self.evaluations.lines();
+        if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
+            self.state.best = Some((iteration, evaluation.clone()));
+            let path = &self.best_weights;
+            atomic::write_with(path, |path| learner.policy.write_weights(path))
+                .map_err(writing(path))?;
+        }
+        self.state.last = Some(evaluation);
+        Ok(())
+    }
+
+    fn checkpoint<'b>(&'b self, learner: &'b Learner<'_>) -> Vec<NewFile<'b>> {
+        let state = serde_json::to_vec(&self.state).expect("a plain struct serialises");
+        let mut files = vec![file(STATE, move |path| fs::write(path, state))];
+        if self.state.best.is_some() {
+            files.push(file(BEST, |path| link(&self.best_weights, path)));
+        }
+        files.extend(learner.policy.files());
+        files.extend(learner.critic.iter().flat_map(|critic| critic.files()));
+        files
+    }
+
+    /// Writes the last and the best policy, and the summary.
+    pub(super) fn finish(self, learner: &Learner<'_>) -> Result<Summary, Error> {
+        let Learner { context, task, scorer, .. } = *learner;
+        let best_model = learner.policy.model_with(&self.best_weights)?;
+        let best_dir = self.folder.dir().join("best");
+        let base = Some(scorer.base().dir);
+        for (model, dir) in [(learner.policy.model(), self.folder.dir()), (&best_model, &best_dir)]
+        {
+            context.write_policy(dir, task, &model.valid(), &learner.config, base)?;
+        }
+        fs::remove_file(&self.best_weights).map_err(writing(&self.best_weights))?;
+        let last = self.state.last.expect("the last iteration is evaluated");
+        let (best_iteration, best) = self.state.best.expect("the last iteration is evaluated");
+        let (iterations, held_out) = (learner.iteration, self.evaluator.held_out);
+        let summary = Summary { iterations, last, best_iteration, best, held_out };
+        let (reward, kl) = (told(summary.last.gold, summary.last.sequence_score), summary.last.kl);
+        self.bar.finish(format!("{iterations} iterations, {reward}, KL {kl:.2}"));
+        self.folder.finish(&summary)?;
+        Ok(summary)
+    }
+}
+
+/// The gold reward where the truth is known, else the reward, on display.
+fn told(gold: Option<f64>, reward: f64) -> String {
+    gold.map_or_else(|| format!("reward {reward:.2}"), |gold| format!("gold {gold:.2}"))
+}
+
+fn writing(path: &Path) -> impl Fn(io::Error) -> FolderError {
+    let path = path.to_owned();
+    move |source| FolderError::Write { path: path.clone(), source }
+}
+
+fn file<'a>(name: &str, fill: impl FnOnce(&Path) -> io::Result<()> + 'a) -> NewFile<'a> {
+    (name.to_owned(), Box::new(fill))
+}
+
+/// Gives the content of the file `from` the name `to`, too: without a copy where the file system can.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop))
+}

@@ -1,0 +1,219 @@
+//! The choices of a system, and its methods.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use super::error::SystemError;
+use super::loss::Loss;
+use super::reward_model::RewardModel;
+use super::sample::{Rewarded, Sample};
+use super::settings::PpoSettings;
+use crate::equations::normalizer::Normalizer;
+use crate::equations::segmentation::Rule;
+use crate::model::generate::{Generation, Rows, TokenView, generate};
+use crate::model::{CausalLm, ModelConfig};
+use crate::rng::streams;
+use crate::stop::{Interrupted, Stop};
+
+/// How the samples of a prompt hang together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rollouts {
+    /// One response a prompt.
+    Single,
+    /// So many responses a prompt, side by side.
+    Group(usize),
+}
+
+impl Rollouts {
+    /// Responses to each prompt.
+    pub fn responses(self) -> usize {
+        match self {
+            Self::Single => 1,
+            Self::Group(size) => size,
+        }
+    }
+}
+
+/// Where rewards come from.
+pub trait Rewards {
+    /// Cuts and rewards responses; `reference` is the reference model's view of them.
+    ///
+    /// # Errors
+    ///
+    /// [`SystemError`].
+    fn score(
+        &self,
+        responses: &Rows<'_>,
+        reference: &[TokenView],
+    ) -> Result<Vec<Rewarded>, SystemError>;
+}
+
+/// Whose credit the rewards are.
+pub trait Credit {
+    /// Sets token rewards, advantages and, with a critic, returns of an iteration's samples; those of one prompt stand
+    /// side by side. More may be drawn from the policy.
+    ///
+    /// # Errors
+    ///
+    /// [`SystemError`].
+    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<(), SystemError>;
+}
+
+/// The policy as it is in one iteration, to sample from.
+pub struct Draw<'a> {
+    /// The policy, without autodiff.
+    pub policy: &'a CausalLm,
+    /// Its shape.
+    pub config: &'a ModelConfig,
+    /// How tokens are drawn.
+    pub generation: Generation<'a>,
+    /// The run's seed.
+    pub seed: u64,
+    /// The iteration, from 0.
+    pub iteration: usize,
+    /// β in force.
+    pub kl_coefficient: f64,
+    /// Rows of a forward pass over whole responses.
+    pub rows_at_once: usize,
+    /// Asks for an end before the next forward pass.
+    pub stop: &'a Stop,
+}
+
+impl Draw<'_> {
+    /// A response to each prompt. The draws depend on the seed, the purpose, the iteration and a prompt's place alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`] when the run's stop is asked for.
+    pub fn responses(
+        &self,
+        purpose: &str,
+        prompts: &[&[u32]],
+    ) -> Result<Vec<Vec<u32>>, Interrupted> {
+        let start = self.iteration * prompts.len();
+        let streams = streams(self.seed, purpose, start..start + prompts.len());
+        generate(self.policy, self.config, prompts, self.generation, streams, self.stop)
+    }
+}
+
+/// The choices of a system.
+pub struct System<'a> {
+    /// Which continuations are sampled.
+    pub rollouts: Rollouts,
+    /// Where rewards come from.
+    pub rewards: Box<dyn Rewards + 'a>,
+    /// Whose credit they are.
+    pub credit: Box<dyn Credit + 'a>,
+    /// What the policy learns from.
+    pub loss: Loss,
+    /// The clip ε_v of the critic's loss (E10); none without a critic.
+    pub value_clip: Option<f64>,
+    /// β of the first iteration.
+    pub kl_coefficient: f64,
+}
+
+/// What a system is built from.
+pub struct Parts<'a> {
+    /// The method.
+    pub method: Method,
+    /// The section `[ppo]`.
+    pub ppo: &'a PpoSettings,
+    /// The system's own section, where it has one.
+    pub section: Option<toml::Value>,
+    /// The longest response, in tokens.
+    pub max_new_tokens: usize,
+    /// The method's reward model.
+    pub reward_model: &'a RewardModel,
+    /// The normalizer of its rewards.
+    pub normalizer: &'a Normalizer,
+}
+
+/// One row of a system's table.
+pub struct Row {
+    /// The name in settings, folders and tables.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub about: &'static str,
+    /// Where it was published.
+    pub paper: &'static str,
+    /// The method whose reward model it uses, where that is not its own.
+    pub reward_model: Option<Method>,
+    /// How the reward model's training cuts a response, for an entropy cutoff.
+    pub reward_rule: fn(f64) -> Rule,
+    /// How the policy's responses are cut.
+    pub policy_rule: fn(f64) -> Rule,
+    /// Where rewards come from, in words.
+    pub rewards: &'static str,
+    /// Whose credit they are, in words.
+    pub credit: &'static str,
+    /// What is learned from, in words.
+    pub loss: &'static str,
+    /// Whether a critic is trained.
+    pub critic: bool,
+    /// The name of its own section in `[systems]`.
+    pub section: Option<&'static str>,
+    /// Makes its choices.
+    pub build: for<'a> fn(&Parts<'a>) -> Result<System<'a>, String>,
+}
+
+/// A method: a row of a system's table, known by its name.
+#[derive(Clone, Copy)]
+pub struct Method(pub &'static Row);
+
+impl Method {
+    /// The name that settings, folders and tables use.
+    pub fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    /// Makes the method's choices.
+    ///
+    /// # Errors
+    ///
+    /// [`SystemError::Settings`] for settings that the system cannot serve.
+    pub fn build<'a>(self, parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
+        (self.0.build)(parts).map_err(SystemError::Settings)
+    }
+
+    /// The method whose reward model this one uses.
+    pub fn reward_model(self) -> Self {
+        self.0.reward_model.unwrap_or(self)
+    }
+
+    /// How the reward model's training cuts a response; the cutoff is in nats.
+    pub fn reward_rule(self, entropy_cutoff: f64) -> Rule {
+        (self.0.reward_rule)(entropy_cutoff)
+    }
+
+    /// How the policy's responses are cut; the cutoff is in nats.
+    pub fn policy_rule(self, entropy_cutoff: f64) -> Rule {
+        (self.0.policy_rule)(entropy_cutoff)
+    }
+}
+
+impl PartialEq for Method {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Method {}
+
+impl std::hash::Hash for Method {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl fmt::Debug for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Method {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}

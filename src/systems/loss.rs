@@ -1,0 +1,74 @@
+//! What the policy learns from: samples as tensors, and the losses over them.
+
+use burn::tensor::{Bool, Device, Tensor};
+
+use super::sample::Sample;
+use crate::equations::ppo::{PolicyLoss, policy_loss, value_loss};
+use crate::model::Grid;
+use crate::model::generate::pad_rows;
+
+/// Samples on the device, prompts padded on the left and responses on the right.
+pub struct Batch<'a> {
+    rows: &'a [&'a Sample],
+    /// Their tokens.
+    pub grid: Grid,
+    /// The column of the first response token.
+    pub first: usize,
+    device: &'a Device,
+}
+
+impl<'a> Batch<'a> {
+    /// The samples `rows` on a device with autodiff.
+    pub fn new(rows: &'a [&'a Sample], device: &'a Device) -> Self {
+        let (grid, first) = Grid::aligned(rows.iter().map(|r| (&r.prompt[..], &r.response[..])));
+        Self { rows, grid, first, device }
+    }
+
+    /// One value a response token, `[B, R]`; the padding is never read.
+    fn pad(&self, of: impl Fn(&Sample) -> Vec<f32>) -> Tensor<2> {
+        let rows: Vec<Vec<f32>> = self.rows.iter().map(|sample| of(sample)).collect();
+        let width = self.grid.width() - self.first;
+        pad_rows(rows.iter().map(Vec::as_slice), width, 0.0, self.device)
+    }
+
+    /// True at response tokens, `[B, R]`.
+    fn mask(&self) -> Tensor<2, Bool> {
+        self.grid.mask(self.first..self.grid.width(), self.device)
+    }
+
+    /// The critic's loss (E10), `[1]`, of its values of the states before each token, `[B, R]`.
+    ///
+    /// # Panics
+    ///
+    /// For samples without values and returns: those of a system without a critic.
+    pub fn value_loss(&self, values: Tensor<2>, clip: f64) -> Tensor<1> {
+        let old = self.pad(|s| s.values.clone().expect("a system with a critic"));
+        let returns = self.pad(|s| narrow(s.returns.as_ref().expect("a system with a critic")));
+        value_loss(values, old, returns, self.mask(), clip)
+    }
+}
+
+/// A loss of the policy: pure, it sees a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Loss {
+    /// The clipped loss over tokens (E9).
+    Clip {
+        /// ε.
+        clip: f64,
+    },
+}
+
+impl Loss {
+    /// The loss of `batch` for the policy's log-probabilities of its response tokens, `[B, R]`, and β in force.
+    pub fn of(self, log_probs: Tensor<2>, batch: &Batch<'_>, _kl_coefficient: f64) -> PolicyLoss {
+        let old = batch.pad(|s| s.log_probs.clone());
+        let advantages = batch.pad(|s| narrow(&s.advantages));
+        match self {
+            Self::Clip { clip } => policy_loss(log_probs, old, advantages, batch.mask(), clip),
+        }
+    }
+}
+
+fn narrow(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&value| value as f32).collect()
+}

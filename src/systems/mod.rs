@@ -1,0 +1,93 @@
+//! Segment-level systems, one file each, behind one interface.
+//!
+//! A system of the PPO family makes five choices, and the loop in [`online`](crate::stage::online) does the rest:
+//!
+//! ```text
+//! Rollouts   which continuations are sampled of a prompt
+//! Rule       what a segment is (E1)
+//! Rewards    where the reward of a segment comes from
+//! Credit     what each token's advantage is
+//! Loss       what the policy learns from them
+//! ```
+//!
+//! Rules and losses are pure functions behind an enum. Rewards and credit hold models and may sample, so they are
+//! traits. A [`Method`] is a row of a system's table: a name for settings and folders, and a `build` that makes the
+//! five choices. To add a system, write its file and name it in [`SYSTEMS`]; nothing in `stage`, `grid`, `report` or
+//! `cli` changes.
+
+pub mod error;
+pub mod interface;
+pub mod loss;
+pub mod paper;
+pub mod reward_model;
+pub mod rewards;
+pub mod sample;
+pub mod settings;
+
+use std::sync::LazyLock;
+
+use clap::builder::PossibleValue;
+use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::{Deserialize as DeriveDeserialize, Serialize};
+
+pub use self::error::SystemError;
+pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
+pub use self::loss::{Batch, Loss};
+pub use self::reward_model::{RewardModel, Segmenter};
+pub use self::sample::{Rewarded, Sample};
+pub use self::settings::PpoSettings;
+
+/// The registry: the methods of every system.
+pub const SYSTEMS: &[&[Method]] = &[&paper::METHODS];
+
+/// The section `[systems]`: a section for each system that has settings of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, DeriveDeserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
+pub struct SystemsSettings {}
+
+impl SystemsSettings {
+    /// The first key whose value is out of range, with the value and what was expected.
+    pub fn problem(&self) -> Option<(String, String)> {
+        None
+    }
+
+    /// The section of a method's system, where it has one.
+    pub fn section(&self, method: Method) -> Option<toml::Value> {
+        let all = toml::Table::try_from(self).expect("settings serialise");
+        method.0.section.map(|name| all[name].clone())
+    }
+}
+
+static ALL: LazyLock<Vec<Method>> = LazyLock::new(|| SYSTEMS.concat());
+
+impl Method {
+    /// The methods of all systems.
+    pub fn all() -> &'static [Self] {
+        &ALL
+    }
+}
+
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::all().iter().find(|method| method.name() == name).copied().ok_or_else(|| {
+            let names: Vec<String> =
+                Self::all().iter().map(|method| format!("`{}`", method.name())).collect();
+            D::Error::custom(format!(
+                "unknown variant `{name}`, expected one of {}",
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+impl clap::ValueEnum for Method {
+    fn value_variants<'a>() -> &'a [Self] {
+        Self::all()
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(self.0.about))
+    }
+}

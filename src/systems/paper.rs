@@ -1,0 +1,157 @@
+//! The paper's six methods: PPO with a critic on the rewards of segments (Yin et al., arXiv 2501.02790).
+//!
+//! | method | reward model cuts | policy cuts |
+//! | --- | --- | --- |
+//! | `bandit` | the whole response | the whole response |
+//! | `sentence` | sentences | sentences |
+//! | `token` | tokens | tokens |
+//! | `segment` | entropy segments | entropy segments |
+//! | `bandit_as_segment` | the whole response | entropy segments |
+//! | `segment_as_bandit` | entropy segments | the whole response |
+//!
+//! Rewards are a segment reward model's, normalized by location (E5). Credit: each segment's reward is spread over its
+//! tokens (E6), less the KL term (E7), and GAE with a critic makes advantages of it (E8), whitened over the iteration.
+//! The loss is PPO's (E9), and the critic's E10. The numbered deviations are in `paper/deviations.md`; defaults are
+//! in `experiments/default.toml`, the official ones in `paper/reported.toml`.
+
+use super::error::SystemError;
+use super::interface::{Credit, Draw, Method, Parts, Rollouts, Row, System};
+use super::loss::Loss;
+use super::rewards::NormalizedRewards;
+use super::sample::Sample;
+use crate::equations::gae::{gae, whiten};
+use crate::equations::interpolation::{Interpolation, interpolate};
+use crate::equations::kl::token_rewards;
+use crate::equations::segmentation::Rule;
+
+/// What the rows of the table share; each names what is its own.
+const ROW: Row = Row {
+    name: "",
+    about: "",
+    paper: "Yin et al. 2025, arXiv 2501.02790",
+    reward_model: None,
+    reward_rule: whole,
+    policy_rule: whole,
+    rewards: "segment reward model, normalized by location",
+    credit: "spread over tokens, KL, GAE with a critic",
+    loss: "clip",
+    critic: true,
+    section: None,
+    build,
+};
+
+fn whole(_: f64) -> Rule {
+    Rule::Whole
+}
+
+fn entropy(cutoff: f64) -> Rule {
+    Rule::Entropy { cutoff }
+}
+
+impl Method {
+    /// One reward for the whole response: ordinary RLHF.
+    pub const BANDIT: Self =
+        Self(&Row { name: "bandit", about: "One reward for the whole response", ..ROW });
+    /// A reward for each sentence.
+    pub const SENTENCE: Self = Self(&Row {
+        name: "sentence",
+        about: "A reward for each sentence",
+        reward_rule: |_| Rule::Sentence,
+        policy_rule: |_| Rule::Sentence,
+        ..ROW
+    });
+    /// A reward for each token.
+    pub const TOKEN: Self = Self(&Row {
+        name: "token",
+        about: "A reward for each token",
+        reward_rule: |_| Rule::Token,
+        policy_rule: |_| Rule::Token,
+        ..ROW
+    });
+    /// A reward for each entropy segment: the paper's method.
+    pub const SEGMENT: Self = Self(&Row {
+        name: "segment",
+        about: "A reward for each entropy segment",
+        reward_rule: entropy,
+        policy_rule: entropy,
+        ..ROW
+    });
+    /// The bandit's reward model, asked for segment rewards.
+    pub const BANDIT_AS_SEGMENT: Self = Self(&Row {
+        name: "bandit_as_segment",
+        about: "The bandit's reward model, asked for segment rewards",
+        reward_model: Some(Self::BANDIT),
+        policy_rule: entropy,
+        ..ROW
+    });
+    /// The segment reward model's sequence score, as one reward at the end.
+    pub const SEGMENT_AS_BANDIT: Self = Self(&Row {
+        name: "segment_as_bandit",
+        about: "The segment reward model's sequence score, as one reward at the end",
+        reward_model: Some(Self::SEGMENT),
+        reward_rule: entropy,
+        ..ROW
+    });
+}
+
+/// All six, in the order of the paper's table 1.
+pub const METHODS: [Method; 6] = [
+    Method::BANDIT,
+    Method::SENTENCE,
+    Method::TOKEN,
+    Method::SEGMENT,
+    Method::BANDIT_AS_SEGMENT,
+    Method::SEGMENT_AS_BANDIT,
+];
+
+fn build<'a>(parts: &Parts<'a>) -> Result<System<'a>, String> {
+    let Parts { ppo, reward_model, normalizer, .. } = *parts;
+    let whole = reward_model.policy_segmenter.rule == Rule::Whole;
+    // One reward a response stands at its end, as published.
+    let interpolation = if whole { Interpolation::LastToken } else { ppo.interpolation };
+    Ok(System {
+        rollouts: Rollouts::Single,
+        rewards: Box::new(NormalizedRewards {
+            reward_model,
+            normalizer,
+            length_neutral: ppo.length_neutral,
+        }),
+        credit: Box::new(SpreadGae { interpolation, gamma: ppo.gamma, lambda: ppo.lambda }),
+        loss: Loss::Clip { clip: ppo.clip },
+        value_clip: Some(if whole { ppo.value_clip_bandit } else { ppo.value_clip_dense }),
+        kl_coefficient: ppo.kl_coefficient,
+    })
+}
+
+/// Rewards spread over the tokens of their segments, less the KL term, and GAE over them (E6 to E8).
+struct SpreadGae {
+    interpolation: Interpolation,
+    gamma: f64,
+    lambda: f64,
+}
+
+impl Credit for SpreadGae {
+    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<(), SystemError> {
+        let wide =
+            |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
+        for sample in &mut *samples {
+            let tokens = sample.response.len();
+            let spread =
+                interpolate(self.interpolation, &sample.normalized, &sample.segments, tokens);
+            let (log_probs, reference) = (wide(&sample.log_probs), wide(&sample.ref_log_probs));
+            sample.token_rewards =
+                token_rewards(&spread, &log_probs, &reference, draw.kl_coefficient);
+            let values = wide(sample.values.as_ref().expect("a system with a critic"));
+            let estimate = gae(&sample.token_rewards, &values, self.gamma, self.lambda);
+            sample.advantages = estimate.advantages;
+            sample.returns = Some(estimate.returns);
+        }
+        let mut advantages: Vec<Vec<f64>> =
+            samples.iter_mut().map(|sample| std::mem::take(&mut sample.advantages)).collect();
+        whiten(&mut advantages);
+        for (sample, advantages) in samples.iter_mut().zip(advantages) {
+            sample.advantages = advantages;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! Rewards of a segment reward model: responses cut into segments, each with its reward (E1 to E3).
+
+use std::ops::Range;
+
+use super::error::SystemError;
+use crate::equations::segment_reward::{Aggregation, aggregate, segment_rewards};
+use crate::equations::segmentation::{EosPolicy, ResponseView, Rule, SegmentationError, segments};
+use crate::model::ScalarModel;
+use crate::model::generate::{ReadAt, Rows, TokenView};
+use crate::model::optim::NonFinite;
+use crate::stop::Stop;
+
+/// Cuts responses into segments.
+#[derive(Clone, Debug)]
+pub struct Segmenter {
+    /// What a segment is.
+    pub rule: Rule,
+    /// Whether EOS belongs to the last one.
+    pub eos_policy: EosPolicy,
+    /// The ids of the tokens that count as EOS: those that end a response.
+    pub stops: Vec<u32>,
+    /// By token id, whether the token ends a sentence.
+    pub sentence_ends: Vec<bool>,
+}
+
+impl Segmenter {
+    /// The segments of `response`, given the reference model's entropy at each token, nats (read for entropy
+    /// segments only).
+    ///
+    /// A response of EOS alone, which a policy under training can write, has one segment: that token.
+    ///
+    /// # Errors
+    ///
+    /// [`SegmentationError`].
+    pub fn cut(
+        &self,
+        response: &[u32],
+        entropies: &[f32],
+    ) -> Result<Vec<Range<usize>>, SegmentationError> {
+        let ends = |&token: &u32| self.sentence_ends.get(token as usize) == Some(&true);
+        let sentence_ends: Vec<bool> = response.iter().map(ends).collect();
+        let ends_with_eos = response.last().is_some_and(|token| self.stops.contains(token));
+        let view = ResponseView { entropies, sentence_ends: &sentence_ends, ends_with_eos };
+        let policy = match response {
+            [_] if ends_with_eos => EosPolicy::Included,
+            _ => self.eos_policy,
+        };
+        segments(self.rule, policy, view)
+    }
+}
+
+/// A segment reward model, and how the method reads it.
+pub struct RewardModel {
+    /// The model.
+    pub model: ScalarModel,
+    /// How its training cut responses.
+    pub reward_segmenter: Segmenter,
+    /// How the policy's responses are cut.
+    pub policy_segmenter: Segmenter,
+    /// How segment rewards make the sequence score.
+    pub aggregation: Aggregation,
+    /// Asks for an end before the next forward pass.
+    pub stop: Stop,
+}
+
+/// A response's segments and their rewards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SegmentRewards {
+    /// The segments.
+    pub segments: Vec<Range<usize>>,
+    /// The reward of each, before normalization.
+    pub rewards: Vec<f64>,
+    /// e_φ: the reward model's score of the whole response.
+    pub sequence_score: f64,
+}
+
+impl RewardModel {
+    /// Cuts responses where the reference model's view of them says, and scores the segments.
+    ///
+    /// # Errors
+    ///
+    /// [`SystemError`]; [`SystemError::NonFinite`] for a reward that is NaN or infinite.
+    pub fn score(
+        &self,
+        responses: &Rows<'_>,
+        reference: &[TokenView],
+    ) -> Result<Vec<SegmentRewards>, SystemError> {
+        let scores = responses.scalars(&self.model, ReadAt::Token, &self.stop)?;
+        let scored = responses.rows().iter().zip(reference).zip(scores);
+        let scored = scored.map(|((&(_, response), reference), scores)| {
+            let own = self.reward_segmenter.cut(response, &reference.entropies)?;
+            let sequence_score = aggregate(&segment_rewards(&scores, &own), self.aggregation);
+            let segments = self.policy_segmenter.cut(response, &reference.entropies)?;
+            // One reward for a response of several reward-model segments is its sequence score.
+            let whole = self.policy_segmenter.rule == Rule::Whole;
+            let rewards =
+                if whole { vec![sequence_score] } else { segment_rewards(&scores, &segments) };
+            if let Some(t) = rewards.iter().position(|reward| !reward.is_finite()) {
+                let tensor = format!("the reward of segment {t}");
+                return Err(NonFinite { tensor, step: 0 }.into());
+            }
+            Ok(SegmentRewards { segments, rewards, sequence_score })
+        });
+        scored.collect()
+    }
+}

@@ -1,0 +1,36 @@
+//! Where rewards come from.
+
+use super::error::SystemError;
+use super::interface::Rewards;
+use super::reward_model::{RewardModel, SegmentRewards};
+use super::sample::Rewarded;
+use crate::equations::normalizer::{Normalizer, length_neutral};
+use crate::model::generate::{Rows, TokenView};
+
+/// The rewards of a reward model, normalized by location (E5).
+pub struct NormalizedRewards<'a> {
+    /// The reward model.
+    pub reward_model: &'a RewardModel,
+    /// E5.
+    pub normalizer: &'a Normalizer,
+    /// Whether a response's rewards are divided by their number.
+    pub length_neutral: bool,
+}
+
+impl Rewards for NormalizedRewards<'_> {
+    fn score(
+        &self,
+        responses: &Rows<'_>,
+        reference: &[TokenView],
+    ) -> Result<Vec<Rewarded>, SystemError> {
+        let scored = self.reward_model.score(responses, reference)?;
+        let normalize = |SegmentRewards { segments, rewards, sequence_score }| {
+            let mut normalized = self.normalizer.normalize_all(&rewards);
+            if self.length_neutral {
+                normalized = length_neutral(&normalized);
+            }
+            Rewarded { segments, rewards, normalized, sequence_score }
+        };
+        Ok(scored.into_iter().map(normalize).collect())
+    }
+}

@@ -1,0 +1,79 @@
+//! A sampled response, and what the policy learns from it.
+
+use std::ops::Range;
+
+use crate::model::generate::TokenView;
+
+/// A response's segments and what each is worth.
+#[derive(Clone, Debug)]
+pub struct Rewarded {
+    /// The segments.
+    pub segments: Vec<Range<usize>>,
+    /// r of each segment.
+    pub rewards: Vec<f64>,
+    /// r̂ of each segment.
+    pub normalized: Vec<f64>,
+    /// The score of the whole response.
+    pub sequence_score: f64,
+}
+
+/// A response, with what the policy learns from it. Every list but `segments`, `rewards` and `normalized` has one
+/// entry a response token.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// The response's tokens.
+    pub response: Vec<u32>,
+    /// ln π_θ when it was sampled, nats.
+    pub log_probs: Vec<f32>,
+    /// The policy's entropies, nats; for the log alone.
+    pub entropies: Vec<f32>,
+    /// ln π_SFT, nats.
+    pub ref_log_probs: Vec<f32>,
+    /// V of the state before each token, where the system has a critic.
+    pub values: Option<Vec<f32>>,
+    /// The segments.
+    pub segments: Vec<Range<usize>>,
+    /// r of each segment.
+    pub rewards: Vec<f64>,
+    /// r̂ of each segment.
+    pub normalized: Vec<f64>,
+    /// e_φ, before normalization.
+    pub sequence_score: f64,
+    /// r̃: the reward that each token earns, from [`Credit::assign`] on.
+    pub token_rewards: Vec<f64>,
+    /// A, from [`Credit::assign`] on.
+    pub advantages: Vec<f64>,
+    /// The critic's targets, from [`Credit::assign`] on, where there is a critic.
+    pub returns: Option<Vec<f64>>,
+}
+
+impl Sample {
+    /// A response as the models see it, before credit is assigned.
+    pub fn new(
+        prompt: &[u32],
+        response: &[u32],
+        view: TokenView,
+        reference: TokenView,
+        values: Option<Vec<f32>>,
+        rewarded: Rewarded,
+    ) -> Self {
+        let Rewarded { segments, rewards, normalized, sequence_score } = rewarded;
+        Self {
+            prompt: prompt.to_vec(),
+            response: response.to_vec(),
+            log_probs: view.log_probs,
+            entropies: view.entropies,
+            ref_log_probs: reference.log_probs,
+            values,
+            segments,
+            rewards,
+            normalized,
+            sequence_score,
+            token_rewards: Vec::new(),
+            advantages: Vec::new(),
+            returns: None,
+        }
+    }
+}
