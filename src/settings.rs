@@ -78,11 +78,16 @@ pub struct Settings {
     pub normalizer: NormalizerSettings,
     pub sampling: SamplingSettings,
     pub ppo: PpoSettings,
-    #[serde(default)]
+    #[serde(default = "default_systems")] // a grid of before there were any
     pub systems: SystemsSettings,
     pub evaluation: EvaluationSettings,
     pub reproduce: ReproduceSettings,
     pub checkpoint: CheckpointSettings,
+}
+
+fn default_systems() -> SystemsSettings {
+    let defaults: toml::Table = DEFAULTS.parse().expect("the defaults parse");
+    defaults["systems"].clone().try_into().expect("the defaults hold")
 }
 
 macro_rules! section {

@@ -10,6 +10,15 @@
 /// assert_eq!(table, "| method | gold |\n| ------ | ---: |\n| bandit | 2.59 |\n");
 /// ```
 pub fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
+    aligned(header, rows, |column| column > 0)
+}
+
+/// The same of words: every column is left-aligned.
+pub fn listing(header: &[&str], rows: &[Vec<String>]) -> String {
+    aligned(header, rows, |_| false)
+}
+
+fn aligned(header: &[&str], rows: &[Vec<String>], right: impl Fn(usize) -> bool) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].chars().count(), 3]).max().unwrap_or(3)
@@ -18,12 +27,12 @@ pub fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: &[String]| {
         let padded = cells.iter().zip(&widths).enumerate().map(|(i, (cell, &w))| {
             let space = " ".repeat(w - cell.chars().count());
-            if i == 0 { format!("{cell}{space}") } else { format!("{space}{cell}") }
+            if right(i) { format!("{space}{cell}") } else { format!("{cell}{space}") }
         });
         format!("| {} |\n", padded.collect::<Vec<_>>().join(" | "))
     };
     let rule: Vec<String> = (widths.iter().enumerate())
-        .map(|(i, &w)| if i == 0 { "-".repeat(w) } else { "-".repeat(w - 1) + ":" })
+        .map(|(i, &w)| if right(i) { "-".repeat(w - 1) + ":" } else { "-".repeat(w) })
         .collect();
     let header: Vec<String> = header.iter().map(|&cell| cell.to_owned()).collect();
     [&header, &rule].into_iter().chain(rows).map(|row| line(row)).collect()

@@ -75,6 +75,8 @@ enum Command {
     Score(benchmark::ScoreArgs),
     /// Prints how much memory each stage needs, for rows as long as the settings allow
     Memory,
+    /// Prints every method with its paper, rollouts, rule, rewards, credit and loss
+    Systems,
     /// Prints every setting with its default
     Settings,
     /// Prints the tables of the paper
@@ -167,6 +169,7 @@ impl Cli {
         let command = self.command.unwrap_or(Command::Reproduce { preset: Preset::Quick });
         let command = match command {
             Command::Settings => return show::out(DEFAULTS),
+            Command::Systems => return show::systems(),
             Command::Reported => return show::reported(),
             Command::Ablate(args) => return ablate::ablate(&self.common, &args),
             Command::Status { run } => return ablate::status(&self.common, run.as_deref()),
@@ -195,6 +198,7 @@ impl Cli {
             Command::Score(args) => benchmark::score(&context, &args),
             Command::Memory => show::memory(&context),
             Command::Settings
+            | Command::Systems
             | Command::Reported
             | Command::Ablate(_)
             | Command::Status { .. }

@@ -13,6 +13,7 @@ use super::error::Error;
 use crate::data::chat::{Message, Role};
 use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
+use crate::equations::segmentation::Rule;
 use crate::grid::reported;
 use crate::grid::reproduce::{Cell, Results, cell_context, table};
 use crate::model::generate::Rows;
@@ -28,7 +29,7 @@ use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::segmented_text::SegmentedText;
 use crate::stage::task::{HeldOut, Task, model_tokenizer};
 use crate::systems::Method;
-use crate::table::markdown;
+use crate::table::{listing, markdown};
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -74,6 +75,22 @@ pub(super) fn out(text: &str) -> Result<(), Error> {
 /// Whether standard output takes colours.
 pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Every method with the choices of its system.
+pub(super) fn systems() -> Result<(), Error> {
+    let row = |method: &Method| {
+        let row = method.0;
+        let rules = [method.reward_rule(1.0), method.policy_rule(1.0)].map(Rule::name);
+        let rule = match rules {
+            [reward, policy] if reward == policy => policy.to_owned(),
+            [reward, policy] => format!("{policy} (reward model: {reward})"),
+        };
+        let texts = [row.name, row.paper, row.rollouts, &rule, row.rewards, row.credit, row.loss];
+        texts.map(str::to_owned).to_vec()
+    };
+    let header = ["method", "paper", "rollouts", "rule", "rewards", "credit", "loss"];
+    out(&listing(&header, &Method::all().iter().map(row).collect::<Vec<_>>()))
 }
 
 /// Prints the tables of the paper.

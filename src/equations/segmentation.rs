@@ -63,6 +63,18 @@ pub enum Rule {
     },
 }
 
+impl Rule {
+    /// The rule in one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Sentence => "sentence",
+            Self::Token => "token",
+            Self::Entropy { .. } => "entropy",
+        }
+    }
+}
+
 /// A cutoff in files: a number, or `inf`.
 mod cutoff {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};

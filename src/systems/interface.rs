@@ -139,6 +139,8 @@ pub struct Row {
     pub paper: &'static str,
     /// The method whose reward model it uses, where that is not its own.
     pub reward_model: Option<Method>,
+    /// Which continuations are sampled, in words.
+    pub rollouts: &'static str,
     /// How the reward model's training cuts a response, for an entropy cutoff.
     pub reward_rule: fn(f64) -> Rule,
     /// How the policy's responses are cut.
