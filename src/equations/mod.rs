@@ -1,4 +1,4 @@
-//! The equations of the paper, one module each.
+//! The equations of the paper and of the other systems, one module each.
 //!
 //! An equation does no I/O, reads no settings and draws no random number. Training, rollouts and report use the
 //! same functions.
@@ -11,9 +11,12 @@
 //! | [`interpolation`], [`kl`] | E6 and E7: the reward of each token |
 //! | [`gae`] | E8: advantages and returns |
 //! | [`ppo`] | E9 and E10: the losses of policy and critic |
+//! | [`group_baseline`], [`clip_k3`] | GRPO, Dr. GRPO and RLOO: advantages in a group, and the losses over them |
 
 pub mod bt_loss;
+pub mod clip_k3;
 pub mod gae;
+pub mod group_baseline;
 pub mod interpolation;
 pub mod kl;
 pub mod normalizer;

@@ -59,21 +59,50 @@ pub fn policy_loss(
     mask: Tensor<2, Bool>,
     clip: f64,
 ) -> PolicyLoss {
-    let [batch, tokens] = log_probs.dims();
-    assert_shape!(old_log_probs, [batch, tokens]);
-    assert_shape!(advantages, [batch, tokens]);
-    assert_shape!(mask, [batch, tokens]);
-    // Padding is filled where a gradient would leave, here, and where values are averaged, in the mean.
-    let log_probs = log_probs.mask_fill(mask.clone().bool_not(), 0.0);
-    let ratio = (log_probs - old_log_probs).exp();
-    let unclipped = ratio.clone() * advantages.clone();
-    let clipped = ratio.clone().clamp(1.0 - clip, 1.0 + clip) * advantages;
-    let is_clipped = clipped.clone().lower(unclipped.clone());
-    let clipped_tokens = ratio.zeros_like().mask_fill(is_clipped, 1.0);
-    PolicyLoss {
-        loss: sequence_mean(unclipped.min_pair(clipped), mask.clone()).neg(),
-        clip_fraction: sequence_mean(clipped_tokens, mask.clone()),
-        ratio: sequence_mean(ratio.detach(), mask),
+    let terms = ClippedTerms::of(log_probs, old_log_probs, advantages, &mask, clip);
+    terms.loss(mask, sequence_mean)
+}
+
+/// The tokens' parts of a clipped loss, `[B, T]` each, before they are averaged.
+pub(super) struct ClippedTerms {
+    terms: Tensor<2>,
+    clipped: Tensor<2>,
+    ratio: Tensor<2>,
+}
+
+impl ClippedTerms {
+    pub(super) fn of(
+        log_probs: Tensor<2>,
+        old_log_probs: Tensor<2>,
+        advantages: Tensor<2>,
+        mask: &Tensor<2, Bool>,
+        clip: f64,
+    ) -> Self {
+        let [batch, tokens] = log_probs.dims();
+        assert_shape!(old_log_probs, [batch, tokens]);
+        assert_shape!(advantages, [batch, tokens]);
+        assert_shape!(mask, [batch, tokens]);
+        // Padding is filled where a gradient would leave, here, and where values are averaged, in the mean.
+        let log_probs = log_probs.mask_fill(mask.clone().bool_not(), 0.0);
+        let ratio = (log_probs - old_log_probs).exp();
+        let unclipped = ratio.clone() * advantages.clone();
+        let clipped = ratio.clone().clamp(1.0 - clip, 1.0 + clip) * advantages;
+        let is_clipped = clipped.clone().lower(unclipped.clone());
+        let clipped_tokens = ratio.zeros_like().mask_fill(is_clipped, 1.0);
+        Self { terms: unclipped.min_pair(clipped), clipped: clipped_tokens, ratio }
+    }
+
+    /// The loss with its terms averaged by `mean`.
+    pub(super) fn loss(
+        self,
+        mask: Tensor<2, Bool>,
+        mean: impl Fn(Tensor<2>, Tensor<2, Bool>) -> Tensor<1>,
+    ) -> PolicyLoss {
+        PolicyLoss {
+            loss: mean(self.terms, mask.clone()).neg(),
+            clip_fraction: sequence_mean(self.clipped, mask.clone()),
+            ratio: sequence_mean(self.ratio.detach(), mask),
+        }
     }
 }
 

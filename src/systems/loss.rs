@@ -3,6 +3,7 @@
 use burn::tensor::{Bool, Device, Tensor};
 
 use super::sample::Sample;
+use crate::equations::clip_k3::{TokenMean, clip_k3_loss, response_clip_loss};
 use crate::equations::ppo::{PolicyLoss, policy_loss, value_loss};
 use crate::model::Grid;
 use crate::model::generate::pad_rows;
@@ -56,15 +57,35 @@ pub enum Loss {
         /// ε.
         clip: f64,
     },
+    /// The clipped loss over tokens, with β times the k3 penalty.
+    ClipK3 {
+        /// ε.
+        clip: f64,
+        /// How the losses of a response's tokens are averaged.
+        mean: TokenMean,
+    },
+    /// The clipped loss over whole responses.
+    ResponseClip {
+        /// ε.
+        clip: f64,
+    },
 }
 
 impl Loss {
     /// The loss of `batch` for the policy's log-probabilities of its response tokens, `[B, R]`, and β in force.
-    pub fn of(self, log_probs: Tensor<2>, batch: &Batch<'_>, _kl_coefficient: f64) -> PolicyLoss {
+    pub fn of(self, log_probs: Tensor<2>, batch: &Batch<'_>, kl_coefficient: f64) -> PolicyLoss {
         let old = batch.pad(|s| s.log_probs.clone());
         let advantages = batch.pad(|s| narrow(&s.advantages));
         match self {
             Self::Clip { clip } => policy_loss(log_probs, old, advantages, batch.mask(), clip),
+            Self::ClipK3 { clip, mean } => {
+                let reference = batch.pad(|s| s.ref_log_probs.clone());
+                let rows = [log_probs, old, reference, advantages];
+                clip_k3_loss(rows, batch.mask(), clip, kl_coefficient, mean)
+            }
+            Self::ResponseClip { clip } => {
+                response_clip_loss(log_probs, old, advantages, batch.mask(), clip)
+            }
         }
     }
 }

@@ -16,6 +16,7 @@
 //! `cli` changes.
 
 pub mod error;
+pub mod group;
 pub mod interface;
 pub mod loss;
 pub mod paper;
@@ -38,18 +39,20 @@ pub use self::sample::{Rewarded, Sample};
 pub use self::settings::PpoSettings;
 
 /// The registry: the methods of every system.
-pub const SYSTEMS: &[&[Method]] = &[&paper::METHODS];
+pub const SYSTEMS: &[&[Method]] = &[&paper::METHODS, &group::METHODS];
 
 /// The section `[systems]`: a section for each system that has settings of its own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, DeriveDeserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, DeriveDeserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-pub struct SystemsSettings {}
+pub struct SystemsSettings {
+    pub group: group::Settings,
+}
 
 impl SystemsSettings {
     /// The first key whose value is out of range, with the value and what was expected.
     pub fn problem(&self) -> Option<(String, String)> {
-        None
+        self.group.problem().map(|(key, problem)| (format!("group.{key}"), problem))
     }
 
     /// The section of a method's system, where it has one.

@@ -109,7 +109,8 @@ fn a_stage_gives_the_figures_that_are_pinned_to_its_numerics() {
     for method in Method::all() {
         add(&context(dir.path(), &[&format!("method={}", method.name())]), &mut found);
     }
-    assert_eq!(found.len(), 2 + 4 + 3 * 6); // SFT and pairs, four reward models, three stages a method
+    // SFT and pairs, four reward models, three stages a method.
+    assert_eq!(found.len(), 2 + 4 + 3 * Method::all().len());
     let pinned: BTreeMap<String, Pin> = fs::read_to_string(PINS)
         .map(|text| serde_json::from_str(&text).unwrap())
         .unwrap_or_default();

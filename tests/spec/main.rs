@@ -20,6 +20,7 @@ mod bt_loss;
 mod checkpoint;
 mod gae;
 mod goldens;
+mod group;
 mod interpolation;
 mod kl;
 mod length_control;
