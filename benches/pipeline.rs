@@ -22,7 +22,7 @@ const PROMPT: usize = 18;
 const RESPONSE: usize = 34;
 
 fn config() -> ModelConfig {
-    Settings::defaults().model_config(109, 82)
+    Settings::defaults().model.config(109, 82)
 }
 
 fn row() -> Vec<u32> {

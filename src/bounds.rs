@@ -1,4 +1,5 @@
-//! The ranges of numbers that settings may take, and their names in errors.
+//! What settings may be: ranges of numbers with their names in errors, and [`section`], which puts a setting and its
+//! range side by side.
 
 use std::fmt;
 
@@ -61,3 +62,79 @@ impl fmt::Display for Bounds {
         })
     }
 }
+
+/// What a setting may be.
+pub trait Limit<T> {
+    /// The key below the setting, empty for the setting itself, and what is wrong with `value`, if anything is.
+    fn problem(&self, value: &T) -> Option<(String, String)>;
+}
+
+impl Limit<f64> for Bounds {
+    fn problem(&self, value: &f64) -> Option<(String, String)> {
+        (!self.hold(*value)).then(|| (String::new(), format!("{value}; expected {self}")))
+    }
+}
+
+impl Limit<Option<f64>> for Bounds {
+    fn problem(&self, value: &Option<f64>) -> Option<(String, String)> {
+        self.problem(value.as_ref()?)
+    }
+}
+
+/// The largest count: products of two fit in 64 bits.
+const MOST: usize = 100_000_000;
+
+/// A count of at least so many.
+pub struct AtLeast(pub usize);
+
+impl Limit<usize> for AtLeast {
+    fn problem(&self, value: &usize) -> Option<(String, String)> {
+        let Self(least) = *self;
+        let expected = format!("expected a whole number from {least} to {MOST}");
+        let fits = (least..=MOST).contains(value);
+        (!fits).then(|| (String::new(), format!("{value}; {expected}")))
+    }
+}
+
+/// A section within a section: its own limits.
+pub struct Nested;
+
+/// A section of settings.
+pub trait Section {
+    /// The first key whose value is out of range, with the value and what was expected.
+    fn problem(&self) -> Option<(String, String)>;
+}
+
+impl<S: Section> Limit<S> for Nested {
+    fn problem(&self, value: &S) -> Option<(String, String)> {
+        value.problem()
+    }
+}
+
+/// Defines a section of settings, each with what it may be: `name: type = limit`; one without a limit may be anything.
+macro_rules! section {
+    (
+        $(#[$doc:meta])*
+        $name:ident { $($(#[$attribute:meta])* $field:ident: $kind:ty $(= $limit:expr)?),* $(,)? }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(missing_docs)] // each key is documented, with its unit, where its default stands
+        pub struct $name { $($(#[$attribute])* pub $field: $kind),* }
+
+        impl $crate::bounds::Section for $name {
+            fn problem(&self) -> Option<(String, String)> {
+                $($(
+                    if let Some((key, problem)) = $crate::bounds::Limit::problem(&$limit, &self.$field) {
+                        let dot = if key.is_empty() { "" } else { "." };
+                        return Some((format!("{}{dot}{key}", stringify!($field)), problem));
+                    }
+                )?)*
+                None
+            }
+        }
+    };
+}
+
+pub(crate) use section;

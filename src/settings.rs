@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
-use crate::bounds::Bounds;
+use crate::bounds::{AtLeast, Bounds, Limit, Nested, Section, section};
 use crate::device::{Checkpointing, Precision};
 use crate::equations::normalizer::Regression;
 use crate::equations::segment_reward::Aggregation;
@@ -59,30 +59,29 @@ pub enum SettingsError {
     },
 }
 
-/// The resolved settings of a run; every key is documented in `experiments/default.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-pub struct Settings {
-    pub seed: u64,
-    pub method: Method,
-    pub model: ModelSettings,
-    pub precision: PrecisionSettings,
-    pub lora: LoraSettings,
-    pub heads: HeadsSettings,
-    pub task: TaskSettings,
-    pub data: DataSettings,
-    pub segmentation: SegmentationSettings,
-    pub sft: SftSettings,
-    pub reward: RewardSettings,
-    pub normalizer: NormalizerSettings,
-    pub sampling: SamplingSettings,
-    pub ppo: PpoSettings,
-    #[serde(default = "default_systems")] // a grid of before there were any
-    pub systems: SystemsSettings,
-    pub evaluation: EvaluationSettings,
-    pub reproduce: ReproduceSettings,
-    pub checkpoint: CheckpointSettings,
+section! {
+    /// The resolved settings of a run; every key is documented in `experiments/default.toml`.
+    Settings {
+        seed: u64 = Seed,
+        method: Method,
+        model: ModelSettings = Shape,
+        precision: PrecisionSettings,
+        lora: LoraSettings = Nested,
+        heads: HeadsSettings = Nested,
+        task: TaskSettings = Nested,
+        data: DataSettings = Rows,
+        segmentation: SegmentationSettings = Nested,
+        sft: SftSettings = Nested,
+        reward: RewardSettings = Nested,
+        normalizer: NormalizerSettings = Nested,
+        sampling: SamplingSettings = Nested,
+        ppo: PpoSettings = Nested,
+        #[serde(default = "default_systems")] // a grid of before there were any
+        systems: SystemsSettings = Nested,
+        evaluation: EvaluationSettings = Nested,
+        reproduce: ReproduceSettings = Nested,
+        checkpoint: CheckpointSettings = Nested,
+    }
 }
 
 fn default_systems() -> SystemsSettings {
@@ -90,21 +89,18 @@ fn default_systems() -> SystemsSettings {
     defaults["systems"].clone().try_into().expect("the defaults hold")
 }
 
-macro_rules! section {
-    ($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        #[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-        pub struct $name { $(pub $field: $kind),* }
-    };
-}
-
 section! {
-    /// The section `[model]`.
+    /// The section `[model]`, checked as the shape that it gives.
     ModelSettings {
-        hidden_size: usize, intermediate_size: usize, layers: usize, heads: usize, kv_heads: usize,
-        head_dim: usize, rope_theta: f64, rms_norm_eps: f64, tie_word_embeddings: bool,
+        hidden_size: usize,
+        intermediate_size: usize,
+        layers: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        rope_theta: f64,
+        rms_norm_eps: f64,
+        tie_word_embeddings: bool,
     }
 }
 section! {
@@ -112,71 +108,91 @@ section! {
     PrecisionSettings { compute: Precision, checkpointing: Checkpointing }
 }
 section! {
+    /// The section `[heads]`.
+    HeadsSettings {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        init_std: Option<f64> = Bounds::NotNegative,
+    }
+}
+section! {
     /// The section `[task]`.
     TaskSettings {
-        letters: usize, pairs: usize, held_out_pairs: usize, label_temperature: f64,
+        letters: usize = AtLeast(1),
+        pairs: usize = AtLeast(1),
+        held_out_pairs: usize = AtLeast(1),
+        label_temperature: f64 = Bounds::Positive,
     }
 }
 section! {
     /// The section `[data]`.
     DataSettings {
-        prompt_tokens: usize, response_tokens: usize, total_tokens: usize, held_out_share: f64,
+        prompt_tokens: usize = AtLeast(1),
+        response_tokens: usize = AtLeast(2), // a token and EOS
+        total_tokens: usize,
+        held_out_share: f64 = Bounds::BelowOne,
     }
 }
 section! {
     /// The section `[segmentation]`.
-    SegmentationSettings { entropy_cutoff: f64, eos: EosPolicy }
+    SegmentationSettings { entropy_cutoff: f64 = Bounds::NotNegativeOrInfinite, eos: EosPolicy }
 }
 section! {
     /// The section `[sft]`.
-    SftSettings { epochs: usize, batch: usize, rows_at_once: usize, optimizer: OptimizerSettings }
+    SftSettings {
+        epochs: usize = AtLeast(1),
+        batch: usize = AtLeast(1),
+        rows_at_once: usize = AtLeast(1),
+        optimizer: OptimizerSettings = Nested,
+    }
 }
 section! {
     /// The section `[reward]`.
     RewardSettings {
-        epochs: usize, batch: usize, rows_at_once: usize, aggregation: Aggregation, margin: f64,
-        margin_scale: f64, optimizer: OptimizerSettings,
+        epochs: usize = AtLeast(1),
+        batch: usize = AtLeast(1),
+        rows_at_once: usize = AtLeast(1),
+        aggregation: Aggregation,
+        margin: f64 = Bounds::Finite,
+        margin_scale: f64 = Bounds::Finite,
+        optimizer: OptimizerSettings = Nested,
+    }
+}
+section! {
+    /// The section `[normalizer]`.
+    NormalizerSettings {
+        kind: NormalizerKind,
+        regression: Regression,
+        pairs: usize = AtLeast(1),
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        std_floor: Option<f64> = Bounds::Positive,
     }
 }
 section! {
     /// The section `[sampling]`.
     SamplingSettings {
-        temperature: f64, top_k: usize, top_p: f64, prompt_tokens: usize, max_new_tokens: usize,
-        rows_at_once: usize,
+        temperature: f64 = Bounds::NotNegative,
+        top_k: usize,
+        top_p: f64 = Bounds::UpToOne,
+        prompt_tokens: usize = AtLeast(1),
+        max_new_tokens: usize = AtLeast(1),
+        rows_at_once: usize = AtLeast(1),
     }
 }
 section! {
     /// The section `[evaluation]`.
-    EvaluationSettings { prompts: usize, samples: usize }
+    EvaluationSettings { prompts: usize = AtLeast(1), samples: usize = AtLeast(1) }
 }
 section! {
     /// The section `[reproduce]`.
-    ReproduceSettings { methods: Vec<Method>, seeds: usize, jobs: usize }
+    ReproduceSettings {
+        methods: Vec<Method> = Methods,
+        seeds: usize = AtLeast(1),
+        jobs: usize = AtLeast(1),
+    }
 }
 section! {
     /// The section `[checkpoint]`.
-    CheckpointSettings { every: usize }
-}
-
-/// The section `[heads]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-pub struct HeadsSettings {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init_std: Option<f64>,
-}
-
-/// The section `[normalizer]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-pub struct NormalizerSettings {
-    pub kind: NormalizerKind,
-    pub regression: Regression,
-    pub pairs: usize,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub std_floor: Option<f64>,
+    CheckpointSettings { every: usize = AtLeast(1) }
 }
 
 /// What normalizes segment rewards: table 4 of the paper.
@@ -191,6 +207,26 @@ pub enum NormalizerKind {
     Last,
     /// No normalization.
     None,
+}
+
+impl ModelSettings {
+    /// The model that `sft` trains from nothing, for a vocabulary and a longest sequence in tokens.
+    pub fn config(&self, vocab_size: usize, longest: usize) -> ModelConfig {
+        ModelConfig {
+            vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            rope_theta: self.rope_theta,
+            norm_eps: self.rms_norm_eps,
+            tie_word_embeddings: self.tie_word_embeddings,
+            max_position_embeddings: longest,
+            ..ModelConfig::default()
+        }
+    }
 }
 
 impl Settings {
@@ -234,7 +270,7 @@ impl Settings {
             table = merged;
         }
         let settings = Self::deserialize(table).expect("each overlay was deserialised");
-        match settings.problem() {
+        match settings.first_problem() {
             None => Ok(settings),
             Some((key, problem)) => {
                 let origin = origin(&key, overlays, sets);
@@ -256,7 +292,7 @@ impl Settings {
             Err(error) => {
                 Err(SettingsError::Toml { origin, message: error.to_string().trim().to_owned() })
             }
-            Ok(settings) => match settings.problem() {
+            Ok(settings) => match settings.first_problem() {
                 None => Ok(settings),
                 Some((key, problem)) => Err(SettingsError::Range { origin, key, problem }),
             },
@@ -279,25 +315,6 @@ impl Settings {
         Ok((path.display().to_string(), text))
     }
 
-    /// The model that `sft` trains from nothing, for a vocabulary and a longest sequence in tokens.
-    pub fn model_config(&self, vocab_size: usize, longest: usize) -> ModelConfig {
-        let m = &self.model;
-        ModelConfig {
-            vocab_size,
-            hidden_size: m.hidden_size,
-            intermediate_size: m.intermediate_size,
-            layers: m.layers,
-            heads: m.heads,
-            kv_heads: m.kv_heads,
-            head_dim: m.head_dim,
-            rope_theta: m.rope_theta,
-            norm_eps: m.rms_norm_eps,
-            tie_word_embeddings: m.tie_word_embeddings,
-            max_position_embeddings: longest,
-            ..ModelConfig::default()
-        }
-    }
-
     /// How evaluation and rollouts draw a token.
     pub fn sampling(&self) -> Sampling {
         let s = &self.sampling;
@@ -310,107 +327,53 @@ impl Settings {
         Generation { sampling: self.sampling(), max_new_tokens, rows_at_once, stops }
     }
 
-    /// The first key whose value is out of range, with the value and what was expected.
-    fn problem(&self) -> Option<(String, String)> {
-        let counts = [
-            ("task.letters", self.task.letters),
-            ("task.pairs", self.task.pairs),
-            ("task.held_out_pairs", self.task.held_out_pairs),
-            ("data.prompt_tokens", self.data.prompt_tokens),
-            ("sft.epochs", self.sft.epochs),
-            ("sft.batch", self.sft.batch),
-            ("sft.rows_at_once", self.sft.rows_at_once),
-            ("reward.epochs", self.reward.epochs),
-            ("reward.batch", self.reward.batch),
-            ("reward.rows_at_once", self.reward.rows_at_once),
-            ("normalizer.pairs", self.normalizer.pairs),
-            ("sampling.prompt_tokens", self.sampling.prompt_tokens),
-            ("sampling.max_new_tokens", self.sampling.max_new_tokens),
-            ("sampling.rows_at_once", self.sampling.rows_at_once),
-            ("ppo.iterations", self.ppo.iterations),
-            ("ppo.rollouts", self.ppo.rollouts),
-            ("ppo.minibatch", self.ppo.minibatch),
-            ("ppo.rows_at_once", self.ppo.rows_at_once),
-            ("ppo.epochs", self.ppo.epochs),
-            ("ppo.evaluate_every", self.ppo.evaluate_every),
-            ("evaluation.prompts", self.evaluation.prompts),
-            ("evaluation.samples", self.evaluation.samples),
-            ("reproduce.seeds", self.reproduce.seeds),
-            ("reproduce.jobs", self.reproduce.jobs),
-            ("checkpoint.every", self.checkpoint.every),
-        ];
-        // A response holds a token and EOS.
-        let counts = counts.map(|(key, count)| (key, count, 1));
-        let data = &self.data;
-        let counts = counts.into_iter().chain([
-            ("data.response_tokens", data.response_tokens, 2),
-            ("data.total_tokens", data.total_tokens, data.prompt_tokens.saturating_add(2)),
-        ]);
-        for (key, count, least) in counts {
-            if !(least..=MOST).contains(&count) {
-                let expected = format!("expected a whole number from {least} to {MOST}");
-                return Some((key.to_owned(), format!("{count}; {expected}")));
-            }
-        }
-        if self.seed > LARGEST_SEED {
-            let expected = format!("expected a whole number from 0 to {LARGEST_SEED}");
-            return Some(("seed".into(), format!("{}; {expected}", self.seed)));
-        }
-        if self.reproduce.methods.is_empty() {
-            return Some(("reproduce.methods".into(), "[]; expected at least one method".into()));
-        }
-        if let Some((key, problem)) = self.lora.problem() {
-            return Some((format!("lora.{key}"), problem));
-        }
-        if let Some((key, problem)) = self.systems.problem() {
-            return Some((format!("systems.{key}"), problem));
-        }
-        let Self { segmentation, reward, sampling, ppo, data, normalizer, .. } = self;
-        let numbers = [
-            (
-                "segmentation.entropy_cutoff",
-                segmentation.entropy_cutoff,
-                Bounds::NotNegativeOrInfinite,
-            ),
-            ("heads.init_std", self.heads.init_std.unwrap_or(0.0), Bounds::NotNegative),
-            ("task.label_temperature", self.task.label_temperature, Bounds::Positive),
-            ("reward.margin", reward.margin, Bounds::Finite),
-            ("reward.margin_scale", reward.margin_scale, Bounds::Finite),
-            ("sampling.temperature", sampling.temperature, Bounds::NotNegative),
-            ("sampling.top_p", sampling.top_p, Bounds::UpToOne),
-            ("ppo.kl_coefficient", ppo.kl_coefficient, Bounds::NotNegative),
-            ("ppo.kl_target", ppo.kl_target.unwrap_or(1.0), Bounds::Positive),
-            ("ppo.kl_horizon", ppo.kl_horizon, Bounds::Positive),
-            ("ppo.gamma", ppo.gamma, Bounds::ZeroToOne),
-            ("ppo.lambda", ppo.lambda, Bounds::ZeroToOne),
-            ("ppo.clip", ppo.clip, Bounds::Positive),
-            ("ppo.value_clip_dense", ppo.value_clip_dense, Bounds::Positive),
-            ("ppo.value_clip_bandit", ppo.value_clip_bandit, Bounds::Positive),
-            ("data.held_out_share", data.held_out_share, Bounds::BelowOne),
-            ("normalizer.std_floor", normalizer.std_floor.unwrap_or(1.0), Bounds::Positive),
-        ];
-        let numbers = numbers.map(|(key, value, bounds)| (key.to_owned(), value, bounds));
-        let optimizers = [
-            ("sft.optimizer", &self.sft.optimizer),
-            ("reward.optimizer", &self.reward.optimizer),
-            ("ppo.actor", &self.ppo.actor),
-            ("ppo.critic", &self.ppo.critic),
-        ];
-        let of_optimizers = optimizers.iter().flat_map(|(section, optimizer)| {
-            let full = move |(key, value, bounds)| (format!("{section}.{key}"), value, bounds);
-            optimizer.bounds().map(full)
-        });
-        for (key, value, bounds) in numbers.into_iter().chain(of_optimizers) {
-            if !bounds.hold(value) {
-                return Some((key, format!("{value}; expected {bounds}")));
-            }
-        }
-        self.model_problem()
+    /// The first key whose value is out of range, or does not go with another, with what was expected.
+    fn first_problem(&self) -> Option<(String, String)> {
+        self.problem().or_else(|| self.systems.check(self.method, &self.ppo))
     }
+}
 
-    /// The same for the section `[model]`.
-    fn model_problem(&self) -> Option<(String, String)> {
-        let config = self.model_config(1, 1);
+/// The largest seed: readers of JSON keep it, and TOML keeps those counted up from it.
+const LARGEST_SEED: u64 = 1 << 53;
+
+/// The most parameters of a model that `sft` draws: with gradients and both moments, 16 GB.
+const LARGEST_MODEL: u128 = 1_000_000_000;
+
+struct Seed;
+
+impl Limit<u64> for Seed {
+    fn problem(&self, seed: &u64) -> Option<(String, String)> {
+        let expected = format!("expected a whole number from 0 to {LARGEST_SEED}");
+        (*seed > LARGEST_SEED).then(|| (String::new(), format!("{seed}; {expected}")))
+    }
+}
+
+/// At least one method.
+struct Methods;
+
+impl Limit<Vec<Method>> for Methods {
+    fn problem(&self, methods: &Vec<Method>) -> Option<(String, String)> {
+        methods.is_empty().then(|| (String::new(), "[]; expected at least one method".into()))
+    }
+}
+
+/// Limits of rows: a whole row holds a prompt, a token and EOS.
+struct Rows;
+
+impl Limit<DataSettings> for Rows {
+    fn problem(&self, data: &DataSettings) -> Option<(String, String)> {
+        let whole = || AtLeast(data.prompt_tokens.saturating_add(2)).problem(&data.total_tokens);
+        let whole = || whole().map(|(_, problem)| ("total_tokens".to_owned(), problem));
+        data.problem().or_else(whole)
+    }
+}
+
+/// The shape of a model that `sft` draws.
+struct Shape;
+
+impl Limit<ModelSettings> for Shape {
+    fn problem(&self, model: &ModelSettings) -> Option<(String, String)> {
+        let config = model.config(1, 1);
         if let Some((key, problem)) = config.problem() {
             let own = match key {
                 "num_hidden_layers" => "layers",
@@ -418,7 +381,7 @@ impl Settings {
                 "num_key_value_heads" => "kv_heads",
                 same => same,
             };
-            return Some((format!("model.{own}"), problem));
+            return Some((own.to_owned(), problem));
         }
         let parameters = config.parameters();
         (parameters > LARGEST_MODEL).then(|| {
@@ -433,19 +396,10 @@ impl Settings {
             let expected = format!(
                 "expected a model of at most {LARGEST_MODEL:e} parameters, not {parameters:e}"
             );
-            (format!("model.{key}"), format!("{value}; {expected}"))
+            (key.to_owned(), format!("{value}; {expected}"))
         })
     }
 }
-
-/// The largest count: products of two fit in 64 bits.
-const MOST: usize = 100_000_000;
-
-/// The largest seed: readers of JSON keep it, and TOML keeps those counted up from it.
-const LARGEST_SEED: u64 = 1 << 53;
-
-/// The most parameters of a model that `sft` draws: with gradients and both moments, 16 GB.
-const LARGEST_MODEL: u128 = 1_000_000_000;
 
 /// `a.b=value` as the table `{a: {b: value}}`; a value that is no TOML is taken as a string.
 fn parse_set(set: &str) -> Result<toml::Table, String> {

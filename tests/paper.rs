@@ -585,7 +585,7 @@ fn the_actor_learns_at_two_thirds_of_the_prototype_s_rate() {
 /// D29: N(0, 1/inputs) for linear maps, N(0, 1) for the embedding.
 #[test]
 fn fresh_weights_keep_the_scale_of_activations() {
-    let config = Settings::defaults().model_config(128, 16);
+    let config = Settings::defaults().model.config(128, 16);
     let model = CausalLm::fresh(&config, 0, &Device::flex());
     for (name, data) in checkpoint::parameters(&model) {
         let values: Vec<f64> = data.iter::<f64>().collect();

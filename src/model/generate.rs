@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_stop_ends_generation_with_the_pass_that_reads_a_piece_of_a_prompt_or_a_token() {
-        let config = Settings::defaults().model_config(32, 400);
+        let config = Settings::defaults().model.config(32, 400);
         let model = CausalLm::fresh(&config, 0, &Device::flex());
         let prompt = vec![5; 2 * PREFILL + 44];
         let passes_until = |at| {

@@ -27,7 +27,7 @@ use super::recompute::is_trained;
 use super::source::{Init, Placement, Source, fresh_values, named_param};
 use super::weights::{self, FileSource, FreshParam};
 use crate::atomic;
-use crate::bounds::Bounds;
+use crate::bounds::{Bounds, Limit, Section, section};
 
 /// The settings of an adapter in PEFT's layout.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -42,40 +42,44 @@ pub const PROJECTIONS: [&str; 7] =
 /// The target that stands for all of [`PROJECTIONS`].
 pub const ALL_LINEAR: &str = "all-linear";
 
-/// The section `[lora]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LoraSettings {
-    /// r; 0 trains all weights instead.
-    pub rank: usize,
-    /// α: the adapter counts α / r.
-    pub alpha: f64,
-    /// Which of [`PROJECTIONS`] have adapters, or [`ALL_LINEAR`].
-    pub targets: Vec<String>,
+section! {
+    /// The section `[lora]`.
+    LoraSettings {
+        /// r; 0 trains all weights instead.
+        rank: usize = Rank,
+        /// α: the adapter counts α / r.
+        alpha: f64 = Bounds::Positive,
+        /// Which of [`PROJECTIONS`] have adapters, or [`ALL_LINEAR`].
+        targets: Vec<String> = KnownTargets,
+    }
 }
 
-impl LoraSettings {
-    /// The first key whose value is out of range, with the value and what was expected.
-    pub fn problem(&self) -> Option<(&'static str, String)> {
+struct Rank;
+
+impl Limit<usize> for Rank {
+    fn problem(&self, rank: &usize) -> Option<(String, String)> {
         const LARGEST_RANK: usize = 65_536;
-        if self.rank > LARGEST_RANK {
-            let expected = format!("expected a whole number from 0 to {LARGEST_RANK}");
-            return Some(("rank", format!("{}; {expected}", self.rank)));
-        }
-        if !Bounds::Positive.hold(self.alpha) {
-            return Some(("alpha", format!("{}; expected {}", self.alpha, Bounds::Positive)));
-        }
+        let expected = format!("expected a whole number from 0 to {LARGEST_RANK}");
+        (*rank > LARGEST_RANK).then(|| (String::new(), format!("{rank}; {expected}")))
+    }
+}
+
+struct KnownTargets;
+
+impl Limit<Vec<String>> for KnownTargets {
+    fn problem(&self, targets: &Vec<String>) -> Option<(String, String)> {
         let known = |target: &String| target == ALL_LINEAR || PROJECTIONS.contains(&&**target);
-        let unknown = self.targets.iter().find(|target| !known(target));
-        let problem = match unknown {
+        let problem = match targets.iter().find(|target| !known(target)) {
             Some(target) => format!("{target:?} is none of them"),
-            None if self.targets.is_empty() => "[]".into(),
+            None if targets.is_empty() => "[]".into(),
             None => return None,
         };
         let expected = format!("expected {ALL_LINEAR:?}, or some of {PROJECTIONS:?}");
-        Some(("targets", format!("{problem}; {expected}")))
+        Some((String::new(), format!("{problem}; {expected}")))
     }
+}
 
+impl LoraSettings {
     fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
     }

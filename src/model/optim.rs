@@ -9,51 +9,36 @@ use burn::optim::{
     AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord,
 };
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{restore, write_trained};
 use super::error::CheckpointError;
 use super::recompute::Trainable;
 use crate::atomic::NewFile;
-use crate::bounds::Bounds;
+use crate::bounds::{Bounds, section};
 
-/// How a model is optimized.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OptimizerSettings {
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Decay of the first moment.
-    pub beta_1: f64,
-    /// Decay of the second moment.
-    pub beta_2: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Share of all steps over which the rate rises linearly from 0.
-    pub warmup_fraction: f64,
-    /// Rate at the end of the cosine decay, as a share of the peak.
-    pub final_fraction: f64,
-    /// Largest global norm of a gradient; a longer one is scaled down to it.
-    pub max_gradient_norm: f64,
+section! {
+    /// How a model is optimized.
+    OptimizerSettings {
+        /// Peak learning rate.
+        learning_rate: f64 = Bounds::Positive,
+        /// Decay of the first moment.
+        beta_1: f64 = Bounds::BelowOne,
+        /// Decay of the second moment.
+        beta_2: f64 = Bounds::BelowOne,
+        /// Added to the root of the second moment.
+        epsilon: f64 = Bounds::Positive,
+        /// Decoupled weight decay.
+        weight_decay: f64 = Bounds::NotNegative,
+        /// Share of all steps over which the rate rises linearly from 0.
+        warmup_fraction: f64 = Bounds::BelowOne,
+        /// Rate at the end of the cosine decay, as a share of the peak.
+        final_fraction: f64 = Bounds::ZeroToOne,
+        /// Largest global norm of a gradient; a longer one is scaled down to it.
+        max_gradient_norm: f64 = Bounds::PositiveOrInfinite,
+    }
 }
 
 impl OptimizerSettings {
-    /// Each key with its value, and what it may be.
-    pub fn bounds(&self) -> [(&'static str, f64, Bounds); 8] {
-        [
-            ("learning_rate", self.learning_rate, Bounds::Positive),
-            ("beta_1", self.beta_1, Bounds::BelowOne),
-            ("beta_2", self.beta_2, Bounds::BelowOne),
-            ("epsilon", self.epsilon, Bounds::Positive),
-            ("weight_decay", self.weight_decay, Bounds::NotNegative),
-            ("warmup_fraction", self.warmup_fraction, Bounds::BelowOne),
-            ("final_fraction", self.final_fraction, Bounds::ZeroToOne),
-            ("max_gradient_norm", self.max_gradient_norm, Bounds::PositiveOrInfinite),
-        ]
-    }
-
     /// The learning rate of `step` (from 0) of `total`: a linear warm-up, then a cosine decay.
     ///
     /// # Examples
@@ -320,7 +305,7 @@ mod tests {
     /// A trainer, and a loss of its model: minus the mean log-probability of a response.
     fn trainer(max_gradient_norm: f64) -> (Trainer<CausalLm>, Tensor<1>) {
         let defaults = Settings::defaults();
-        let config = defaults.model_config(11, 16);
+        let config = defaults.model.config(11, 16);
         let settings = OptimizerSettings { max_gradient_norm, ..defaults.sft.optimizer };
         let model = CausalLm::fresh(&config, 0, &Device::flex().autodiff());
         let trainer = Trainer::new("policy", model, &settings, 1);

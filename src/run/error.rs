@@ -96,7 +96,6 @@ impl From<SystemError> for Error {
             SystemError::Segmentation(error) => error.into(),
             SystemError::NonFinite(error) => error.into(),
             SystemError::Interrupted(error) => error.into(),
-            SystemError::Settings(problem) => Self::Usage(problem),
         }
     }
 }

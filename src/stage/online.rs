@@ -60,7 +60,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         max_new_tokens: settings.sampling.max_new_tokens,
         reward_model: &scorer.reward_model,
         normalizer: &normalizer,
-    })?;
+    });
     let mut inputs = scorer.fingerprints.inputs();
     inputs.push(("normalizer", fit));
     inputs.extend(context.data_fingerprints()?);

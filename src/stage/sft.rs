@@ -70,7 +70,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         Some(dir) => (context.trained_policy(dir, None)?, ModelConfig::from_dir(dir)?),
         None => {
             let longest = letters::prompts()[0].tokens().len() + letters::RESPONSE_LIMIT;
-            let config = settings.model_config(letters::vocabulary().len(), longest);
+            let config = settings.model.config(letters::vocabulary().len(), longest);
             let PrecisionSettings { compute, checkpointing } = settings.precision;
             let device = checkpointing.autodiff(&context.device);
             let model = CausalLm::fresh(&config, settings.seed, &device);

@@ -1,10 +1,10 @@
-//! What can be wrong with a system, or with the responses that it scores.
+//! What can be wrong with the responses that a system scores.
 
 use crate::equations::segmentation::SegmentationError;
 use crate::model::optim::NonFinite;
 use crate::stop::Interrupted;
 
-/// Why a system could not be built, or responses not be scored.
+/// Why responses could not be scored.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemError {
     /// A response could not be cut.
@@ -16,9 +16,6 @@ pub enum SystemError {
     /// The run was stopped.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// Settings that the system cannot serve.
-    #[error("{0}")]
-    Settings(String),
 }
 
 impl SystemError {

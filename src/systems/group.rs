@@ -13,37 +13,23 @@
 //! - β is 0.04, that of GRPO's paper, for all three (TRL: 0 for GRPO, 0.05 for RLOO);
 //! - the mean over tokens is the paper's (TRL's `dapo` is over all tokens of the batch).
 
-use serde::{Deserialize, Serialize};
-
 use super::error::SystemError;
 use super::interface::{Credit, Draw, Method, Parts, Rollouts, Row, System};
 use super::loss::Loss;
 use super::rewards::NormalizedRewards;
 use super::sample::Sample;
+use super::settings::PpoSettings;
+use crate::bounds::{AtLeast, Bounds, section};
 use crate::equations::clip_k3::TokenMean;
 use crate::equations::group_baseline::{leave_one_out, over_mean, over_std};
 use crate::equations::kl::k1;
 use crate::equations::segmentation::Rule;
 
-/// The section `[systems.group]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-pub struct Settings {
-    pub size: usize,
-    pub kl_coefficient: f64,
-}
-
-impl Settings {
-    /// The first key whose value is out of range, with the value and what was expected.
-    pub fn problem(&self) -> Option<(String, String)> {
-        if self.size < 2 {
-            let problem = format!("{}; expected at least 2 responses to compare", self.size);
-            return Some(("size".into(), problem));
-        }
-        let finite = self.kl_coefficient.is_finite() && self.kl_coefficient >= 0.0;
-        let problem = || format!("{}; expected a number, at least 0", self.kl_coefficient);
-        (!finite).then(|| ("kl_coefficient".into(), problem()))
+section! {
+    /// The section `[systems.group]`.
+    Settings {
+        size: usize = AtLeast(2),
+        kl_coefficient: f64 = Bounds::NotNegative,
     }
 }
 
@@ -61,7 +47,11 @@ const ROW: Row = Row {
     loss: "clip, k3",
     critic: false,
     section: Some("group"),
-    build: |parts| build(parts, over_std, TokenMean::Response),
+    check,
+    build: |parts| {
+        let (clip, mean) = (parts.ppo.clip, TokenMean::Response);
+        build(parts, over_std, Loss::ClipK3 { clip, mean })
+    },
 };
 
 impl Method {
@@ -80,7 +70,10 @@ impl Method {
         paper: "Liu et al. 2025, arXiv 2503.20783",
         credit: "reward less the group's mean",
         loss: "clip, k3, sum over tokens",
-        build: |parts| build(parts, over_mean, TokenMean::Constant(parts.max_new_tokens as f64)),
+        build: |parts| {
+            let (clip, mean) = (parts.ppo.clip, TokenMean::Constant(parts.max_new_tokens as f64));
+            build(parts, over_mean, Loss::ClipK3 { clip, mean })
+        },
         ..ROW
     });
     /// Rewards less the mean of the others'.
@@ -90,7 +83,7 @@ impl Method {
         paper: "Ahmadian et al. 2024, arXiv 2402.14740",
         credit: "reward less KL, less the mean of the others",
         loss: "clip of the response's ratio",
-        build: build_rloo,
+        build: |parts| build(parts, leave_one_out, Loss::ResponseClip { clip: parts.ppo.clip }),
         ..ROW
     });
 }
@@ -98,36 +91,29 @@ impl Method {
 /// The three methods.
 pub const METHODS: [Method; 3] = [Method::GRPO, Method::DR_GRPO, Method::RLOO];
 
-fn build<'a>(parts: &Parts<'a>, baseline: Baseline, mean: TokenMean) -> Result<System<'a>, String> {
-    let Parts { ppo, reward_model, normalizer, ref section, .. } = *parts;
-    let section = section.clone().expect("a system with a section");
-    let Settings { size, kl_coefficient } = section.try_into().expect("checked when it was read");
-    if !ppo.rollouts.is_multiple_of(size) {
-        return Err(format!(
-            "ppo.rollouts = {} is no multiple of systems.group.size = {size}: every prompt of an iteration has \
-             as many responses; set ppo.rollouts = {}",
-            ppo.rollouts,
-            ppo.rollouts.next_multiple_of(size)
-        ));
-    }
-    Ok(System {
-        rollouts: Rollouts::Group(size),
-        rewards: Box::new(NormalizedRewards { reward_model, normalizer, length_neutral: false }),
-        credit: Box::new(GroupBaseline { size, baseline, kl_in_reward: false }),
-        loss: Loss::ClipK3 { clip: ppo.clip, mean },
-        value_clip: None,
-        kl_coefficient,
-    })
+fn own(section: toml::Value) -> Settings {
+    section.try_into().expect("checked when it was read")
 }
 
-fn build_rloo<'a>(parts: &Parts<'a>) -> Result<System<'a>, String> {
-    let system = build(parts, leave_one_out, TokenMean::Response)?;
-    let Rollouts::Group(size) = system.rollouts else { unreachable!("built above") };
-    Ok(System {
-        credit: Box::new(GroupBaseline { size, baseline: leave_one_out, kl_in_reward: true }),
-        loss: Loss::ResponseClip { clip: parts.ppo.clip },
-        ..system
-    })
+/// Every prompt of an iteration has as many responses.
+fn check(ppo: &PpoSettings, section: toml::Value) -> Option<(String, String)> {
+    let (size, rollouts) = (own(section).size, ppo.rollouts);
+    let problem = format!("{size}; expected a divisor of ppo.rollouts = {rollouts}");
+    (!rollouts.is_multiple_of(size)).then(|| ("size".to_owned(), problem))
+}
+
+fn build<'a>(parts: &Parts<'a>, baseline: Baseline, loss: Loss) -> System<'a> {
+    let Parts { reward_model, normalizer, ref section, .. } = *parts;
+    let Settings { size, kl_coefficient } = own(section.clone().expect("a system with a section"));
+    let kl_in_reward = matches!(loss, Loss::ResponseClip { .. });
+    System {
+        rollouts: Rollouts::Group(size),
+        rewards: Box::new(NormalizedRewards { reward_model, normalizer, length_neutral: false }),
+        credit: Box::new(GroupBaseline { size, baseline, kl_in_reward }),
+        loss,
+        value_clip: None,
+        kl_coefficient,
+    }
 }
 
 /// The advantages of a group, of its rewards.

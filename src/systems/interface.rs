@@ -155,8 +155,11 @@ pub struct Row {
     pub critic: bool,
     /// The name of its own section in `[systems]`.
     pub section: Option<&'static str>,
+    /// The key below its section that does not go with the section `[ppo]`, if one does not, with its value and what was
+    /// expected.
+    pub check: fn(&PpoSettings, toml::Value) -> Option<(String, String)>,
     /// Makes its choices.
-    pub build: for<'a> fn(&Parts<'a>) -> Result<System<'a>, String>,
+    pub build: for<'a> fn(&Parts<'a>) -> System<'a>,
 }
 
 /// A method: a row of a system's table, known by its name.
@@ -170,12 +173,8 @@ impl Method {
     }
 
     /// Makes the method's choices.
-    ///
-    /// # Errors
-    ///
-    /// [`SystemError::Settings`] for settings that the system cannot serve.
-    pub fn build<'a>(self, parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
-        (self.0.build)(parts).map_err(SystemError::Settings)
+    pub fn build<'a>(self, parts: &Parts<'a>) -> System<'a> {
+        (self.0.build)(parts)
     }
 
     /// The method whose reward model this one uses.

@@ -29,7 +29,6 @@ use std::sync::LazyLock;
 
 use clap::builder::PossibleValue;
 use serde::de::{Deserialize, Deserializer, Error as _};
-use serde::{Deserialize as DeriveDeserialize, Serialize};
 
 pub use self::error::SystemError;
 pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
@@ -37,22 +36,21 @@ pub use self::loss::{Batch, Loss};
 pub use self::reward_model::{RewardModel, Segmenter};
 pub use self::sample::{Rewarded, Sample};
 pub use self::settings::PpoSettings;
+use crate::bounds::{Nested, section};
 
 /// The registry: the methods of every system.
 pub const SYSTEMS: &[&[Method]] = &[&paper::METHODS, &group::METHODS];
 
-/// The section `[systems]`: a section for each system that has settings of its own.
-#[derive(Clone, Debug, PartialEq, Serialize, DeriveDeserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-pub struct SystemsSettings {
-    pub group: group::Settings,
+section! {
+    /// The section `[systems]`: a section for each system that has settings of its own.
+    SystemsSettings { group: group::Settings = Nested }
 }
 
 impl SystemsSettings {
-    /// The first key whose value is out of range, with the value and what was expected.
-    pub fn problem(&self) -> Option<(String, String)> {
-        self.group.problem().map(|(key, problem)| (format!("group.{key}"), problem))
+    /// The key that does not go with the section `[ppo]` for a method, with its value and what was expected.
+    pub fn check(&self, method: Method, ppo: &PpoSettings) -> Option<(String, String)> {
+        let (key, problem) = (method.0.check)(ppo, self.section(method)?)?;
+        Some((format!("systems.{}.{key}", method.0.section?), problem))
     }
 
     /// The section of a method's system, where it has one.

@@ -38,6 +38,7 @@ const ROW: Row = Row {
     loss: "clip (E9), the critic's (E10)",
     critic: true,
     section: None,
+    check: |_, _| None,
     build,
 };
 
@@ -105,12 +106,12 @@ pub const METHODS: [Method; 6] = [
     Method::SEGMENT_AS_BANDIT,
 ];
 
-fn build<'a>(parts: &Parts<'a>) -> Result<System<'a>, String> {
+fn build<'a>(parts: &Parts<'a>) -> System<'a> {
     let Parts { ppo, reward_model, normalizer, .. } = *parts;
     let whole = reward_model.policy_segmenter.rule == Rule::Whole;
     // One reward a response stands at its end, as published.
     let interpolation = if whole { Interpolation::LastToken } else { ppo.interpolation };
-    Ok(System {
+    System {
         rollouts: Rollouts::Single,
         rewards: Box::new(NormalizedRewards {
             reward_model,
@@ -121,7 +122,7 @@ fn build<'a>(parts: &Parts<'a>) -> Result<System<'a>, String> {
         loss: Loss::Clip { clip: ppo.clip },
         value_clip: Some(if whole { ppo.value_clip_bandit } else { ppo.value_clip_dense }),
         kl_coefficient: ppo.kl_coefficient,
-    })
+    }
 }
 
 /// Rewards spread over the tokens of their segments, less the KL term, and GAE over them (E6 to E8).

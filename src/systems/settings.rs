@@ -1,32 +1,30 @@
 //! The settings of the PPO loop.
 
-use serde::{Deserialize, Serialize};
-
+use crate::bounds::{AtLeast, Bounds, Nested, section};
 use crate::equations::interpolation::Interpolation;
 use crate::model::optim::OptimizerSettings;
 
-/// The section `[ppo]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // each key is documented, with its unit, where its default stands
-pub struct PpoSettings {
-    pub iterations: usize,
-    pub rollouts: usize,
-    pub minibatch: usize,
-    pub rows_at_once: usize,
-    pub epochs: usize,
-    pub interpolation: Interpolation,
-    pub length_neutral: bool,
-    pub kl_coefficient: f64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_target: Option<f64>,
-    pub kl_horizon: f64,
-    pub gamma: f64,
-    pub lambda: f64,
-    pub clip: f64,
-    pub value_clip_dense: f64,
-    pub value_clip_bandit: f64,
-    pub evaluate_every: usize,
-    pub actor: OptimizerSettings,
-    pub critic: OptimizerSettings,
+section! {
+    /// The section `[ppo]`.
+    PpoSettings {
+        iterations: usize = AtLeast(1),
+        rollouts: usize = AtLeast(1),
+        minibatch: usize = AtLeast(1),
+        rows_at_once: usize = AtLeast(1),
+        epochs: usize = AtLeast(1),
+        interpolation: Interpolation,
+        length_neutral: bool,
+        kl_coefficient: f64 = Bounds::NotNegative,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kl_target: Option<f64> = Bounds::Positive,
+        kl_horizon: f64 = Bounds::Positive,
+        gamma: f64 = Bounds::ZeroToOne,
+        lambda: f64 = Bounds::ZeroToOne,
+        clip: f64 = Bounds::Positive,
+        value_clip_dense: f64 = Bounds::Positive,
+        value_clip_bandit: f64 = Bounds::Positive,
+        evaluate_every: usize = AtLeast(1),
+        actor: OptimizerSettings = Nested,
+        critic: OptimizerSettings = Nested,
+    }
 }

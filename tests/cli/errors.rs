@@ -739,6 +739,14 @@ const SETTINGS: &[Row] = &[
         &["data.response_tokens = 1; expected a whole number from 2"],
         |_| set("data.response_tokens=1"),
     ),
+    (
+        "SettingsError::Range",
+        2,
+        &[
+            "--set systems.group.size=3: systems.group.size = 3; expected a divisor of ppo.rollouts = 8",
+        ],
+        |_| try_in_empty(&["ppo", "--method", "grpo", "--set", "systems.group.size=3"]),
+    ),
     ("SettingsError::Range", 2, &["reproduce.methods = []; expected at least one method"], |_| {
         set("reproduce.methods=[]")
     }),
@@ -752,7 +760,7 @@ const SETTINGS: &[Row] = &[
         model_and(|_| (), &["--set", "reward.margin_scale=0.5"])
     }),
     (
-        "Error::Memory",
+        "MemoryError",
         2,
         &[
             "sft needs about ",
@@ -791,13 +799,13 @@ const SETTINGS: &[Row] = &[
     }),
     #[cfg(not(feature = "wgpu"))]
     (
-        "Error::Device",
+        "DeviceError",
         2,
         &["--device wgpu: this build lacks it", "cargo build --release --features wgpu"],
         |_| try_in_empty(&["sft", "--device", "wgpu"]),
     ),
     #[cfg(feature = "wgpu")]
-    ("Error::Device", 2, &["--device cuda: this build lacks it"], |_| {
+    ("DeviceError", 2, &["--device cuda: this build lacks it"], |_| {
         try_in_empty(&["sft", "--device", "cuda"])
     }),
     // What clap says.
@@ -936,13 +944,13 @@ const RUN: &[Row] = &[
     (
         "Error::Mismatch",
         2,
-        &["normalizer.json: made for the actions Token, but this run has Segment"],
+        &["normalizer.json: made for the rule Token, but this run has Entropy"],
         |ready| normalizer(ready, |file| file["actions"] = "token".into()),
     ),
     (
         "Error::Mismatch",
         2,
-        &["reward.json: made for the actions", "set the same method and segmentation"],
+        &["reward.json: made for the rule", "set the same method and segmentation"],
         |ready| trained(ready, |_| (), &["ppo", "--set", "segmentation.entropy_cutoff=2"]),
     ),
     (

@@ -52,7 +52,7 @@ fn checkpoint([hidden_size, intermediate_size, layers, vocab_size]: [usize; 4]) 
     (model.hidden_size, model.intermediate_size) = (hidden_size, intermediate_size);
     (model.layers, model.heads, model.kv_heads) = (layers, 8, 4);
     model.head_dim = hidden_size / 8;
-    let config: ModelConfig = settings.model_config(vocab_size, 512);
+    let config: ModelConfig = settings.model.config(vocab_size, 512);
     let dir = TempDir::new().unwrap();
     CausalLm::fresh(&config, 0, &Device::flex()).save(&config, dir.path()).unwrap();
     fs::write(dir.path().join("tokenizer.json"), characters(96).to_string()).unwrap();

@@ -93,7 +93,7 @@ fn system<'a>(
         reward_model: &scorer.reward_model,
         normalizer,
     };
-    settings.method.build(&parts).unwrap()
+    settings.method.build(&parts)
 }
 
 /// ln π of every response token, and the entropy of the distribution that it was drawn from.

@@ -61,7 +61,7 @@ fn entropy_is_the_sum_in_f64_for_any_vocabulary_spread_and_mask() {
 #[test]
 fn a_response_s_log_probs_are_those_of_its_logits_in_f64() {
     let (prompt, response) = ([1, 2], [7, 0, 49_999, 300]);
-    let config = Settings::defaults().model_config(50_000, 8);
+    let config = Settings::defaults().model.config(50_000, 8);
     for (device, tolerance) in devices() {
         let model = CausalLm::fresh(&config, 5, &device);
         let (grid, first) = Grid::aligned([(&prompt[..], &response[..])]);
