@@ -209,8 +209,8 @@ pub fn roll_out(
     let rows: Vec<(&[u32], &[u32])> = rows.collect();
 
     let rows = Rows::new(&rows, draw.rows_at_once);
-    // Not the log-probabilities of sampling: those come from products of other shapes, one column at a time, and
-    // differ in the last bits, by which the first ratio would not be 1.
+    // A second pass, not the log-probabilities of sampling: with the cache, one column at a time, half of them differ in
+    // their last bits (by up to 1e-6 in f32), and the first ratio of the update would not be exactly 1.
     let views = rows.view(draw.policy, draw.stop)?;
     let values = critic.map(|critic| rows.scalars(critic, ReadAt::State, draw.stop)).transpose()?;
     let reference = rows.view(reference, draw.stop)?;
