@@ -14,8 +14,10 @@ use crate::data::chat::{Message, Role};
 use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
 use crate::equations::segmentation::Rule;
+use crate::grid::plan::Plan;
 use crate::grid::reported;
-use crate::grid::reproduce::{Cell, Results, cell_context, table};
+use crate::grid::reproduce::table;
+use crate::grid::results::{Figures, Results};
 use crate::model::generate::Rows;
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::{stream, streams};
@@ -136,30 +138,32 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
 }
 
 /// The table, the paper's ordering of its methods, and one response before and after.
-pub(super) fn results(context: &Context, results: &Results, took: Duration) -> Result<(), Error> {
+pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<(), Error> {
     out(&format!("\n{}", table(results)))?;
-    let several = context.settings.reproduce.seeds > 1;
-    let over = if several { "over seeds" } else { "over prompts" };
+    let over = if plan.grid.seeds.len() > 1 { "over seeds" } else { "over prompts" };
     out(&format!(
         "gold: reward of the embedded task. win rate: against the SFT model's responses, judged by gold. \
          KL: nats a response. RM acc.: held-out pairs by their noisy labels, and by gold. n: responses or pairs of a \
          seed. ρ: Spearman's correlation, of responses' scores with gold and of segment rewards with true ones. F1: \
          segment starts with true phrase starts. ±: standard error {over}."
     ))?;
-    let what = |cell: &Cell| [cell.reward.held_out, cell.evaluation.held_out];
-    let what: BTreeSet<HeldOut> = results.cells.iter().flat_map(what).collect();
+    let cells = plan.cells.iter().zip(&results.cells);
+    let cells: Vec<(&Context, &Figures)> =
+        cells.filter_map(|(of, cell)| Some((&of.context, cell.figures()?))).collect();
+    let what = cells.iter().flat_map(|(_, f)| [f.reward.held_out, f.evaluation.held_out]);
+    let what: BTreeSet<HeldOut> = what.collect();
     what.into_iter().filter_map(HeldOut::caution).try_for_each(out)?;
-    let methods = &context.settings.reproduce.methods;
-    out(&reported::reported().ordering(methods))?;
-    let cell = results.cells.iter().find(|cell| cell.method == Method::SEGMENT);
-    if let Some(cell) = cell.or(results.cells.first()) {
-        let own = cell_context(context, cell.seed, cell.method);
-        let sample = &cell.evaluation.sample;
-        let task = Task::open(&own, Some(&own.reference_dir()?))?;
+    let arms = plan.grid.experiments.iter().flat_map(|experiment| &experiment.arms);
+    let methods: Vec<Method> = arms.map(|arm| arm.settings.method).collect();
+    out(&reported::reported().ordering(&methods))?;
+    let shown = cells.iter().find(|(of, _)| of.settings.method == Method::SEGMENT);
+    if let Some((own, figures)) = shown.or(cells.first()) {
+        let sample = &figures.evaluation.sample;
+        let task = Task::open(own, Some(&own.reference_dir()?))?;
         let prompt = task.tokenizer.decode(&sample.prompt);
         out(&format!("prompt        {}", prompt.trim()))?;
         for (name, response) in [("before", &sample.before), ("after", &sample.after)] {
-            let text = segmented(&own, &task, &sample.prompt, response)?;
+            let text = segmented(own, &task, &sample.prompt, response)?;
             let gold = task.gold(&sample.prompt, response).map(|gold| gold.reward());
             let gold = gold.map_or(String::new(), |gold| format!("{gold:+.1}"));
             out(&format!("{name:6} {gold:>6} {}", text.line(colour())))?;
@@ -168,9 +172,8 @@ pub(super) fn results(context: &Context, results: &Results, took: Duration) -> R
     out(&format!(
         "\n{:.0} s; results.json and table.md in {}",
         took.as_secs_f64(),
-        context.run.display()
-    ))?;
-    Ok(())
+        plan.cells[0].context.run.display()
+    ))
 }
 
 /// Writes responses to a prompt.

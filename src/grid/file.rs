@@ -114,7 +114,9 @@ pub enum GridError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// A folder without a grid.
-    #[error("{dir}: no grid.json; name the folder that `segment-rlhf ablate` wrote into")]
+    #[error(
+        "{dir}: no grid.json; name the folder that `segment-rlhf ablate` or `reproduce` wrote into"
+    )]
     NoGrid {
         /// The folder.
         dir: PathBuf,
@@ -137,6 +139,15 @@ pub enum GridError {
         path: PathBuf,
         /// Its format.
         found: u32,
+    },
+    /// A folder that `reproduce` of an earlier version wrote.
+    #[error(
+        "{dir}: an earlier version's `reproduce` wrote here, with stages in seed-N, which this program does not read; \
+         name another --run, or remove the folder"
+    )]
+    EarlierLayout {
+        /// The folder.
+        dir: PathBuf,
     },
     /// Cells ended with errors; the others are finished.
     #[error(

@@ -8,8 +8,8 @@
 //! A cell's stages live in folders named by a hash of all that their results depend on, so that arms share what they
 //! have in common, in one grid and in the next.
 
-pub mod ablate;
 pub mod analysis;
+pub mod driver;
 pub mod estimate;
 pub mod file;
 pub mod plan;

@@ -1,6 +1,7 @@
 //! A grid: experiments with seeds, as it stands in `RUN/grid.json`; its cells, stages and results.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, DirEntry};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -71,11 +72,12 @@ impl Grid {
     ///
     /// # Errors
     ///
-    /// [`GridError::NoGrid`], [`GridError::OtherFormat`], and [`Error::Folder`] for a file that cannot be read.
+    /// [`GridError::NoGrid`], [`GridError::EarlierLayout`], [`GridError::OtherFormat`], and [`Error::Folder`] for a file that cannot be read.
     pub fn read(run: &Path) -> Result<Self, GridError> {
         let path = path(run);
         if !path.exists() {
-            return Err(GridError::NoGrid { dir: run.to_owned() }.into());
+            check_layout(run)?;
+            return Err(GridError::NoGrid { dir: run.to_owned() });
         }
         check_format(&path)?;
         Ok(read_json(&path, "ablate")?)
@@ -85,8 +87,10 @@ impl Grid {
     ///
     /// # Errors
     ///
-    /// [`GridError::OtherFormat`] when the folder is another version's; [`Error::Folder`].
+    /// [`GridError::EarlierLayout`] and [`GridError::OtherFormat`] when the folder is another version's;
+    /// [`Error::Folder`].
     pub fn write(&self, run: &Path, locks: &Locks) -> Result<(), GridError> {
+        check_layout(run)?;
         let path = path(run);
         if path.exists() {
             check_format(&path)?;
@@ -107,7 +111,7 @@ impl Grid {
         progress: &Progress,
     ) -> Result<Plan, GridError> {
         let Some(any) = self.experiments.iter().flat_map(|e| &e.arms).next() else {
-            return Err(GridError::NoGrid { dir: run.to_owned() }.into());
+            return Err(GridError::NoGrid { dir: run.to_owned() });
         };
         let mut common = Context::new(any.settings.clone(), self.device, run.to_owned())?;
         common.model = self.model.clone();
@@ -132,7 +136,10 @@ impl Grid {
                     let mut context = common.clone();
                     context.settings = arm.settings.clone();
                     context.settings.seed = seed;
-                    context.label = format!("{seed} {}", arm.name);
+                    context.label = match plan.grid.seeds.len() {
+                        1 => arm.name.clone(),
+                        _ => format!("seed {seed} {}", arm.name),
+                    };
                     let id = id(&context);
                     let number = *known.entry(id.clone()).or_insert_with(|| {
                         let last = plan.tasks.add(&context);
@@ -158,6 +165,24 @@ fn path(run: &Path) -> PathBuf {
     run.join("grid.json")
 }
 
+/// Refuses a folder in which an earlier `reproduce` kept its stages, in `seed-N`, and its results.
+fn check_layout(run: &Path) -> Result<(), GridError> {
+    let is_seed = |entry: DirEntry| {
+        let name = entry.file_name();
+        let seed = name.to_str().and_then(|name| name.strip_prefix("seed-"));
+        entry.path().is_dir() && seed.is_some_and(|seed| seed.parse::<u64>().is_ok())
+    };
+    let has_seeds =
+        fs::read_dir(run).is_ok_and(|mut all| all.any(|entry| entry.is_ok_and(is_seed)));
+    let results: Option<serde_json::Map<_, _>> = fs::read(run.join("results.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match has_seeds || results.is_some_and(|results| !results.contains_key("format")) {
+        true => Err(GridError::EarlierLayout { dir: run.to_owned() }),
+        false => Ok(()),
+    }
+}
+
 fn check_format(path: &Path) -> Result<(), GridError> {
     #[derive(Deserialize)]
     struct Head {
@@ -165,7 +190,7 @@ fn check_format(path: &Path) -> Result<(), GridError> {
     }
     match read_json::<Head>(path, "ablate")?.format {
         FORMAT => Ok(()),
-        found => Err(GridError::OtherFormat { path: path.to_owned(), found }.into()),
+        found => Err(GridError::OtherFormat { path: path.to_owned(), found }),
     }
 }
 

@@ -82,14 +82,15 @@ pub enum Outcome {
 /// What a failure does to the tasks that do not need the failed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// They go on; the error is kept in `failed.json` in the stage's folder, until the stage is tried again.
+    /// They go on.
     KeepGoing,
     /// None is begun any more.
     Stop,
 }
 
 /// Runs the tasks on `jobs` threads, those that come first in the list first, and calls `finished` after each that is
-/// done. A stage that another process runs is waited for; a folder that cannot be locked fails its stage.
+/// done. A stage that another process runs is waited for; a folder that cannot be locked fails its stage. A stage's error
+/// stays in `failed.json` in its folder until it is tried again.
 ///
 /// # Errors
 ///
@@ -253,9 +254,11 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
     match result {
         Ok(()) => Ok(true),
         Err(error) => {
-            if on_failure == OnFailure::KeepGoing && !matches!(error, Error::Interrupted { .. }) {
-                let Context { progress, label, .. } = &context;
-                progress.line(&format!("{label} {} failed: {error}", task.stage.command()));
+            if !matches!(error, Error::Interrupted { .. }) {
+                if on_failure == OnFailure::KeepGoing {
+                    let name = context.title(task.stage.command());
+                    context.progress.line(&format!("{name} failed: {error}"));
+                }
                 // A stage can be refused before it has a folder; a disk that is full has no place for either.
                 let _ = fs::create_dir_all(&task.dir);
                 let _ = write_json(&failed, &Failure { error: error.to_string() });

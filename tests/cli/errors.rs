@@ -1252,7 +1252,24 @@ fn grid(edit: fn(&Path), command: &str) -> Tried {
     program(run.path(), &[&ablate[..], &["--stop-after", "1"]].concat()).ended_with(130);
     edit(run.path());
     let own = [command];
-    try_in(run, if command == "ablate" { &ablate } else { &own })
+    let read = [command, "--method", "token"];
+    match command {
+        "ablate" => try_in(run, &ablate),
+        "generate" => try_in(run, &read),
+        _ => try_in(run, &own),
+    }
+}
+
+const EARLIER: &[&str] =
+    &["an earlier version's `reproduce` wrote here", "name another --run, or remove the folder"];
+
+/// A command on a folder with this file, as `reproduce` left it before it was a grid's experiment.
+fn earlier(file: &str, text: &str, command: &str) -> Tried {
+    let run = TempDir::new().unwrap();
+    let path = run.path().join(file);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+    try_in(run, &[command])
 }
 
 const GRIDS: &[Row] = &[
@@ -1326,9 +1343,12 @@ const GRIDS: &[Row] = &[
         &["own.toml:4: \"b\" has the same settings as \"a\"; take one of them out or change"],
         |_| experiment("[arms]\na = {}\nb = { method = 'segment' }"),
     ),
-    ("GridError::NoGrid", 2, &["no grid.json; name the folder that `segment-rlhf ablate`"], |_| {
-        try_in_empty(&["status"])
-    }),
+    (
+        "GridError::NoGrid",
+        2,
+        &["no grid.json; name the folder that `segment-rlhf ablate` or"],
+        |_| try_in_empty(&["status"]),
+    ),
     (
         "GridError::OtherFormat",
         2,
@@ -1351,6 +1371,28 @@ const GRIDS: &[Row] = &[
             )
         },
     ),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        earlier("seed-0/sft/summary.json", "{}", "reproduce")
+    }),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        earlier(
+            "results.json",
+            r#"{"version": "0.1.0", "device": "flex", "cells": []}"#,
+            "reproduce",
+        )
+    }),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        earlier("seed-3/sft/summary.json", "{}", "status")
+    }),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        earlier("seed-3/sft/summary.json", "{}", "report")
+    }),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        grid(|run| fs::create_dir(run.join("seed-12")).unwrap(), "ablate")
+    }),
+    ("Error::Usage", 2, &["no cell of the method token with seed 0; give --method and"], |_| {
+        grid(|_| (), "generate")
+    }),
     ("GridError::NothingFinished", 2, &["no cell is finished"], |_| grid(|_| (), "report")),
     ("FolderError::Corrupt", 2, &["grid.json: not the expected content: EOF while"], |_| {
         grid(|run| fs::write(run.join("grid.json"), "{").unwrap(), "status")

@@ -7,40 +7,48 @@ use super::estimate::{Rates, time};
 use super::plan::{Plan, PlannedCell, Progressed};
 use super::results::{Cell, Results, State};
 use super::schedule::{self, OnFailure, Outcome};
+use crate::run::Context;
 use crate::run::progress::{Gauge, Progress};
 use crate::table::markdown;
 
-/// Runs what is not finished of the grid in `run`, on `jobs` threads; writes `grid.json` into its folder before, and
-/// `results.json` after it.
+/// Runs what is not finished of the grid on `jobs` threads; writes `grid.json` into its folder before, and
+/// `results.json` after. With [`OnFailure::KeepGoing`] it also shows how far all is.
 ///
 /// # Errors
 ///
-/// [`Error::Interrupted`]; [`GridError::Cells`] when cells failed or cannot be read, after all others are finished;
-/// [`Error::Folder`].
-pub fn run(plan: &Plan, run: &std::path::Path, jobs: usize) -> Result<Results, GridError> {
-    let locks = &plan.cells[0].context.locks;
+/// [`GridError::Stage`] of a stop, of a folder that cannot be used, and with [`OnFailure::Stop`] of the first stage that
+/// fails; [`GridError::Cells`] when cells failed or cannot be read, after all others are finished.
+pub fn run(plan: &Plan, jobs: usize, on_failure: OnFailure) -> Result<Results, GridError> {
+    let Context { run, locks, .. } = &plan.cells[0].context;
     plan.grid.write(run, locks)?;
-    let board = Mutex::new(Board::new(plan, jobs));
-    let finished = || board.lock().expect("no worker panics with the lock").update(plan, jobs);
+    let board = (on_failure == OnFailure::KeepGoing).then(|| Mutex::new(Board::new(plan, jobs)));
+    let finished = || {
+        if let Some(board) = &board {
+            board.lock().expect("no worker panics with the lock").update(plan, jobs);
+        }
+    };
     finished();
-    let outcomes = schedule::run(&plan.tasks, jobs, OnFailure::KeepGoing, finished);
+    let outcomes = schedule::run(&plan.tasks, jobs, on_failure, finished);
     drop(board);
     let results = plan.results();
     schedule::write_in_turn(&run.join("results.json"), &results, locks)?;
-    let failure = |outcome| match outcome {
-        Outcome::Failed(error) => Some(error.to_string()),
+    let mut errors = outcomes?.into_iter().filter_map(|outcome| match outcome {
+        Outcome::Failed(error) => Some(error),
         _ => None,
+    });
+    let first = match errors.next() {
+        Some(error) if on_failure == OnFailure::Stop => return Err(error.into()),
+        error => error.map(|error| error.to_string()),
     };
     let corrupt = |cell: &Cell| match &cell.state {
         State::Corrupt { error } => Some(error.clone()),
         _ => None,
     };
-    let mut errors = outcomes?.into_iter().filter_map(failure);
-    match errors.next().or_else(|| results.cells.iter().find_map(corrupt)) {
+    match first.or_else(|| results.cells.iter().find_map(corrupt)) {
         None => Ok(results),
         Some(first) => {
             let of = results.cells.len();
-            Err(GridError::Cells { failed: of - results.finished(), of, first }.into())
+            Err(GridError::Cells { failed: of - results.finished(), of, first })
         }
     }
 }
