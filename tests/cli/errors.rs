@@ -752,7 +752,7 @@ const SETTINGS: &[Row] = &[
         model_and(|_| (), &["--set", "reward.margin_scale=0.5"])
     }),
     (
-        "Error::Memory",
+        "MemoryError",
         2,
         &[
             "sft needs about ",
@@ -791,13 +791,13 @@ const SETTINGS: &[Row] = &[
     }),
     #[cfg(not(feature = "wgpu"))]
     (
-        "Error::Device",
+        "DeviceError",
         2,
         &["--device wgpu: this build lacks it", "cargo build --release --features wgpu"],
         |_| try_in_empty(&["sft", "--device", "wgpu"]),
     ),
     #[cfg(feature = "wgpu")]
-    ("Error::Device", 2, &["--device cuda: this build lacks it"], |_| {
+    ("DeviceError", 2, &["--device cuda: this build lacks it"], |_| {
         try_in_empty(&["sft", "--device", "cuda"])
     }),
     // What clap says.
