@@ -10,8 +10,8 @@
 
 pub mod analysis;
 pub mod driver;
-pub mod estimate;
 pub mod file;
+mod outlook;
 pub mod plan;
 pub mod reported;
 pub mod reproduce;

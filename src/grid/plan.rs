@@ -12,7 +12,7 @@ use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, Sta
 use super::schedule::{Failure, Tasks, write_in_turn};
 use crate::device::DeviceName;
 use crate::run::folder::{FAILED, FolderError, Origin, read_json, read_json_lines};
-use crate::run::lock::{Locks, is_held};
+use crate::run::lock::Locks;
 use crate::run::metrics::IterationMetrics;
 use crate::run::progress::Progress;
 use crate::run::{Context, Layout, Stage};
@@ -194,40 +194,7 @@ fn check_format(path: &Path) -> Result<(), GridError> {
     }
 }
 
-/// How far a cell is, for `status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progressed {
-    /// All stages are finished.
-    Finished,
-    /// A stage ended with an error.
-    Failed,
-    /// A process runs one of its stages now.
-    Running,
-    /// Some stages are finished, or have a checkpoint.
-    Begun,
-    /// Nothing is there.
-    Waiting,
-}
-
 impl Plan {
-    /// How far a cell is, without reading its results.
-    pub fn progressed(&self, cell: &PlannedCell) -> Progressed {
-        let tasks = self.tasks.all();
-        let chain = self.tasks.chain(cell.last);
-        let some = |of: &dyn Fn(&Path) -> bool| chain.iter().any(|&task| of(&tasks[task].dir));
-        if tasks[cell.last].is_finished() {
-            Progressed::Finished
-        } else if some(&is_held) {
-            Progressed::Running
-        } else if some(&|dir| dir.join(FAILED).exists()) {
-            Progressed::Failed
-        } else if some(&Path::exists) {
-            Progressed::Begun
-        } else {
-            Progressed::Waiting
-        }
-    }
-
     /// What is there of the grid's results.
     pub fn results(&self) -> Results {
         let experiment = |(planned, numbers): (&Planned, &Vec<Vec<usize>>)| Experiment {
@@ -255,7 +222,7 @@ impl Plan {
     }
 
     fn cell(&self, cell: &PlannedCell) -> Cell {
-        let (state, stages) = match self.state(cell) {
+        let (state, stages) = match self.read(cell) {
             finished @ State::Finished(_) => match origins(&cell.context) {
                 Ok(stages) => (finished, stages),
                 Err(error) => (State::Corrupt { error: error.to_string() }, BTreeMap::new()),
@@ -265,7 +232,7 @@ impl Plan {
         Cell { id: cell.id.clone(), seed: cell.seed, state, stages }
     }
 
-    fn state(&self, cell: &PlannedCell) -> State {
+    fn read(&self, cell: &PlannedCell) -> State {
         let tasks = self.tasks.all();
         for number in self.tasks.chain(cell.last) {
             let task = &tasks[number];
