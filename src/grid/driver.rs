@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use super::GridError;
+use super::error::GridError;
 use super::outlook::Board;
 use super::plan::Plan;
 use super::results::{Cell, Results, State};

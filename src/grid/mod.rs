@@ -10,6 +10,7 @@
 
 pub mod analysis;
 pub mod driver;
+pub mod error;
 pub mod file;
 mod outlook;
 pub mod plan;
@@ -19,4 +20,4 @@ pub mod results;
 pub mod schedule;
 pub mod tables;
 
-pub use file::GridError;
+pub use error::GridError;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::GridError;
+use super::error::GridError;
 use super::file::Planned;
 use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
 use super::schedule::{Failure, Tasks, write_in_turn};

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::GridError;
 use super::analysis::Quantity;
 use super::driver;
+use super::error::GridError;
 use super::file::{Planned, PlannedArm};
 use super::plan::Plan;
 use super::results::{Figures, Results};

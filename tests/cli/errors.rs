@@ -1282,10 +1282,10 @@ const GRIDS: &[Row] = &[
     ("GridError::Read", 2, &["none.toml: cannot read: ", "own.toml:4 includes it"], |_| {
         experiment("include = [\n\n'none.toml']")
     }),
-    ("GridError::Toml", 2, &["own.toml:4: duplicate key"], |_| {
+    ("GridError::File", 2, &["own.toml:4: duplicate key"], |_| {
         experiment("[arms]\na = { method = 'token' }\na = { method = 'bandit' }")
     }),
-    ("GridError::Toml", 2, &["own.toml:3: unknown field `axis`, expected one of `title`"], |_| {
+    ("GridError::File", 2, &["own.toml:3: unknown field `axis`, expected one of `title`"], |_| {
         experiment("\naxis = 3\n[arms]\na = {}")
     }),
     ("SettingsError::Toml", 2, &["own.toml:4: arm \"b\": unknown field `clipp`"], |_| {
@@ -1294,41 +1294,35 @@ const GRIDS: &[Row] = &[
     ("SettingsError::Range", 2, &["own.toml:3: axis \"task.pairs\": task.pairs = 0; exp"], |_| {
         experiment("[axes]\n'task.pairs' = [0]")
     }),
-    ("GridError::Empty", 2, &["own.toml: no experiment; give [arms] or [axes], or"], |_| {
+    ("GridError::File", 2, &["own.toml: no experiment; give [arms] or [axes], or"], |_| {
         experiment("")
     }),
+    ("GridError::File", 2, &["own.toml:3: the axis \"task.pairs\" has no values; give"], |_| {
+        experiment("[axes]\n'task.pairs' = []")
+    }),
+    ("GridError::File", 2, &["own.toml:2: `ours` names \"b\", but the arms are [\"a\"]"], |_| {
+        experiment("ours = ['b']\n[arms]\na = {}")
+    }),
     (
-        "GridError::EmptyAxis",
-        2,
-        &["own.toml:3: the axis \"task.pairs\" has no values; give"],
-        |_| experiment("[axes]\n'task.pairs' = []"),
-    ),
-    (
-        "GridError::NoSuchArm",
-        2,
-        &["own.toml:2: `ours` names \"b\", but the arms are [\"a\"]"],
-        |_| experiment("ours = ['b']\n[arms]\na = {}"),
-    ),
-    (
-        "GridError::NotOfAnArm",
+        "GridError::File",
         2,
         &["own.toml:3: axis \"seed\": `seed` holds for all arms; give --seed, --seeds"],
         |_| experiment("[axes]\nseed = [1, 2]"),
     ),
     (
-        "GridError::BesideInclude",
+        "GridError::File",
         2,
         &["own.toml:3: `axes` beside `include`; a file that includes others has no experiment"],
         |_| include("[axes]"),
     ),
     (
-        "GridError::Cycle",
+        "GridError::File",
         2,
         &["own.toml:2: ", "own.toml includes itself; take one of them out"],
         |_| experiment("include = ['own.toml']"),
     ),
     (
-        "GridError::SameName",
+        "GridError::File",
         2,
         &["one.toml: a second experiment \"one\", after ", "so rename one, or include it once"],
         |_| {
@@ -1338,7 +1332,7 @@ const GRIDS: &[Row] = &[
         },
     ),
     (
-        "GridError::SameSettings",
+        "GridError::File",
         2,
         &["own.toml:4: \"b\" has the same settings as \"a\"; take one of them out or change"],
         |_| experiment("[arms]\na = {}\nb = { method = 'segment' }"),
