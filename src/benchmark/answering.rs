@@ -77,10 +77,9 @@ pub struct Answer {
 }
 
 /// Which answers are wanted.
+#[allow(missing_docs)] // the names say it
 pub struct Request {
-    /// The benchmark's question file.
     pub questions: PathBuf,
-    /// The answer file.
     pub out: PathBuf,
     /// The folder of the model that answers.
     pub model: PathBuf,

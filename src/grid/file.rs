@@ -38,21 +38,19 @@ const EMPTY: &str =
 
 /// An experiment, with the settings of every arm resolved but for the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Planned {
     /// The stem of its file.
     pub name: String,
-    /// What it shows.
     pub title: String,
-    /// What to know about it.
     pub note: Option<String>,
-    /// The paper's table that it stands beside.
     pub paper_table: Option<u32>,
-    /// Its rows.
     pub arms: Vec<PlannedArm>,
 }
 
 /// One row of an experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names say it
 pub struct PlannedArm {
     /// Its name, with its place on each axis.
     pub name: String,
@@ -61,7 +59,6 @@ pub struct PlannedArm {
     /// What it changes.
     #[serde(with = "as_toml")]
     pub changes: Table,
-    /// All its settings.
     #[serde(with = "as_toml")]
     pub settings: Settings,
 }

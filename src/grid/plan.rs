@@ -22,48 +22,41 @@ use crate::stop::Stop;
 
 /// What `RUN/grid.json` holds: everything that the grid's cells depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Grid {
     /// [`FORMAT`] of the program that wrote it.
     pub format: u32,
-    /// The device.
     pub device: DeviceName,
     /// The seeds, the same for every arm.
     pub seeds: Vec<u64>,
     /// The user's model, in place of the run's own SFT model.
     pub model: Option<PathBuf>,
-    /// The user's reward model.
     pub reward_model: Option<PathBuf>,
-    /// The user's data, in place of the embedded task.
     pub data: Option<PathBuf>,
-    /// The user's prompts.
     pub prompts: Option<PathBuf>,
-    /// The experiments.
     pub experiments: Vec<Planned>,
 }
 
 /// One arm with one seed, ready to run.
+#[allow(missing_docs)] // the names say it
 pub struct PlannedCell {
     /// Which experiment and which of its arms name it first.
     pub arm: [usize; 2],
-    /// Its seed.
     pub seed: u64,
-    /// Its hash.
     pub id: String,
-    /// What its stages run with.
     pub context: Context,
     /// The number of its last task.
     pub last: usize,
 }
 
 /// The cells of a grid, each once, and their stages, each once.
+#[allow(missing_docs)] // the names say it
 pub struct Plan {
-    /// The grid.
     pub grid: Grid,
     /// By experiment, arm and seed: the number of the cell.
     pub numbers: Vec<Vec<Vec<usize>>>,
     /// The cells: of the first seed first, in the order of the experiments.
     pub cells: Vec<PlannedCell>,
-    /// Their stages.
     pub tasks: Tasks,
 }
 

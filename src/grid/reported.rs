@@ -37,11 +37,11 @@ pub fn reported() -> &'static Reported {
 /// The content of `paper/reported.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct Reported {
     /// The tables, those of the paper by their number.
     #[serde(rename = "table")]
     pub tables: Vec<Table>,
-    /// Figure 4.
     pub cutoff_sweep: CutoffSweep,
     /// The normalizers that were released with the official code.
     #[serde(rename = "released_fit")]
@@ -103,14 +103,13 @@ impl fmt::Display for Reported {
 /// A table: figures of one model after training in several ways.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct Table {
     /// Where it stands.
     pub source: Source,
     /// The model that training starts from; nothing where that is not known.
     pub model: Option<String>,
-    /// What to know about it.
     pub note: Option<String>,
-    /// Its rows, in the paper's order.
     pub rows: Vec<Row>,
 }
 
@@ -257,12 +256,11 @@ pub struct CutoffSweep {
 /// A normalizer that was released with the official code.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct ReleasedFit {
     /// The model that the reward model was trained from.
     pub model: String,
-    /// What one action is.
     pub actions: Rule,
-    /// The fit.
     pub normalizer: Normalizer,
     /// What is wrong with it.
     pub note: Option<String>,

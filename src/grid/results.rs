@@ -15,12 +15,11 @@ pub const FORMAT: u32 = 2;
 
 /// All experiments of a grid, and the cells that they share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Results {
     /// [`FORMAT`] of the program that wrote it.
     pub format: u32,
-    /// The program's version.
     pub version: String,
-    /// The device.
     pub device: String,
     /// The experiments, in the order of their files.
     pub experiments: Vec<Experiment>,
@@ -48,27 +47,24 @@ impl Results {
 
 /// One table or figure: arms that differ in some settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Experiment {
     /// The stem of its file.
     pub name: String,
-    /// What it shows.
     pub title: String,
-    /// What to know about it.
     pub note: Option<String>,
-    /// The paper's table that it stands beside.
     pub paper_table: Option<u32>,
-    /// Its rows.
     pub arms: Vec<Arm>,
 }
 
 /// One row of an experiment: settings, run with every seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Arm {
     /// Its name in the experiment.
     pub name: String,
     /// Whether the paper has no such arm.
     pub ours: bool,
-    /// Its method.
     pub method: Method,
     /// The settings that make it what it is, over the experiment's base.
     pub settings: toml::Table,
@@ -78,12 +74,11 @@ pub struct Arm {
 
 /// One arm with one seed. Arms with the same settings share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Cell {
     /// The hash of its resolved settings and inputs.
     pub id: String,
-    /// The seed.
     pub seed: u64,
-    /// How far it is.
     pub state: State,
     /// By the name of its stages: which program made each; empty unless it is finished.
     pub stages: BTreeMap<String, Origin>,
@@ -102,23 +97,16 @@ impl Cell {
 /// How far a cell is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(missing_docs)] // the names say it
 pub enum State {
     /// Some of its stages are still to run.
     Pending,
     /// All stages are finished.
     Finished(Box<Figures>),
     /// A stage ended with an error.
-    Failed {
-        /// The stage.
-        stage: String,
-        /// The error.
-        error: String,
-    },
+    Failed { stage: String, error: String },
     /// A file of a finished stage cannot be read.
-    Corrupt {
-        /// The error, which names the file.
-        error: String,
-    },
+    Corrupt { error: String },
 }
 
 /// The figures of a finished cell.

@@ -17,10 +17,9 @@ use crate::run::{Context, Stage};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One stage to run.
+#[allow(missing_docs)] // the names say it
 pub struct Task {
-    /// The stage.
     pub stage: Stage,
-    /// What it is run with.
     pub context: Context,
     /// Its folder; no other task has it.
     pub dir: PathBuf,
@@ -270,8 +269,8 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
 
 /// The content of [`FAILED`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Failure {
-    /// The error.
     pub error: String,
 }
 

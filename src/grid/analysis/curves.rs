@@ -105,22 +105,21 @@ pub struct BandPoint {
 /// The [`path`] of one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct SeedPath {
-    /// The seed.
     pub seed: u64,
-    /// Its points.
     pub points: Vec<PathPoint>,
 }
 
 /// A policy on held-out prompts, by what it earns and how far it has gone from the SFT model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct PathPoint {
     /// Updates of the policy before the point: 0 is the SFT model.
     pub iteration: usize,
     /// KL from the reference (k1), nats a response.
     pub kl: f64,
-    /// Gold reward.
     pub gold: f64,
 }
 

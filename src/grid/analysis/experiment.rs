@@ -21,30 +21,25 @@ pub const ONE_BETA: &str = "One β is not one strength: PPO divides advantages, 
 /// The statistics of all experiments: `analysis.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct Analysis {
     /// [`results::FORMAT`] of the results.
     pub format: u32,
-    /// The version of the program that gave the results.
     pub version: String,
-    /// The device.
     pub device: String,
     /// The [margin](Quantity::margin) of each quantity that has one.
     pub margins: BTreeMap<Quantity, f64>,
-    /// The experiments, in the results' order.
     pub experiments: Vec<Experiment>,
 }
 
 /// One experiment: its arms, how they differ, and what the paper says of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct Experiment {
-    /// The stem of its file.
     pub name: String,
-    /// What it shows.
     pub title: String,
-    /// What to know about it.
     pub note: Option<String>,
-    /// The paper's table that it stands beside.
     pub paper_table: Option<u32>,
     /// The SFT model on the held-out prompts: what is known of it, if it is the same for all arms.
     pub base: BTreeMap<Quantity, Estimate>,
@@ -59,18 +54,17 @@ pub struct Experiment {
 /// One arm over its seeds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct Arm {
     /// Its name in the experiment.
     pub name: String,
     /// Whether the paper has no such arm.
     pub ours: bool,
-    /// Its method.
     pub method: Method,
     /// The settings that make it what it is, over the experiment's base.
     pub settings: toml::Table,
     /// The ids of its cells by ascending seed: arms with the same ones are one arm.
     pub cells: Vec<String>,
-    /// How far its cells are.
     pub seeds: Seeds,
     /// Why some of them gave nothing, in the order of the seeds.
     pub problems: Vec<Problem>,
@@ -103,12 +97,11 @@ pub struct Seeds {
 /// Why a cell gave no figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct Problem {
-    /// The seed.
     pub seed: u64,
     /// The stage that failed; absent where a file cannot be read.
     pub stage: Option<String>,
-    /// The error.
     pub error: String,
 }
 

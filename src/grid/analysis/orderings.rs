@@ -36,8 +36,8 @@ pub struct Ordering {
 /// What the paper reports of two rows on one benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct ReportedPair {
-    /// The benchmark.
     pub benchmark: Benchmark,
     /// The figure of [`Ordering::better`].
     pub better: f64,
@@ -50,10 +50,10 @@ pub struct ReportedPair {
 /// A difference, better less worse, paired by seed, with its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
 pub struct Outcome {
     /// Over the seeds that both finished.
     pub difference: Estimate,
-    /// What it says of the paper's ordering.
     pub verdict: Verdict,
 }
 

@@ -22,10 +22,9 @@ use crate::stage::fit_normalizer::NormalizerFile;
 
 /// What the report is made from.
 #[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)] // the names say it
 pub struct Page<'a> {
-    /// What the grid gave.
     pub results: &'a Results,
-    /// Its statistics.
     pub analysis: &'a Analysis,
     /// What is not in the results.
     pub extras: &'a Extras,
@@ -33,10 +32,10 @@ pub struct Page<'a> {
 
 /// What the report shows besides figures: of one seed, and whatever there is of it.
 #[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Extras {
     /// The settings that all arms start from, as TOML.
     pub settings: Option<String>,
-    /// Time spent.
     pub times: Vec<StageTime>,
     /// Normalizers with the statistics that they were fitted to.
     pub fits: Vec<Fit>,
@@ -46,14 +45,13 @@ pub struct Extras {
     pub texts: Vec<ShadedText>,
     /// Answers before and after.
     pub samples: Vec<SampleText>,
-    /// Files beside the report.
     pub files: Vec<Link>,
 }
 
 /// What a stage took, over all its runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs)] // the names say it
 pub struct StageTime {
-    /// The stage.
     pub stage: String,
     /// How often it ran.
     pub runs: usize,
@@ -63,10 +61,9 @@ pub struct StageTime {
 
 /// The normalizer of one arm with one seed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Fit {
-    /// The arm.
     pub arm: String,
-    /// The seed.
     pub seed: u64,
     /// The normalizer, with its statistics.
     pub file: NormalizerFile,
@@ -74,10 +71,9 @@ pub struct Fit {
 
 /// How long the segments of one arm are, over the responses of held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs)] // the names say it
 pub struct SegmentLengths {
-    /// The arm.
     pub arm: String,
-    /// The seed.
     pub seed: u64,
     /// Segments of 1 token, of 2, and so on.
     pub counts: Vec<usize>,
@@ -85,12 +81,10 @@ pub struct SegmentLengths {
 
 /// A held-out prompt and what was answered before and after training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs)] // the names say it
 pub struct SampleText {
-    /// The arm.
     pub arm: String,
-    /// The seed.
     pub seed: u64,
-    /// The prompt.
     pub prompt: String,
     /// The SFT model's answer.
     pub before: String,
@@ -102,8 +96,8 @@ pub struct SampleText {
 
 /// A file beside the report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs)] // the names say it
 pub struct Link {
-    /// Its name.
     pub file: String,
     /// What it holds.
     pub what: String,

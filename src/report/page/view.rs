@@ -8,22 +8,16 @@ use crate::statistics::Estimate;
 /// The whole page.
 #[derive(Debug, Serialize)]
 pub struct View {
-    /// Its title.
     pub title: String,
-    /// One line below it.
     pub subtitle: String,
-    /// Its parts, in order.
     pub sections: Vec<Section>,
 }
 
 /// A part with a heading.
 #[derive(Debug, Serialize)]
 pub struct Section {
-    /// Its anchor.
     pub id: &'static str,
-    /// Its heading.
     pub title: String,
-    /// What stands below the heading.
     pub blocks: Vec<Block>,
 }
 
@@ -133,7 +127,6 @@ fn minus(text: &str) -> String {
 pub struct Entry {
     /// A piece of the line: SVG.
     swatch: String,
-    /// Whose it is.
     name: String,
 }
 
@@ -149,7 +142,6 @@ impl Entry {
 pub struct Drawing {
     /// What tells it from those beside it.
     title: Option<String>,
-    /// SVG.
     svg: String,
 }
 
@@ -165,13 +157,11 @@ impl Drawing {
 pub struct ShadedRow {
     /// What the pieces are shaded by.
     name: String,
-    /// The pieces in order.
     pieces: Vec<Shade>,
 }
 
 /// A piece of a text.
 pub struct Piece {
-    /// The text.
     pub text: String,
     /// What it is shaded by.
     pub value: Option<f64>,
