@@ -1,5 +1,7 @@
 //! The command line: arguments in, checked settings out, then one stage. No logic of its own.
 
+#![doc(hidden)]
+
 mod benchmark;
 pub mod error;
 mod grid;

@@ -14,7 +14,6 @@ use crate::settings::SettingsError;
 /// Why a grid ended before its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs)] // the texts say what the fields are
 pub enum GridError {
     /// An experiment file, or the base of one, could not be read.
     #[error("{path}: cannot read: {source}; {wanted}")]

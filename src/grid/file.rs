@@ -38,7 +38,6 @@ const EMPTY: &str =
 
 /// An experiment, with the settings of every arm resolved but for the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Planned {
     /// The stem of its file.
     pub name: String,
@@ -50,7 +49,6 @@ pub struct Planned {
 
 /// One row of an experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names say it
 pub struct PlannedArm {
     /// Its name, with its place on each axis.
     pub name: String,

@@ -8,8 +8,10 @@
 //! A cell's stages live in folders named by a hash of all that their results depend on, so that arms share what they
 //! have in common, in one grid and in the next.
 
+#![doc(hidden)]
+
 pub mod analysis;
-pub mod driver;
+pub(crate) mod driver;
 pub mod error;
 pub mod file;
 mod outlook;
@@ -17,7 +19,7 @@ pub mod plan;
 pub mod reported;
 pub mod reproduce;
 pub mod results;
-pub mod schedule;
+pub(crate) mod schedule;
 pub mod tables;
 
 pub use error::GridError;

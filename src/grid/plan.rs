@@ -22,7 +22,6 @@ use crate::stop::Stop;
 
 /// What `RUN/grid.json` holds: everything that the grid's cells depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Grid {
     /// [`FORMAT`] of the program that wrote it.
     pub format: u32,
@@ -38,7 +37,6 @@ pub struct Grid {
 }
 
 /// One arm with one seed, ready to run.
-#[allow(missing_docs)] // the names say it
 pub struct PlannedCell {
     /// Which experiment and which of its arms name it first.
     pub arm: [usize; 2],
@@ -50,7 +48,6 @@ pub struct PlannedCell {
 }
 
 /// The cells of a grid, each once, and their stages, each once.
-#[allow(missing_docs)] // the names say it
 pub struct Plan {
     pub grid: Grid,
     /// By experiment, arm and seed: the number of the cell.

@@ -37,7 +37,6 @@ pub fn reported() -> &'static Reported {
 /// The content of `paper/reported.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct Reported {
     /// The tables, those of the paper by their number.
     #[serde(rename = "table")]
@@ -103,7 +102,6 @@ impl fmt::Display for Reported {
 /// A table: figures of one model after training in several ways.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct Table {
     /// Where it stands.
     pub source: Source,
@@ -256,7 +254,6 @@ pub struct CutoffSweep {
 /// A normalizer that was released with the official code.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct ReleasedFit {
     /// The model that the reward model was trained from.
     pub model: String,

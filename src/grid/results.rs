@@ -15,7 +15,6 @@ pub const FORMAT: u32 = 2;
 
 /// All experiments of a grid, and the cells that they share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Results {
     /// [`FORMAT`] of the program that wrote it.
     pub format: u32,
@@ -47,7 +46,6 @@ impl Results {
 
 /// One table or figure: arms that differ in some settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Experiment {
     /// The stem of its file.
     pub name: String,
@@ -59,7 +57,6 @@ pub struct Experiment {
 
 /// One row of an experiment: settings, run with every seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Arm {
     /// Its name in the experiment.
     pub name: String,
@@ -74,7 +71,6 @@ pub struct Arm {
 
 /// One arm with one seed. Arms with the same settings share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Cell {
     /// The hash of its resolved settings and inputs.
     pub id: String,
@@ -97,7 +93,6 @@ impl Cell {
 /// How far a cell is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs)] // the names say it
 pub enum State {
     /// Some of its stages are still to run.
     Pending,
@@ -130,7 +125,6 @@ pub struct Figures {
 
 /// Columns of `metrics.jsonl`, whose docs define them: [`IterationMetrics`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the glossary is IterationMetrics
 pub struct Curve {
     pub gold: Vec<Option<f64>>,
     pub sequence_score: Vec<f64>,

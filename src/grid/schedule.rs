@@ -17,7 +17,6 @@ use crate::run::{Context, Stage};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One stage to run.
-#[allow(missing_docs)] // the names say it
 pub struct Task {
     pub stage: Stage,
     pub context: Context,
@@ -269,7 +268,6 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
 
 /// The content of [`FAILED`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Failure {
     pub error: String,
 }

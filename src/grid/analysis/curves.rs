@@ -105,7 +105,6 @@ pub struct BandPoint {
 /// The [`path`] of one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct SeedPath {
     pub seed: u64,
     pub points: Vec<PathPoint>,
@@ -114,7 +113,6 @@ pub struct SeedPath {
 /// A policy on held-out prompts, by what it earns and how far it has gone from the SFT model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct PathPoint {
     /// Updates of the policy before the point: 0 is the SFT model.
     pub iteration: usize,

@@ -21,7 +21,6 @@ pub const ONE_BETA: &str = "One β is not one strength: PPO divides advantages, 
 /// The statistics of all experiments: `analysis.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct Analysis {
     /// [`results::FORMAT`] of the results.
     pub format: u32,
@@ -35,7 +34,6 @@ pub struct Analysis {
 /// One experiment: its arms, how they differ, and what the paper says of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct Experiment {
     pub name: String,
     pub title: String,
@@ -54,7 +52,6 @@ pub struct Experiment {
 /// One arm over its seeds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct Arm {
     /// Its name in the experiment.
     pub name: String,
@@ -97,7 +94,6 @@ pub struct Seeds {
 /// Why a cell gave no figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct Problem {
     pub seed: u64,
     /// The stage that failed; absent where a file cannot be read.

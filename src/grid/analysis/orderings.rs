@@ -36,7 +36,6 @@ pub struct Ordering {
 /// What the paper reports of two rows on one benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct ReportedPair {
     pub benchmark: Benchmark,
     /// The figure of [`Ordering::better`].
@@ -50,7 +49,6 @@ pub struct ReportedPair {
 /// A difference, better less worse, paired by seed, with its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names say it
 pub struct Outcome {
     /// Over the seeds that both finished.
     pub difference: Estimate,

@@ -22,7 +22,6 @@ use crate::stage::fit_normalizer::NormalizerFile;
 
 /// What the report is made from.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)] // the names say it
 pub struct Page<'a> {
     pub results: &'a Results,
     pub analysis: &'a Analysis,
@@ -32,7 +31,6 @@ pub struct Page<'a> {
 
 /// What the report shows besides figures: of one seed, and whatever there is of it.
 #[derive(Clone, Debug, Default, Serialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Extras {
     /// The settings that all arms start from, as TOML.
     pub settings: Option<String>,
@@ -50,7 +48,6 @@ pub struct Extras {
 
 /// What a stage took, over all its runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)] // the names say it
 pub struct StageTime {
     pub stage: String,
     /// How often it ran.
@@ -61,7 +58,6 @@ pub struct StageTime {
 
 /// The normalizer of one arm with one seed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Fit {
     pub arm: String,
     pub seed: u64,
@@ -71,7 +67,6 @@ pub struct Fit {
 
 /// How long the segments of one arm are, over the responses of held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)] // the names say it
 pub struct SegmentLengths {
     pub arm: String,
     pub seed: u64,
@@ -81,7 +76,6 @@ pub struct SegmentLengths {
 
 /// A held-out prompt and what was answered before and after training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)] // the names say it
 pub struct SampleText {
     pub arm: String,
     pub seed: u64,
@@ -96,7 +90,6 @@ pub struct SampleText {
 
 /// A file beside the report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)] // the names say it
 pub struct Link {
     pub file: String,
     /// What it holds.
