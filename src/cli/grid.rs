@@ -60,7 +60,7 @@ pub(super) fn reproduce(common: &Common, preset: Preset) -> Result<(), Error> {
     show::results(&plan, &results, start.elapsed())
 }
 
-/// A grid of these experiments with so many seeds.
+/// A grid of these experiments with this many seeds.
 fn grid(common: &Common, first: u64, seeds: u64, experiments: Vec<Planned>) -> Grid {
     use_threads(common.threads.or(Some(1)));
     Grid {
@@ -75,8 +75,8 @@ fn grid(common: &Common, first: u64, seeds: u64, experiments: Vec<Planned>) -> G
     }
 }
 
-/// The cell that a command reads in a grid's folder `run`: of --method and --seed, or of the method `segment` and the
-/// first seed. Nothing where there is no grid.
+/// The cell that a command reads in a grid's folder `run`, chosen by --method and --seed: by default `segment` and
+/// the first seed. `None` if the folder has no grid.
 pub(super) fn cell(common: &Common, run: &Path) -> Result<Option<Context>, Error> {
     if common.model.is_some() || !run.join("grid.json").exists() {
         return Ok(None);
@@ -100,17 +100,16 @@ pub(super) fn cell(common: &Common, run: &Path) -> Result<Option<Context>, Error
 /// Arguments of `ablate`.
 #[derive(Args)]
 pub(super) struct AblateArgs {
-    /// The experiments' files, such as experiments/table1.toml; the results go to --run [default: runs/ and their
-    /// names]
+    /// Experiment files, such as experiments/table1.toml; the results go to --run [default: runs/ and their names]
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Seeds of every arm: 0, 1, … or --seed and on
+    /// Number of seeds: 0, 1, … or counted from --seed
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     seeds: u16,
-    /// Stages that run at the same time, each on its own core
+    /// Stages to run at the same time, each on its own core
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
-    /// Print the cells and what they will take, and run nothing
+    /// Print the cells and the time that they will take, and run nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -144,7 +143,7 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     show::out(&format!("{cells} cells, {seconds:.0} s; results.json in {}", run.display()))
 }
 
-/// Prints how far a grid is.
+/// Prints the progress of a grid.
 pub(super) fn status(common: &Common, run: Option<&Path>) -> Result<(), Error> {
     show::out(&plan(folder(common, run)?)?.status(2))
 }
@@ -174,7 +173,7 @@ pub(super) struct ReportArgs {
     open: bool,
 }
 
-/// Writes the report of what is there of a grid.
+/// Writes the report of a grid, finished or not.
 pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     let run = folder(common, args.run.as_deref())?;
     let plan = plan(run)?;
@@ -226,7 +225,7 @@ fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
     Ok(write_file(readme, text.as_bytes())?)
 }
 
-/// The grid in the folder `run`, to be read.
+/// The grid in the folder `run`, for reading only.
 fn plan(run: &Path) -> Result<Plan, Error> {
     Ok(Grid::read(run)?.plan(run, &Locks::default(), &Stop::default(), &Progress::silent())?)
 }

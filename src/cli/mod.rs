@@ -1,4 +1,4 @@
-//! The command line: arguments in, checked settings out, then one stage. No logic of its own.
+//! The command line: arguments become checked settings, then one call. It has no logic of its own.
 
 #![doc(hidden)]
 
@@ -43,13 +43,13 @@ enum Command {
     },
     /// Runs the experiments of one or more files: every arm with every seed; what is finished is not run again
     Ablate(grid::AblateArgs),
-    /// Prints how far the experiments in a folder are
+    /// Prints the progress of the experiments in a folder
     Status {
         /// The folder that `ablate` or `reproduce` writes into; or --run
         #[arg(id = "folder", value_name = "RUN")]
         run: Option<PathBuf>,
     },
-    /// Writes the page, tables and figures of the experiments in a folder, finished or not
+    /// Writes the page, tables and figures of the experiments in a folder, even unfinished ones
     Report(grid::ReportArgs),
     /// Fine-tunes the reference model on responses
     Sft,
@@ -86,13 +86,13 @@ enum Command {
 
 #[derive(Args)]
 struct ExportArgs {
-    /// The folder to write: a new or an empty one
+    /// The folder to write; it must be new or empty
     #[arg(long, value_name = "DIR")]
     hf: PathBuf,
     /// Which model of the run [default: policy]; without --model, which names another
     #[arg(long)]
     what: Option<export::What>,
-    /// The type of the weights [default: that of the model's own files]
+    /// The type of the weights [default: as in the model's own files]
     #[arg(long)]
     dtype: Option<export::Weights>,
 }
@@ -102,8 +102,8 @@ type Overlay = (String, String);
 
 #[derive(Args, Clone)]
 struct Common {
-    /// The run's folder [default: runs/quick or runs/full for reproduce, else runs/default]; to read what a grid or a
-    /// reproduction made, its folder, with --method and --seed
+    /// The run's folder [default: runs/quick or runs/full for reproduce, else runs/default]. Where `reproduce` or
+    /// `ablate` wrote, --method and --seed choose a model
     #[arg(long, global = true, value_name = "DIR")]
     run: Option<PathBuf>,
     /// A settings file over the defaults; may be repeated
@@ -125,8 +125,8 @@ struct Common {
     /// model.safetensors or shards with an index, tokenizer.json
     #[arg(long, global = true, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The folder of a train-reward stage, in place of the run's own; to evaluate and score also a published
-    /// reward model's
+    /// The folder of a train-reward stage, in place of the run's own; for evaluate and score also a published reward
+    /// model
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
     /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, in place of the embedded task
@@ -141,7 +141,7 @@ struct Common {
     /// Stop with a checkpoint after N optimizer steps or PPO iterations
     #[arg(long, global = true, value_name = "N")]
     stop_after: Option<usize>,
-    /// Run even where the file system has no locks: see to it yourself that no two processes run one stage
+    /// Run even if the file system has no locks: make sure yourself that no two processes run the same stage
     #[arg(long, global = true)]
     without_locks: bool,
 }
@@ -156,7 +156,7 @@ impl Common {
         Ok(Settings::resolve(&overlays, &self.sets())?)
     }
 
-    /// What `--set` and its short forms set.
+    /// The settings of `--set` and its short forms.
     fn sets(&self) -> Vec<String> {
         let mut sets = self.set.clone();
         sets.extend(self.method.map(|method| format!("method={:?}", method.name())));
@@ -218,15 +218,15 @@ impl Cli {
     }
 }
 
-/// The CPU threads of one tensor operation; without a number, as many as there are.
+/// Sets the CPU threads of one tensor operation; without a number, all cores are used.
 fn use_threads(threads: Option<usize>) {
     if let Some(threads) = threads {
-        // Fails only where a pool exists already, which then serves.
+        // Fails only if there is a pool already, which will do.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
 }
 
-/// What a single stage runs with, or a command that reads what stages made.
+/// The context of a single stage, or of a command that reads the results of stages.
 fn context(common: &Common, command: &Command) -> Result<Context, Error> {
     let run = common.run.clone().unwrap_or_else(|| PathBuf::from("runs/default"));
     let reads = matches!(

@@ -66,7 +66,7 @@ pub(super) fn json<T: Serialize>(value: &T) -> Result<(), Error> {
     out(&serde_json::to_string_pretty(value).expect("a plain struct serialises"))
 }
 
-/// Prints a line; a closed pipe is no error.
+/// Prints a line. A closed pipe is not an error.
 pub(super) fn out(text: &str) -> Result<(), Error> {
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::Output(error)),
@@ -74,7 +74,7 @@ pub(super) fn out(text: &str) -> Result<(), Error> {
     }
 }
 
-/// Whether standard output takes colours.
+/// Whether standard output shows colours.
 pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
@@ -100,7 +100,7 @@ pub(super) fn reported() -> Result<(), Error> {
     out(&reported::reported().to_string())
 }
 
-/// Prints what each stage needs of memory, for rows as long as the settings allow.
+/// Prints the memory that each stage needs, for rows as long as the settings allow.
 pub(super) fn memory(context: &Context) -> Result<(), Error> {
     let Some(dir) = &context.model else {
         return Err(Error::Usage(
@@ -137,7 +137,7 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
     out(&text)
 }
 
-/// The table, the paper's ordering of its methods, and one response before and after.
+/// Prints the table, the paper's ordering of the methods, and one response before and after training.
 pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<(), Error> {
     out(&format!("\n{}", table(results)))?;
     let over = if plan.grid.seeds.len() > 1 { "over seeds" } else { "over prompts" };
@@ -237,7 +237,7 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     Ok(())
 }
 
-/// Refuses a text that is longer, with its response, than the model in `dir` was made for.
+/// Rejects a text that is too long, with its response, for the model in `dir`.
 fn check_length(dir: &Path, tokens: usize, origin: &str) -> Result<(), Error> {
     let remedy = "shorten the text, or lower sampling.max_new_tokens";
     Ok(ModelConfig::from_dir(dir)?.length_limit().check(tokens, origin, remedy)?)
@@ -262,7 +262,7 @@ fn prompt(context: &Context, tokenizer: &Tokenizer, text: Option<&str>) -> Resul
     }
 }
 
-/// A response with entropies, segments, and rewards as far as the run has a reward model and a normalizer.
+/// A response with entropies and segments, and with rewards if the run has a reward model and a normalizer.
 fn segmented(
     context: &Context,
     task: &Task,

@@ -9,13 +9,13 @@ use super::results::{Cell, Results, State};
 use super::schedule::{self, OnFailure, Outcome};
 use crate::run::Context;
 
-/// Runs what is not finished of the grid on `jobs` threads; writes `grid.json` into its folder before, and
-/// `results.json` after. With [`OnFailure::KeepGoing`] it also shows how far all is.
+/// Runs the unfinished stages of a grid on `jobs` threads. Writes `grid.json` before and `results.json` after; with
+/// [`OnFailure::KeepGoing`] also shows the progress of the whole grid.
 ///
 /// # Errors
 ///
-/// [`GridError::Stage`] of a stop, of a folder that cannot be used, and with [`OnFailure::Stop`] of the first stage that
-/// fails; [`GridError::Cells`] when cells failed or cannot be read, after all others are finished.
+/// [`GridError::Stage`] after a stop, for an unusable folder and, with [`OnFailure::Stop`], for the first stage that
+/// fails; [`GridError::Cells`] if cells failed or cannot be read, once all others are finished.
 pub fn run(plan: &Plan, jobs: usize, on_failure: OnFailure) -> Result<Results, GridError> {
     let Context { run, locks, .. } = &plan.cells[0].context;
     plan.grid.write(run, locks)?;

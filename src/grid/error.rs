@@ -1,4 +1,4 @@
-//! Why an experiment file or a grid was refused, or what of it failed.
+//! Why an experiment file or a grid was rejected, or what failed in it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use crate::run::error::{Error, wrap_stage_errors};
 use crate::run::folder::FolderError;
 use crate::settings::SettingsError;
 
-/// Why a grid ended before its end.
+/// Why a grid stopped early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GridError {
     /// An experiment file, or the base of one, could not be read.
     #[error("{path}: cannot read: {source}; {wanted}")]
     Read { path: PathBuf, wanted: String, source: std::io::Error },
-    /// An experiment file was refused.
+    /// An experiment file was rejected.
     #[error("{at}: {message}")]
     File { at: Place, message: String },
-    /// A stage failed, or a file of it could not be used.
+    /// A stage failed, or one of its files could not be used.
     #[error(transparent)]
     Stage(#[from] Error),
-    /// A base file, the user's settings, or those of an arm were refused.
+    /// The settings of a base file, of the user or of an arm were rejected.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// A folder without a grid.
@@ -60,7 +60,7 @@ pub enum GridError {
 
 wrap_stage_errors!(GridError: FolderError, CheckpointError, DataError, DeviceError);
 
-/// A file, and where it matters the line.
+/// A file, with a line where one is to blame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     path: PathBuf,
@@ -72,7 +72,7 @@ impl Place {
         Self { path: path.to_owned(), line: line.into() }
     }
 
-    /// The error that says this of the place.
+    /// An error at this place.
     pub(super) fn refused(self, message: impl Into<String>) -> GridError {
         GridError::File { at: self, message: message.into() }
     }

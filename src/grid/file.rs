@@ -15,10 +15,10 @@
 //! "task.pairs" = [1000, 4000]    # token, pairs 1000; token, pairs 4000; short, pairs 1000; …
 //! ```
 //!
-//! A file of `include = ["table1.toml", …]` stands for those files, relative to it.
+//! A file with `include = ["table1.toml", …]` stands for the files that it names, relative to itself.
 //!
-//! Settings are laid over each other in this order: the defaults, the base, the user's settings files, the
-//! user's `--set`, the arm. The seed is no arm's: every arm runs with the same seeds.
+//! Later settings override earlier ones: the defaults, the base, the user's settings files, the user's `--set`, the
+//! arm. No arm sets the seed: all run with the same seeds.
 
 use std::fmt;
 use std::fs;
@@ -32,11 +32,11 @@ use toml::{Spanned, Table, Value};
 use super::error::{GridError, Place};
 use crate::settings::{Settings, line_at, merge};
 
-/// What a file without an experiment is told.
+/// The error for a file without an experiment.
 const EMPTY: &str =
     "no experiment; give [arms] or [axes], or include = [\"FILE\"] with other experiment files";
 
-/// An experiment, with the settings of every arm resolved but for the seed.
+/// An experiment with the resolved settings of every arm, except the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Planned {
     /// The stem of its file.
@@ -50,18 +50,18 @@ pub struct Planned {
 /// One row of an experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedArm {
-    /// Its name, with its place on each axis.
+    /// Its name, with its value on each axis.
     pub name: String,
     /// Whether the paper has no such arm.
     pub ours: bool,
-    /// What it changes.
+    /// The settings that it changes.
     #[serde(with = "as_toml")]
     pub changes: Table,
     #[serde(with = "as_toml")]
     pub settings: Settings,
 }
 
-/// Settings as a text of TOML in a file of JSON, which knows no infinite cutoff.
+/// Settings as TOML text inside JSON, which has no infinite numbers.
 mod as_toml {
     use serde::de::{DeserializeOwned, Error};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -82,7 +82,7 @@ mod as_toml {
 ///
 /// # Errors
 ///
-/// [`GridError`]; every file and every arm is checked.
+/// [`GridError`]. Every file and every arm is checked.
 pub fn read(
     paths: &[impl AsRef<Path>],
     overlays: &[(String, String)],
@@ -95,7 +95,7 @@ pub fn read(
     Ok(reader.found.into_iter().map(|(_, planned)| planned).collect())
 }
 
-/// What stands in a file.
+/// The content of a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -109,7 +109,7 @@ struct File {
     include: Option<Vec<Spanned<PathBuf>>>,
 }
 
-/// The entries of a table in their order, each key with its place.
+/// The entries of a table in file order, each key with its position.
 struct Entries<T>(Vec<(Spanned<String>, T)>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
@@ -134,7 +134,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
     }
 }
 
-/// An arm before its settings are resolved: what it changes, one step after the other.
+/// An arm before its settings are resolved: the changes that it makes, in order.
 #[derive(Clone)]
 struct Draft {
     /// Its name before any axis.
@@ -154,7 +154,7 @@ struct Step {
 struct Reader<'a> {
     overlays: &'a [(String, String)],
     sets: &'a [String],
-    /// The files that are being read, each included by the one before.
+    /// The files being read, each included by the one before it.
     open: Vec<PathBuf>,
     /// The experiments, each with its file.
     found: Vec<(PathBuf, Planned)>,

@@ -1,4 +1,4 @@
-//! How far a grid is, and how long the rest will take, judged by the stages that are finished.
+//! The progress of a grid, and the time left as estimated from its finished stages.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::run::progress::{Gauge, Progress};
 use crate::settings::Settings;
 use crate::table::markdown;
 
-/// A bar for each experiment and one for all in a terminal; elsewhere a line for each cell.
+/// In a terminal, a progress bar for each experiment and one for the grid; elsewhere, a line for each cell.
 pub(super) struct Board<'a> {
     plan: &'a Plan,
     jobs: usize,
@@ -202,7 +202,7 @@ impl Rates {
         }))
     }
 
-    /// The whole of a task.
+    /// The time that a whole task takes.
     fn seconds(&self, task: &Task) -> f64 {
         self.0[task.stage as usize] * work(task.stage, &task.context.settings)
     }

@@ -1,4 +1,4 @@
-//! A grid: experiments with seeds, as it stands in `RUN/grid.json`; its cells, stages and results.
+//! A grid as stored in `RUN/grid.json`: experiments and seeds; its cells, stages and results.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirEntry};
@@ -20,10 +20,10 @@ use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::online::keep::EvaluationLine;
 use crate::stop::Stop;
 
-/// What `RUN/grid.json` holds: everything that the grid's cells depend on.
+/// The content of `RUN/grid.json`: everything that the grid's cells depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grid {
-    /// [`FORMAT`] of the program that wrote it.
+    /// The [`FORMAT`] of the program that wrote it.
     pub format: u32,
     pub device: DeviceName,
     /// The seeds, the same for every arm.
@@ -38,7 +38,7 @@ pub struct Grid {
 
 /// One arm with one seed, ready to run.
 pub struct PlannedCell {
-    /// Which experiment and which of its arms name it first.
+    /// The first experiment that names it, and the arm in it.
     pub arm: [usize; 2],
     pub seed: u64,
     pub id: String,
@@ -50,9 +50,9 @@ pub struct PlannedCell {
 /// The cells of a grid, each once, and their stages, each once.
 pub struct Plan {
     pub grid: Grid,
-    /// By experiment, arm and seed: the number of the cell.
+    /// The number of each cell, by experiment, arm and seed.
     pub numbers: Vec<Vec<Vec<usize>>>,
-    /// The cells: of the first seed first, in the order of the experiments.
+    /// The cells, sorted by seed, then in the order of the experiments.
     pub cells: Vec<PlannedCell>,
     pub tasks: Tasks,
 }
@@ -73,7 +73,8 @@ impl Grid {
         Ok(read_json(&path, "ablate")?)
     }
 
-    /// Writes the grid into the folder `run`; what another one made there stays, and what both need is shared.
+    /// Writes the grid into the folder `run`. The stages of another grid there stay, and both share what they have in
+    /// common.
     ///
     /// # Errors
     ///
@@ -119,7 +120,7 @@ impl Grid {
             grid: self,
         };
         let mut known: HashMap<String, usize> = HashMap::new();
-        // One seed after the other, so that a grid that is stopped has all arms with some seeds.
+        // Seed by seed, so that a stopped grid has all arms for some seeds.
         for &seed in &plan.grid.seeds {
             for (e, experiment) in plan.grid.experiments.iter().enumerate() {
                 for (a, arm) in experiment.arms.iter().enumerate() {
@@ -144,7 +145,7 @@ impl Grid {
     }
 }
 
-/// The hash in the name of a cell's last folder: it holds all that the cell depends on.
+/// The hash in the name of a cell's last folder, which covers all that the cell depends on.
 fn id(context: &Context) -> String {
     let dir = context.dir(Stage::Evaluate);
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -155,7 +156,7 @@ fn path(run: &Path) -> PathBuf {
     run.join("grid.json")
 }
 
-/// Refuses a folder in which an earlier `reproduce` kept its stages, in `seed-N`, and its results.
+/// Rejects a folder written by an earlier `reproduce`, which kept its stages in `seed-N`.
 fn check_layout(run: &Path) -> Result<(), GridError> {
     let is_seed = |entry: DirEntry| {
         let name = entry.file_name();
@@ -185,7 +186,7 @@ fn check_format(path: &Path) -> Result<(), GridError> {
 }
 
 impl Plan {
-    /// What is there of the grid's results.
+    /// The grid's results so far.
     pub fn results(&self) -> Results {
         let experiment = |(planned, numbers): (&Planned, &Vec<Vec<usize>>)| Experiment {
             name: planned.name.clone(),
@@ -244,7 +245,7 @@ impl Plan {
     }
 }
 
-/// Which program made each of a cell's stages.
+/// The program that made each of a cell's stages.
 pub(super) fn origins(context: &Context) -> Result<BTreeMap<String, Origin>, FolderError> {
     let origin = |stage: Stage| Ok((stage.folder().to_owned(), Origin::read(&context.dir(stage))?));
     context.stages().map(origin).collect()
@@ -276,7 +277,7 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
     })
 }
 
-/// The table with texts for numbers that JSON does not know, such as an infinite cutoff.
+/// The table with text in place of the numbers that JSON lacks, such as an infinite cutoff.
 fn for_json(mut table: toml::Table) -> toml::Table {
     for (_, value) in table.iter_mut() {
         *value = match std::mem::replace(value, false.into()) {

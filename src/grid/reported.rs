@@ -1,4 +1,4 @@
-//! What the paper and its official code report: `paper/reported.toml`, whose head says where each figure is from.
+//! The figures that the paper and its official code report: `paper/reported.toml`, which gives the source of each.
 //!
 //! # Examples
 //!
@@ -50,7 +50,7 @@ pub struct Reported {
 }
 
 impl Reported {
-    /// Arena-Hard of the base model and of these methods in the paper's table 1, the best first, on one line.
+    /// Arena-Hard of the base model and of these methods in the paper's table 1, best first, on one line.
     ///
     /// # Examples
     ///

@@ -19,7 +19,7 @@ use crate::table::{markdown, rate, with_error};
 pub fn experiment(name: &str, settings: &Settings) -> Planned {
     let mut seen = BTreeSet::new();
     let methods = settings.reproduce.methods.iter().copied();
-    // What holds for all arms is no arm's: seeds and jobs change no result, and no file.
+    // Seeds and jobs belong to no arm and change no file.
     let Settings { reproduce, .. } = Settings::defaults();
     let settings = Settings { reproduce, ..settings.clone() };
     let arm = |method: Method| PlannedArm {
@@ -37,7 +37,7 @@ pub fn experiment(name: &str, settings: &Settings) -> Planned {
     }
 }
 
-/// Runs what is not finished of the comparison, `jobs` stages at a time, and writes [`table`] as `table.md` beside
+/// Runs the unfinished stages of the comparison, `jobs` at a time, and writes [`table`] to `table.md` beside
 /// `results.json`.
 ///
 /// # Errors
@@ -65,8 +65,9 @@ const COLUMNS: [(&str, Quantity, Figure); 9] = [
     ("F1 bounds", Quantity::BoundaryF1, |_| None),
 ];
 
-/// The table: a line for the SFT model and one for each method. With one seed, errors are standard errors over held-out
-/// prompts; with several, over seeds. The head of a share says how many responses or pairs of a seed it is of.
+/// The table: a row for the SFT model and one for each method. With one seed, errors are standard errors over
+/// held-out prompts; with several, over seeds. The header of a share gives its number of responses or pairs for each
+/// seed.
 pub fn table(results: &Results) -> String {
     let of = |method: Method| -> Vec<&Figures> {
         let rows = results.rows().filter(|(_, arm, _)| arm.method == method);
@@ -112,7 +113,8 @@ pub fn table(results: &Results) -> String {
     markdown(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows)
 }
 
-/// A figure: with its own error for one seed, with the standard error over several; unknown unless all know it.
+/// A figure: for one seed with its own error, for several with the standard error over them; unknown unless all seeds
+/// have it.
 fn figure(seeds: &[&Figures], of: impl Fn(&Figures) -> Option<f64>, error: Figure) -> String {
     let values: Option<Vec<f64>> = seeds.iter().map(|figures| of(figures)).collect();
     let values = values.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What a grid of experiments gave: `results.json`, the same to the last bit however often the run was killed.
+//! The results of a grid: `results.json`, identical to the last bit however often the run was killed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,13 +16,13 @@ pub const FORMAT: u32 = 2;
 /// All experiments of a grid, and the cells that they share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    /// [`FORMAT`] of the program that wrote it.
+    /// The [`FORMAT`] of the program that wrote it.
     pub format: u32,
     pub version: String,
     pub device: String,
     /// The experiments, in the order of their files.
     pub experiments: Vec<Experiment>,
-    /// Each cell once, in the order of the experiments that name it first.
+    /// Each cell once, in the order in which the experiments first name it.
     pub cells: Vec<Cell>,
 }
 
@@ -44,7 +44,7 @@ impl Results {
     }
 }
 
-/// One table or figure: arms that differ in some settings.
+/// A table or figure: arms that differ in some settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
     /// The stem of its file.
@@ -63,20 +63,20 @@ pub struct Arm {
     /// Whether the paper has no such arm.
     pub ours: bool,
     pub method: Method,
-    /// The settings that make it what it is, over the experiment's base.
+    /// The settings that it changes in the experiment's base.
     pub settings: toml::Table,
     /// The ids of its cells, one a seed, in the order of the seeds.
     pub cells: Vec<String>,
 }
 
-/// One arm with one seed. Arms with the same settings share it.
+/// One arm with one seed. Arms with equal settings share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// The hash of its resolved settings and inputs.
     pub id: String,
     pub seed: u64,
     pub state: State,
-    /// By the name of its stages: which program made each; empty unless it is finished.
+    /// The program that made each of its stages; empty unless it is finished.
     pub stages: BTreeMap<String, Origin>,
 }
 
@@ -90,11 +90,11 @@ impl Cell {
     }
 }
 
-/// How far a cell is.
+/// The progress of a cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Some of its stages are still to run.
+    /// Some stages are still to run.
     Pending,
     /// All stages are finished.
     Finished(Box<Figures>),
@@ -117,7 +117,7 @@ pub struct Figures {
     pub policy: online::keep::Summary,
     /// The policy against the SFT model.
     pub evaluation: evaluate::Summary,
-    /// One value an iteration, over its rollouts.
+    /// One value for each iteration, over its rollouts.
     pub curve: Curve,
     /// Held-out evaluations during training, the SFT model's (iteration 0) first.
     pub evaluations: Vec<online::keep::EvaluationLine>,

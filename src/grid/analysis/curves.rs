@@ -110,7 +110,7 @@ pub struct SeedPath {
     pub points: Vec<PathPoint>,
 }
 
-/// A policy on held-out prompts, by what it earns and how far it has gone from the SFT model.
+/// A policy's gold reward and KL on held-out prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathPoint {
@@ -121,8 +121,8 @@ pub struct PathPoint {
     pub gold: f64,
 }
 
-/// Gold reward against KL of a cell's policy on held-out prompts: its evaluations, the SFT model first. `None` where
-/// the truth is not known, or nothing was evaluated.
+/// Gold reward against KL, per evaluation of a cell's policy on held-out prompts, starting with the SFT model. `None`
+/// if gold is unknown or nothing was evaluated.
 pub fn path(figures: &Figures) -> Option<Vec<PathPoint>> {
     let point = |line: &EvaluationLine| {
         let Evaluation { gold, kl, .. } = line.evaluation;
@@ -172,7 +172,7 @@ pub fn area(path: &[PathPoint]) -> Option<f64> {
     (all > 0.0).then(|| trapezoids.sum::<f64>() / all)
 }
 
-/// β over the spread of advantages, by iteration; left out where they do not vary.
+/// β over the spread of advantages, per iteration; iterations without spread are left out.
 pub(super) fn effective_coefficients(curve: &Curve) -> BTreeMap<usize, f64> {
     let pairs = curve.kl_coefficient.iter().zip(&curve.advantage_spread).enumerate();
     let known = pairs.filter(|(_, (_, spread))| **spread > 0.0);

@@ -22,7 +22,7 @@ pub const ONE_BETA: &str = "One β is not one strength: PPO divides advantages, 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Analysis {
-    /// [`results::FORMAT`] of the results.
+    /// The [`results::FORMAT`] of the results.
     pub format: u32,
     pub version: String,
     pub device: String,
@@ -31,7 +31,7 @@ pub struct Analysis {
     pub experiments: Vec<Experiment>,
 }
 
-/// One experiment: its arms, how they differ, and what the paper says of them.
+/// One experiment: its arms, their differences, and the paper's claims about them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
@@ -39,13 +39,13 @@ pub struct Experiment {
     pub title: String,
     pub note: Option<String>,
     pub paper_table: Option<u32>,
-    /// The SFT model on the held-out prompts: what is known of it, if it is the same for all arms.
+    /// The SFT model on held-out prompts: the known values that are the same for all arms.
     pub base: BTreeMap<Quantity, Estimate>,
     /// The arms, in the results' order.
     pub arms: Vec<Arm>,
     /// Every pair of arms once.
     pub differences: Vec<Difference>,
-    /// What the paper's table claims, in the order of its rows; empty without `paper_table`.
+    /// The claims of the paper's table, in the order of its rows; empty without `paper_table`.
     pub orderings: Vec<Ordering>,
 }
 
@@ -58,18 +58,18 @@ pub struct Arm {
     /// Whether the paper has no such arm.
     pub ours: bool,
     pub method: Method,
-    /// The settings that make it what it is, over the experiment's base.
+    /// The settings that it changes in the experiment's base.
     pub settings: toml::Table,
-    /// The ids of its cells by ascending seed: arms with the same ones are one arm.
+    /// The ids of its cells by ascending seed. Arms with the same ids are the same arm.
     pub cells: Vec<String>,
     pub seeds: Seeds,
-    /// Why some of them gave nothing, in the order of the seeds.
+    /// Why some cells have no figures, in the order of the seeds.
     pub problems: Vec<Problem>,
-    /// Each quantity over the finished seeds that know it: `n` says how many. Gold at a KL is absent unless all of
-    /// them [reach](Self::reached) it.
+    /// Each quantity over the `n` finished seeds that have it. Gold at a KL is absent unless all of them
+    /// [reach](Self::reached) it.
     pub figures: BTreeMap<Quantity, Estimate>,
-    /// For each gold at a KL, the finished seeds whose held-out evaluations reach that KL, ascending; empty where
-    /// the truth is not known.
+    /// For each gold at a KL, the finished seeds whose held-out evaluations reach that KL, ascending; empty if gold
+    /// is unknown.
     pub reached: BTreeMap<Quantity, Vec<u64>>,
     /// Learning curves: means and intervals over the seeds that have the point, iterations ascending.
     pub bands: BTreeMap<Column, Vec<BandPoint>>,
@@ -77,7 +77,7 @@ pub struct Arm {
     pub paths: Vec<SeedPath>,
 }
 
-/// Seeds by what became of them, each list ascending.
+/// Seeds by the state of their cells, each list ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seeds {
@@ -96,20 +96,20 @@ pub struct Seeds {
 #[serde(deny_unknown_fields)]
 pub struct Problem {
     pub seed: u64,
-    /// The stage that failed; absent where a file cannot be read.
+    /// The stage that failed; absent if a file cannot be read.
     pub stage: Option<String>,
     pub error: String,
 }
 
-/// How far one arm is above another with the same seeds.
+/// The difference between two arms, paired by seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Difference {
     /// An arm.
     pub arm: String,
-    /// The arm before it in the experiment's order, whose figures are subtracted.
+    /// The arm that is subtracted, which comes earlier in the experiment.
     pub baseline: String,
-    /// `arm` less `baseline`, over the seeds that both finished: those of [`Quantity::COMPARED`] that are known.
+    /// `arm` minus `baseline` over the seeds that both finished, for the known quantities of [`Quantity::COMPARED`].
     pub figures: BTreeMap<Quantity, Estimate>,
 }
 
@@ -170,8 +170,8 @@ impl Experiment {
         self.arms.iter().find(|arm| arm.name == name)
     }
 
-    /// Those of `wanted` that some arm knows, if only for some seeds; before a share whose count differs between arms or
-    /// seeds, that count.
+    /// The quantities of `wanted` that some arm has for some seed. A share whose count differs between arms or seeds
+    /// is preceded by that count.
     pub fn columns(&self, wanted: &[Quantity]) -> Vec<Quantity> {
         let known = |q: &Quantity| {
             let seeds = |arm: &Arm| arm.reached.get(q).is_some_and(|seeds| !seeds.is_empty());
@@ -187,8 +187,7 @@ impl Experiment {
         columns
     }
 
-    /// How many a quantity is a share of with each seed, where it is a share and that is the same for all arms and
-    /// seeds.
+    /// The number of responses or pairs that a share is of, if it is the same for all arms and seeds.
     pub fn count(&self, share: Quantity) -> Option<f64> {
         let counts = self.arms.iter().filter_map(|arm| arm.figure(share.count()?));
         let mut counts = counts.map(|of| (of.error.unwrap_or(0.0) == 0.0).then_some(of.mean));
@@ -203,7 +202,7 @@ impl Experiment {
     }
 }
 
-/// What the file says of an experiment, and what to know of its figures where they are not of held-out prompts.
+/// The note of an experiment, with a caution if its figures are not of held-out prompts.
 fn noted(note: Option<&str>, finished: &[Finished]) -> Option<String> {
     let what = |figures: &Figures| [figures.reward.held_out, figures.evaluation.held_out];
     let what: BTreeSet<HeldOut> =
@@ -269,8 +268,8 @@ impl Arm {
         self.figures.get(&quantity)
     }
 
-    /// What to show in place of a rate that is a share of a single response or pair: `1 of 1`. At equal lengths a single
-    /// comparison has none.
+    /// The text for a share of a single response or pair: `1 of 1`. A single comparison has no length-controlled
+    /// rate.
     pub fn of_one(&self, share: Quantity) -> Option<String> {
         let (rate, count) = (self.figure(share)?, self.figure(share.count()?)?);
         let one = rate.n == 1 && count.mean == 1.0;
@@ -280,20 +279,20 @@ impl Arm {
         })
     }
 
-    /// The points of a learning curve; empty where it is not known.
+    /// The points of a learning curve; empty if it is unknown.
     pub fn band(&self, column: Column) -> &[BandPoint] {
         self.bands.get(&column).map_or(&[], Vec::as_slice)
     }
 }
 
-/// How the paper's orderings fare over all experiments.
+/// How many of the paper's orderings hold over all experiments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
     /// The tables of the paper that claim them.
     pub tables: Vec<u32>,
-    /// What is found of each, in the experiments' order.
+    /// The verdict on each, in the order of the experiments.
     pub verdicts: Vec<Verdict>,
-    /// Arms that they compare, each counted once however often it is named.
+    /// Distinct arms that they compare.
     pub arms: usize,
 }
 
@@ -303,7 +302,7 @@ impl Claims {
         self.verdicts.iter().filter(|of| **of == verdict).count()
     }
 
-    /// The counts as a paragraph; `by` is what the verdicts go by.
+    /// The counts as a paragraph; `by` names the quantity that decides.
     pub fn text(&self, by: &str) -> String {
         let tables: Vec<String> = self.tables.iter().map(u32::to_string).collect();
         let claimed = match &tables[..] {
@@ -326,7 +325,7 @@ impl Claims {
 }
 
 impl Analysis {
-    /// The paper's orderings by one of their answers; `None` where no ordering has it.
+    /// The verdicts on the paper's orderings by one of their outcomes; `None` if no ordering has it.
     pub fn claims(&self, answer: impl Fn(&Ordering) -> Option<Outcome>) -> Option<Claims> {
         let mut claims = Claims { tables: Vec::new(), verdicts: Vec::new(), arms: 0 };
         let mut compared = BTreeSet::new();

@@ -1,8 +1,8 @@
-//! The statistics of a grid: means over seeds with their intervals, differences paired by seed, learning curves,
-//! and whether the orderings that the paper's tables claim show here too.
+//! The statistics of a grid: means over seeds with intervals, differences paired by seed, learning curves, and
+//! whether the paper's orderings hold here too.
 //!
-//! Everything is computed from [`Results`] alone, cell by cell, and keyed by seed: neither the order of cells nor
-//! that of seeds changes a digit. What is not known is absent; no number is NaN or infinite.
+//! Everything is computed from [`Results`](super::results::Results) alone and keyed by seed, so the order of cells
+//! and seeds changes no digit. Unknown values are absent; no number is NaN or infinite.
 
 mod curves;
 mod experiment;

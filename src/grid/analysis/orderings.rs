@@ -1,4 +1,4 @@
-//! The orderings that the paper's tables claim, and what was found of them.
+//! The orderings that the paper's tables claim, and whether they hold here.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,29 +11,29 @@ use crate::settings::{NormalizerKind, Settings};
 use crate::statistics::Estimate;
 use crate::systems::Method;
 
-/// The name of the model that all policies start from, beside those of the arms.
+/// The name of the model that all policies start from, among the arms.
 pub const BASE: &str = "SFT";
 
-/// An ordering that a table of the paper claims, and what was found of it.
+/// An ordering that a table of the paper claims, and whether it holds here.
 ///
-/// Where benchmarks disagree, the first of [`Benchmark::ALL`] that has figures for both and no tie says which is
-/// better; what each of the others says stands beside it.
+/// If benchmarks disagree, the first of [`Benchmark::ALL`] with figures for both and no tie decides; the signs of the
+/// others are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ordering {
-    /// The arm that the paper has ahead; [`BASE`] is the model that training starts from.
+    /// The better arm in the paper; [`BASE`] is the model that training starts from.
     pub better: String,
-    /// The arm that the paper has behind.
+    /// The worse arm in the paper.
     pub worse: String,
     /// The paper's figures, in the order of [`Benchmark::ALL`].
     pub reported: Vec<ReportedPair>,
-    /// The gold reward's answer.
+    /// The outcome by gold reward.
     pub gold: Option<Outcome>,
-    /// The answer of the length-controlled win rate over the SFT model.
+    /// The outcome by the length-controlled win rate over the SFT model.
     pub length_controlled_win_rate: Option<Outcome>,
 }
 
-/// What the paper reports of two rows on one benchmark.
+/// The paper's figures of two rows on one benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReportedPair {
@@ -46,7 +46,7 @@ pub struct ReportedPair {
     pub sign: i8,
 }
 
-/// A difference, better less worse, paired by seed, with its verdict.
+/// A difference, better minus worse, paired by seed, with its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
@@ -55,15 +55,15 @@ pub struct Outcome {
     pub verdict: Verdict,
 }
 
-/// What our difference says of the paper's ordering.
+/// Whether our difference agrees with the paper's ordering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The sign is the paper's, and the interval excludes 0.
+    /// Same sign as in the paper, and the interval excludes 0.
     AsInThePaper,
-    /// The interval holds 0, whatever the sign, or there is a single seed and so no interval.
+    /// The interval contains 0, or there is a single seed and so no interval.
     Undecided,
-    /// The sign is not the paper's, and the interval excludes 0.
+    /// Opposite sign, and the interval excludes 0.
     Opposite,
 }
 
@@ -71,7 +71,7 @@ impl Verdict {
     /// All, in the order of tables.
     pub const ALL: [Self; 3] = [Self::AsInThePaper, Self::Undecided, Self::Opposite];
 
-    /// Of a difference that the paper claims to be positive.
+    /// The verdict on a difference that is positive in the paper.
     pub fn of(difference: &Estimate) -> Self {
         match difference.excludes_zero() {
             false => Self::Undecided,
@@ -89,7 +89,7 @@ impl Verdict {
         }
     }
 
-    /// What its interval says.
+    /// What the interval says, in words.
     pub fn interval(self) -> &'static str {
         match self {
             Self::Undecided => "the interval does not exclude 0",
@@ -113,7 +113,7 @@ pub enum Benchmark {
 }
 
 impl Benchmark {
-    /// All, the one that decides first.
+    /// All, in the order in which they decide.
     pub const ALL: [Self; 4] = [Self::AlpacaLc, Self::ArenaHard, Self::MtBench, Self::OpenLlm];
 
     /// Its name, with the unit.
@@ -142,7 +142,7 @@ impl Benchmark {
     }
 }
 
-/// Every pair of the table's rows that has arms which differ in nothing else.
+/// The orderings for every pair of the table's rows whose arms differ in nothing else.
 pub(super) fn orderings(
     number: u32,
     arms: &[results::Arm],
@@ -167,16 +167,16 @@ pub(super) fn orderings(
     pairs.filter_map(|(i, j)| ordering(&likes[i], &likes[j])).collect()
 }
 
-/// A row of the paper's table with the arm that is its like: none for the model that training starts from.
+/// A row of the paper's table with the matching arm; the model that training starts from has no arm.
 struct Like<'a> {
     row: &'a Row,
     name: &'a str,
     cells: Option<&'a Finished<'a>>,
-    /// The arm's settings but for what the row is of.
+    /// The arm's settings, apart from the one that the row varies.
     rest: Option<Settings>,
 }
 
-/// If the arm is what the row is of: its settings with that one replaced by the paper's choice.
+/// If the arm matches the row: its settings, with the varied one replaced by the paper's choice.
 fn rest(of: Subject, arm: &results::Arm) -> Option<Settings> {
     let mut settings = Settings::defaults().with(&arm.name, &arm.settings).ok()?;
     let found = match of {
@@ -195,8 +195,8 @@ fn rest(of: Subject, arm: &results::Arm) -> Option<Settings> {
     is_like.then_some(settings)
 }
 
-/// What the paper claims of two rows, and what was found; nothing where it claims nothing, or the arms differ in
-/// more than the rows do.
+/// The paper's claim about two rows and the outcome here; `None` if there is no claim, or the arms differ in more
+/// than the rows do.
 fn ordering(a: &Like, b: &Like) -> Option<Ordering> {
     if a.row.of == b.row.of || (a.rest.is_some() && b.rest.is_some() && a.rest != b.rest) {
         return None;
@@ -216,7 +216,7 @@ fn ordering(a: &Like, b: &Like) -> Option<Ordering> {
             Some(_) => quantity.of(figures),
             None => quantity.of_base(figures),
         };
-        // The SFT model is compared cell by cell with the policy that it became.
+        // The SFT model is compared with the policy trained from it, cell by cell.
         let cells = [better.cells.or(worse.cells)?, worse.cells.or(better.cells)?];
         let difference = paired(cells[0], cells[1], |f| value(better, f), |f| value(worse, f))?;
         Some(Outcome { difference, verdict: Verdict::of(&difference) })

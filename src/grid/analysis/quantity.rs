@@ -146,7 +146,7 @@ quantities! {
 }
 
 impl Quantity {
-    /// Those of which arms' differences are given.
+    /// The quantities in which arms are compared.
     pub const COMPARED: &[Self] = &[
         Self::Gold,
         Self::WinRate,
@@ -171,12 +171,12 @@ impl Quantity {
         (4.0, Self::GoldAtFourNats),
     ];
 
-    /// The KL at which it is the gold reward, in nats, if it is one of [`AT_KL`](Self::AT_KL).
+    /// Its KL in nats, if it is one of [`AT_KL`](Self::AT_KL).
     pub fn level(self) -> Option<f64> {
         Self::AT_KL.iter().find(|(_, quantity)| *quantity == self).map(|(level, _)| *level)
     }
 
-    /// How many it is a share of, if it is a share: a quantity of its own.
+    /// If it is a share, the quantity that counts what it is a share of.
     pub fn count(self) -> Option<Self> {
         match self {
             Self::WinRate | Self::LengthControlledWinRate => Some(Self::Responses),
@@ -200,12 +200,12 @@ impl Quantity {
         }
     }
 
-    /// Whether a difference in it is none by its [margin](Self::margin).
+    /// Whether a difference counts as none by its [margin](Self::margin).
     pub fn is_no_difference(self, difference: &Estimate) -> bool {
         self.margin().is_some_and(|margin| difference.within(margin))
     }
 
-    /// Its value for the cell's SFT model, where that does not depend on the arm.
+    /// Its value for the cell's SFT model, if that does not depend on the arm.
     pub(in crate::grid) fn of_base(self, figures: &Figures) -> Option<f64> {
         let before = &figures.evaluation.before;
         match self {
@@ -221,7 +221,7 @@ impl Quantity {
     }
 }
 
-/// Whether the normalizer is a line over locations: what a constant explains of their means is no measure of a fit.
+/// Whether the normalizer is a curve over locations: R² of a constant says nothing about a fit.
 fn is_line(figures: &Figures) -> bool {
     matches!(figures.normalizer.normalizer, Normalizer::LocationAware { .. })
 }

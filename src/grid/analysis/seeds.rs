@@ -10,7 +10,7 @@ use crate::statistics::Estimate;
 /// The finished cells of an arm by seed.
 pub(super) type Finished<'a> = BTreeMap<u64, &'a Figures>;
 
-/// The quantities that `of` knows.
+/// Those of `quantities` for which `of` has an estimate.
 pub(super) fn known(
     quantities: &[Quantity],
     of: impl Fn(Quantity) -> Option<Estimate>,
@@ -18,7 +18,7 @@ pub(super) fn known(
     quantities.iter().filter_map(|&quantity| Some((quantity, of(quantity)?))).collect()
 }
 
-/// The mean of a's value less b's over the seeds that both finished and know.
+/// The mean of a's value minus b's over the seeds for which both have one.
 pub(super) fn paired(
     a: &Finished,
     b: &Finished,
@@ -28,7 +28,7 @@ pub(super) fn paired(
     Estimate::of(a.iter().filter_map(|(seed, a)| Some(of_a(a)? - of_b(b.get(seed)?)?)))
 }
 
-/// The SFT model's value over seeds; nothing where arms differ in it.
+/// The SFT model's value over seeds; `None` if arms disagree.
 pub(super) fn base(quantity: Quantity, arms: &[Finished]) -> Option<Estimate> {
     let mut by_seed = BTreeMap::new();
     for (seed, figures) in arms.iter().flatten() {

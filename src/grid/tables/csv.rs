@@ -63,7 +63,7 @@ fn estimate(estimate: &Estimate) -> [String; 5] {
     [mean.to_string(), optional(*error), optional(ends[0]), optional(ends[1]), n.to_string()]
 }
 
-/// The column that says whether a difference is none by the quantity's margin; empty where it has none.
+/// Whether a difference counts as none by the quantity's margin; empty if it has no margin.
 const NO_DIFFERENCE: &str = "no_difference";
 
 fn is_no_difference(quantity: Quantity, difference: &Estimate) -> String {
@@ -134,7 +134,7 @@ pub(super) fn orderings(analysis: &Analysis) -> String {
     csv.0
 }
 
-/// A text of comma-separated values (RFC 4180, with the line ends of Unix).
+/// Comma-separated values (RFC 4180, with Unix line ends).
 struct Csv(String);
 
 impl Csv {
@@ -154,7 +154,7 @@ impl Csv {
     }
 }
 
-/// A number so that reading it gives the same one; empty where it is not known.
+/// A number with all its digits; empty if it is unknown.
 fn optional(value: Option<f64>) -> String {
     value.filter(|value| value.is_finite()).map(|value| value.to_string()).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use crate::grid::analysis::{
 use crate::statistics::Estimate;
 use crate::table;
 
-/// Around the section of the README that [`readme`] gives.
+/// The markers around [`readme`] in the README.
 pub const MARKERS: [&str; 2] = ["<!-- results -->", "<!-- /results -->"];
 
 /// How to read the tables.
@@ -26,7 +26,7 @@ fn reading() -> String {
 }
 
 /// All experiments in Markdown: figures, gold reward at matched KL, the policy and the reward model, paired
-/// differences, what the paper claims, and the cells that gave nothing.
+/// differences, the paper's claims, and the cells without figures.
 pub fn markdown(analysis: &Analysis) -> String {
     let Analysis { version, device, experiments, .. } = analysis;
     let mut parts = vec![
@@ -62,7 +62,7 @@ pub fn markdown(analysis: &Analysis) -> String {
     parts.join("\n\n").replace("\n\n\n", "\n\n") + "\n"
 }
 
-/// The section of the README: for each experiment its main figures, and how many of the paper's orderings show.
+/// The section of the README: the main figures of each experiment, and how many of the paper's orderings hold.
 pub fn readme(analysis: &Analysis) -> String {
     let mut parts = vec![MARKERS[0].to_owned(), reading()];
     parts.extend(claims(analysis));
@@ -75,7 +75,7 @@ pub fn readme(analysis: &Analysis) -> String {
     parts.join("\n\n").replace("\n\n\n", "\n\n")
 }
 
-/// `text` with what stands from the first marker to the second replaced by `section`; nothing unless both are there.
+/// `text` with the part from the first marker to the second replaced by `section`; `None` unless it has both.
 ///
 /// # Examples
 ///
@@ -144,7 +144,7 @@ const DIFFERENCES: &[Quantity] = &[
     Quantity::Tokens,
 ];
 
-/// What arms are judged by: gold reward, or e_φ where no arm knows it.
+/// The quantity that judges arms: gold reward, or e_φ if no arm has it.
 fn score(experiment: &Experiment) -> Quantity {
     let gold = experiment.arms.iter().any(|arm| arm.figure(Quantity::Gold).is_some());
     if gold || experiment.arms.iter().all(|arm| arm.figures.is_empty()) {
@@ -154,7 +154,7 @@ fn score(experiment: &Experiment) -> Quantity {
     }
 }
 
-/// The SFT model and the arms: seeds, the score with its interval, and those of `columns` that are known.
+/// The SFT model and the arms: seeds, the score with its interval, and the known ones of `columns`.
 fn figures(experiment: &Experiment, columns: &[Quantity]) -> String {
     let score = score(experiment);
     let columns = experiment.columns(columns);
@@ -175,7 +175,7 @@ fn figures(experiment: &Experiment, columns: &[Quantity]) -> String {
     markdown_table(&header, &rows)
 }
 
-/// The arms with those of `columns` that are known; nothing where none is.
+/// The arms with the known ones of `columns`; `None` if there are none.
 fn arms(experiment: &Experiment, columns: &[Quantity]) -> Option<String> {
     let columns = experiment.columns(columns);
     let titles = columns.iter().map(|&q| experiment.title(q));
@@ -258,7 +258,7 @@ fn claim(ordering: &Ordering) -> String {
     format!("{} > {}", cell(&ordering.better), cell(&ordering.worse))
 }
 
-/// How many of the paper's orderings show here by gold reward, over all experiments.
+/// How many of the paper's orderings hold here by gold reward, over all experiments.
 fn claims(analysis: &Analysis) -> Option<String> {
     Some(analysis.claims(|ordering| ordering.gold)?.text("gold reward"))
 }
@@ -315,7 +315,7 @@ fn name(arm: &Arm) -> String {
     format!("{}{}", cell(&arm.name), if arm.ours { " (ours)" } else { "" })
 }
 
-/// Finished seeds, of all if some are not.
+/// The number of finished seeds, and of all if some are not finished.
 fn seeds(arm: &Arm) -> String {
     let seeds = &arm.seeds;
     let finished = seeds.finished.len();
@@ -354,7 +354,7 @@ fn difference(quantity: Quantity, estimate: Option<&Estimate>, n: usize) -> Stri
     format!("{:+.2}{}{marks}{}", estimate.mean, interval.unwrap_or_default(), fewer(estimate, n))
 }
 
-/// The mark of a difference that is none.
+/// The mark of no difference.
 fn no_difference(quantity: Quantity, difference: &Estimate) -> &'static str {
     if quantity.is_no_difference(difference) { " ≈" } else { "" }
 }
@@ -374,7 +374,7 @@ fn interval(estimate: Option<&Estimate>) -> String {
         .map_or("–".into(), |[low, high]| format!("[{}, {}]", number(low, 2), number(high, 2)))
 }
 
-/// A number without a minus before a zero.
+/// A number, with no minus before a zero.
 fn number(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     match text.strip_prefix('-') {
