@@ -1,8 +1,8 @@
-//! Asking a model a benchmark's questions, and keeping its answers.
+//! Asks a model a benchmark's questions and saves its answers.
 //!
-//! Each question draws from a stream of its own, so that an answer depends on neither the other questions nor
-//! where a run was stopped. Answers go to `FILE.partial` as they are given; the same command again goes on
-//! behind them, and the last answer turns them into `FILE`.
+//! Each question has its own random stream, so an answer depends neither on the other questions nor on where a run
+//! was stopped. Answers are appended to `FILE.partial`; the same command resumes after them, and the last answer
+//! turns them into `FILE`.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -27,15 +27,15 @@ use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
 use crate::stage::task::model_tokenizer;
 use crate::stop::Stop;
 
-/// A benchmark whose judge is elsewhere: what its questions and answers look like.
+/// A benchmark that is judged elsewhere: the format of its questions and answers.
 pub struct Benchmark {
     /// Its name on the command line.
     pub name: &'static str,
-    /// What a row of its question file is.
+    /// The layout of a row in its question file.
     pub layouts: &'static str,
     /// The published limit of an answer, in tokens.
     pub max_new_tokens: usize,
-    /// How answers stand in their file.
+    /// The layout of its answer file.
     pub layout: Layout,
     /// The question in a row.
     pub read: fn(&Fields) -> Result<Question, BenchmarkError>,
@@ -43,7 +43,7 @@ pub struct Benchmark {
     pub write: fn(&Question, &[Answer], &str, f64) -> Value,
 }
 
-/// How a file holds its entries.
+/// The layout of a file of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// One JSON list.
@@ -55,32 +55,31 @@ pub enum Layout {
 /// A question of one or more turns.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// Where it stands in its file, from 1.
+    /// Its row in the file, from 1.
     pub place: usize,
-    /// What answers are matched by, where it has such a thing.
+    /// The identifier that answers are matched by, if it has one.
     pub id: Option<Value>,
     /// What the user says, turn by turn; at least one.
     pub turns: Vec<String>,
     /// The published sampling temperature; 0 is greedy.
     pub temperature: f64,
-    /// What the entry of the answer repeats.
+    /// The fields that the answer's entry repeats.
     pub kept: Value,
 }
 
-/// What the model says in one turn.
+/// The model's answer in one turn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// The text, without white space around it.
     pub text: String,
-    /// Its tokens, less the one that ends it.
+    /// Its tokens, without the one that ends it.
     pub tokens: usize,
 }
 
-/// Which answers are wanted.
+/// A request for answers.
+#[allow(missing_docs)] // the names say it
 pub struct Request {
-    /// The benchmark's question file.
     pub questions: PathBuf,
-    /// The answer file.
     pub out: PathBuf,
     /// The folder of the model that answers.
     pub model: PathBuf,
@@ -92,12 +91,11 @@ pub struct Request {
     pub temperature: Option<f64>,
 }
 
-/// Answers every question of a benchmark, and returns their number.
+/// Answers every question of a benchmark and returns their number.
 ///
 /// # Errors
 ///
-/// [`BenchmarkError`], [`BenchmarkError::Stage`] and [`BenchmarkError::Stage`] for files that cannot be used, and
-/// [`BenchmarkError::Stage`] after a stop.
+/// [`BenchmarkError`] for files that cannot be used, and [`BenchmarkError::Stage`] after a stop.
 pub fn run(
     context: &Context,
     benchmark: &Benchmark,
@@ -179,7 +177,7 @@ impl<'a> Respondent<'a> {
         Ok(Self { request, benchmark, model, config, tokenizer, seed, max_new_tokens })
     }
 
-    /// What the answers depend on.
+    /// Everything that the answers depend on.
     fn circumstances(&self, context: &Context) -> Result<Value, BenchmarkError> {
         let request = self.request;
         Ok(json!({
@@ -195,7 +193,7 @@ impl<'a> Respondent<'a> {
         }))
     }
 
-    /// The tokens of a conversation with a question, which leave room for an answer.
+    /// The tokens of a conversation with a question, leaving room for an answer.
     fn prompt(
         &self,
         question: &Question,
@@ -218,13 +216,13 @@ impl<'a> Respondent<'a> {
         Ok(prompt)
     }
 
-    /// Refuses a question that cannot be asked, before anything is answered.
+    /// Rejects a question that cannot be asked, before any is answered.
     fn check(&self, question: &Question) -> Result<(), BenchmarkError> {
         let first = Message { role: Role::User, content: question.turns[0].clone() };
         self.prompt(question, &[first]).map(|_| ())
     }
 
-    /// The answers to each question's turns; all are of one temperature.
+    /// The answers to each question's turns; all questions have one temperature.
     fn answer(
         &self,
         questions: &[Question],
@@ -250,7 +248,7 @@ impl<'a> Respondent<'a> {
         Ok(answers)
     }
 
-    /// The next answer in the conversations of the questions `asked`.
+    /// The next answer in each conversation of the questions `asked`.
     fn turn(
         &self,
         turn: usize,
@@ -295,7 +293,7 @@ struct Answers {
 }
 
 impl Answers {
-    /// Opens the file of answers so far, or begins one.
+    /// Opens the file of answers so far, or starts one.
     fn open(out: &Path, circumstances: &Value) -> Result<Self, BenchmarkError> {
         let mut name = out.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
@@ -308,7 +306,7 @@ impl Answers {
             return Err(BenchmarkError::OtherAnswers { path: partial, difference }.into());
         }
         let entries: Vec<Value> = lines.cloned().collect();
-        // What a kill left of a last line goes.
+        // Drops a last line that a kill cut short.
         let whole = std::iter::once(circumstances).chain(&entries).map(|line| format!("{line}\n"));
         let text: String = whole.collect();
         let write = || {
@@ -326,7 +324,7 @@ impl Answers {
         Ok(())
     }
 
-    /// Makes the answer file of the entries.
+    /// Turns the entries into the answer file.
     fn finish(self, out: &Path, layout: Layout) -> Result<(), DataError> {
         let text = match layout {
             Layout::List => format!("{:#}\n", Value::Array(self.entries)),
@@ -351,7 +349,7 @@ fn read_partial(path: &Path) -> Result<Vec<Value>, DataError> {
     whole.zip(1..).map(parse).collect()
 }
 
-/// The first circumstance in which two runs differ.
+/// The first difference between the circumstances of two runs.
 fn difference(there: &Value, here: &Value) -> Option<String> {
     let keys = here.as_object().into_iter().flat_map(serde_json::Map::keys);
     let differs = |key: &&String| there.get(key) != here.get(key);

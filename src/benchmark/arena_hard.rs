@@ -80,7 +80,7 @@ fn write(question: &Question, answers: &[Answer], name: &str, time: f64) -> Valu
     }
 }
 
-/// A name of its own for each answer, the same in every run that gives it.
+/// An identifier of an answer, the same in every run.
 pub(super) fn answer_id(question: &Question, answers: &[Answer], name: &str) -> String {
     let texts: Vec<&str> = answers.iter().map(|answer| answer.text.as_str()).collect();
     format!("{:016x}", fnv1a(json!([name, question.id, texts]).to_string().as_bytes()))
@@ -99,8 +99,8 @@ fn style(answer: &Answer) -> Value {
     })
 }
 
-/// The text less what stands between two fences of three backticks; as published, what stands there goes
-/// wherever else it stands too.
+/// The text without what is between two fences of three backticks; as published, the same words are removed
+/// everywhere else, too.
 fn without_code_blocks(text: &str) -> String {
     const FENCE: &str = "```";
     let mut kept = text.to_owned();
@@ -127,7 +127,7 @@ fn headers(text: &str, level: usize) -> usize {
     text.split_inclusive('\n').filter(is_header).count()
 }
 
-/// The lines that begin with a list's mark and white space.
+/// The number of lines that start with a list mark and white space.
 fn items(text: &str, mark: fn(&str) -> Option<&str>) -> usize {
     let is_item = |line: &&str| {
         mark(line.trim_start()).is_some_and(|rest| rest.starts_with(char::is_whitespace))
@@ -144,7 +144,7 @@ fn unordered(line: &str) -> Option<&str> {
     line.strip_prefix(['-', '*', '+'])
 }
 
-/// The texts on one line between two doubled `mark`s, without a `mark` inside.
+/// The number of texts on one line between two doubled `mark`s, with no `mark` inside.
 fn marked(text: &str, mark: char) -> usize {
     let fence = format!("{mark}{mark}");
     let mut count = 0;

@@ -1,5 +1,5 @@
-//! Public benchmarks: their questions answered in the format that their judges read, and what can be judged
-//! here: RewardBench, and win rates by a reward model or the embedded task's gold reward.
+//! Public benchmarks: answers in the format of their judges, and what can be judged here: RewardBench, and win rates
+//! by a reward model or the embedded task's gold reward.
 //!
 //! | module | reads | gives |
 //! | --- | --- | --- |
@@ -9,8 +9,8 @@
 //! | [`reward_bench`] | preference pairs with their subsets | accuracy a subset and a section |
 //! | [`win_rate`] | two answer files | win rate, plain and length-controlled ([`length_control`](crate::statistics::length_control)) |
 //!
-//! [`answering`] is what the first three share: a question's turns are asked in the model's own prompt format,
-//! and answers that are written stay written when a run is stopped.
+//! The first three share [`answering`]: it asks a question's turns in the model's own prompt format, and keeps the
+//! answers of a stopped run.
 
 pub mod alpaca_eval;
 pub mod answering;

@@ -1,4 +1,4 @@
-//! RewardBench: how often a reward model gives the chosen answer more than the rejected one.
+//! RewardBench: how often a reward model scores the chosen answer above the rejected one.
 //!
 //! # Source
 //!
@@ -84,14 +84,14 @@ const SECTIONS: [Section; 5] = [
     ),
 ];
 
-/// A share of right choices.
+/// The share of pairs judged correctly.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Accuracy {
     /// The subset, the section, or `Score`.
     pub name: String,
     /// Pairs judged.
     pub pairs: usize,
-    /// The share of them in which the chosen answer gets more; of a section, the weighted mean.
+    /// The share of pairs in which the chosen answer scores higher; for a section, the weighted mean.
     pub accuracy: f64,
     /// Its standard error, over pairs.
     pub standard_error: Option<f64>,
@@ -100,15 +100,15 @@ pub struct Accuracy {
 /// Accuracies by subset and by section.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Of each subset, in the file's order.
+    /// One for each subset, in file order.
     pub subsets: Vec<Accuracy>,
-    /// Of each section of which there is a subset.
+    /// One for each section with a subset in the file.
     pub sections: Vec<Accuracy>,
     /// The weighted mean of the sections.
     pub score: Option<Accuracy>,
-    /// Subsets of these sections that the file lacks: figures of a part of RewardBench are no RewardBench.
+    /// Subsets of these sections that the file lacks: part of RewardBench is not RewardBench.
     pub missing: Vec<String>,
-    /// Pairs of which an answer was cut to the model's length.
+    /// Pairs with an answer cut to the model's length.
     pub cut: usize,
 }
 
@@ -158,7 +158,7 @@ struct Pair {
 fn pair(row: &Fields) -> Result<Pair, DataError> {
     let (before, chosen) = row.response("chosen")?;
     let (_, rejected) = row.response("rejected")?;
-    // Where the answers are conversations, the prompt beside them is their first turn alone.
+    // If the answers are conversations, the prompt beside them is only their first turn.
     let prompt = match before {
         Some(before) => before,
         None => row.messages("prompt")?,
@@ -167,7 +167,7 @@ fn pair(row: &Fields) -> Result<Pair, DataError> {
     Ok(Pair { place: row.place, subset, prompt, responses: [chosen, rejected] })
 }
 
-/// The report on the results of pairs: the subset of each, and whether its chosen answer got more.
+/// The report on pairs, each a subset and whether the chosen answer scored higher.
 ///
 /// # Examples
 ///

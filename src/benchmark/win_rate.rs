@@ -1,4 +1,4 @@
-//! How often the answers of one file beat those of another, plain and at equal lengths.
+//! How often the answers in one file beat those in another, plain and at equal lengths.
 //!
 //! A question is judged by the mean score of its turns' answers; the higher one wins, and equal ones tie. The
 //! length of an answer is in characters, as in AlpacaEval, over all its turns.
@@ -27,7 +27,7 @@ const ANSWERS: &str = "{\"instruction\", \"output\"} (AlpacaEval), {\"uid\", \"m
                        {\"question_id\", \"choices\"} (MT-Bench, Arena-Hard v0.1)";
 const QUESTIONS: &str = "{\"question_id\", \"turns\"}";
 
-/// Who says which answer is better.
+/// The judge of which answer is better.
 pub enum Judge {
     /// The sequence score of a reward model.
     Reward(Box<Rater>),
@@ -40,7 +40,7 @@ impl Judge {
     ///
     /// # Errors
     ///
-    /// [`BenchmarkError::Stage`]: never, as its test shows.
+    /// None in practice: the embedded tokenizer is valid, as a test shows.
     pub fn gold() -> Result<Self, BenchmarkError> {
         Ok(Self::Gold(Box::new(letters_tokenizer()?)))
     }
@@ -75,7 +75,7 @@ impl Judge {
     }
 }
 
-/// The gold reward of an answer, if it and its prompt speak the embedded task's language.
+/// The gold reward of an answer, if it and its prompt are in the embedded task's language.
 fn gold(tokenizer: &Tokenizer, turn: &Turn) -> Option<f64> {
     let prompt = Prompt::from_tokens(&tokenizer.encode_prompt(&turn.prompt).ok()?)?;
     let mut response = letters::encode(&turn.answer)?;
@@ -83,9 +83,9 @@ fn gold(tokenizer: &Tokenizer, turn: &Turn) -> Option<f64> {
     Some(letters::gold(&prompt, &response).reward())
 }
 
-/// Two answer files, and where their questions stand if not in them.
+/// Two answer files, and the question file if they lack the questions.
 pub struct Match {
-    /// The answers whose rate is asked for.
+    /// The answers whose win rate is wanted.
     pub a: PathBuf,
     /// Those that they are compared with.
     pub b: PathBuf,
@@ -114,7 +114,7 @@ pub struct Report {
     pub length_controlled_win_rate: f64,
     /// Its standard error; none where lengths alone tell wins from losses.
     pub length_controlled_error: Option<f64>,
-    /// φ: what length is worth to the judge, log-odds for a difference of many standard deviations.
+    /// φ: the judge's preference for length, as log-odds for a difference of many standard deviations.
     pub length_coefficient: f64,
     /// Characters of A's answer to a question.
     pub mean_length_a: f64,
@@ -186,7 +186,7 @@ impl Report {
             let error = error.map_or("–".into(), |error| format!("{:.1}", 100.0 * error));
             [format!("{:.1}", 100.0 * share), error]
         };
-        // Of one question there is a winner, but no rate, and nothing to control for.
+        // One question has a winner, but no rate and nothing to control for.
         let [plain, controlled] = match n {
             1 => [[rate(self.win_rate, 1), "–".into()], ["–".into(), "–".into()]],
             _ => [
@@ -214,7 +214,7 @@ impl Report {
     }
 }
 
-/// A question's identifier, and how often it came before in the same file: instructions may repeat.
+/// A question's identifier and its earlier occurrences in the file: instructions may repeat.
 type Key = (String, usize);
 
 /// The answer to one question.

@@ -33,13 +33,13 @@ pub(super) enum Benchmark {
     WinRate(WinRateArgs),
 }
 
-/// Arguments of a benchmark whose judge is elsewhere.
+/// Arguments of a benchmark that is judged elsewhere.
 #[derive(Args)]
 pub(super) struct AnswerArgs {
     /// The benchmark's question file
     #[arg(long, value_name = "FILE")]
     questions: PathBuf,
-    /// The answer file to write; FILE.partial holds the answers of a run that was stopped
+    /// The answer file to write; FILE.partial holds the answers of a stopped run
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// The model's name in the answers [default: the folder of --model, or the method]
@@ -62,7 +62,7 @@ pub(super) struct RewardBenchArgs {
     /// What one action is to a published reward model [default: bandit]
     #[arg(long)]
     actions: Option<ReadAs>,
-    /// Texts are cut at the left to this many tokens
+    /// Cut texts at the left to this many tokens
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
     max_length: u32,
     /// JSON for programs
@@ -106,7 +106,7 @@ pub(super) struct ScoreArgs {
     /// What one action is to a published reward model [default: bandit]
     #[arg(long)]
     actions: Option<ReadAs>,
-    /// Add the rewards that the run's normalizer makes of these
+    /// Add the rewards as normalized by the run's normalizer
     #[arg(long)]
     normalized: bool,
     /// JSON lines for programs
@@ -130,7 +130,7 @@ fn temperature(text: &str) -> Result<f64, String> {
 }
 
 impl Benchmark {
-    /// Runs the benchmark and prints what came of it.
+    /// Runs the benchmark and prints its result.
     pub(super) fn run(&self, context: &Context) -> Result<(), Error> {
         let (benchmark, args) = match self {
             Self::AlpacaEval(args) => (&ALPACA_EVAL, args),
@@ -190,7 +190,7 @@ fn win_rate(context: &Context, args: &WinRateArgs) -> Result<(), Error> {
 /// A line of `score --json`.
 #[derive(Serialize)]
 struct Line {
-    /// Where the text stands in its file, from 1.
+    /// The text's row in its file, from 1.
     row: usize,
     #[serde(flatten)]
     text: SegmentedText,

@@ -1,4 +1,4 @@
-//! Everything that can end a command, with its exit status.
+//! The errors that end a command, with their exit status.
 
 use crate::benchmark::BenchmarkError;
 use crate::data::error::DataError;
@@ -18,13 +18,13 @@ pub enum Error {
     /// A stage failed or was stopped.
     #[error(transparent)]
     Stage(StageError),
-    /// An experiment file or a grid was refused, or cells of it failed.
+    /// An experiment file or a grid was rejected, or some of its cells failed.
     #[error(transparent)]
     Grid(GridError),
-    /// A benchmark's files were refused.
+    /// A benchmark's files were rejected.
     #[error(transparent)]
     Benchmark(BenchmarkError),
-    /// Settings were refused.
+    /// Settings were rejected.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The result could not be printed.
@@ -56,8 +56,8 @@ impl From<BenchmarkError> for Error {
 }
 
 impl Error {
-    /// The exit status: 2 for input that was refused, 130 for a stop, 1 for a run that failed: numbers that are not
-    /// finite, a full disk, failed cells of a grid.
+    /// The exit status: 2 for rejected input, 130 after a stop, 1 for a run that failed (non-finite numbers, a full
+    /// disk, failed cells of a grid).
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Stage(StageError::Interrupted(_)) => 130,

@@ -1,21 +1,22 @@
-//! The command line: arguments in, checked settings out, then one stage. No logic of its own.
+//! The command line: arguments become checked settings, then one call. It has no logic of its own.
 
-mod ablate;
+#![doc(hidden)]
+
 mod benchmark;
 pub mod error;
+mod grid;
 mod show;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use self::error::Error;
 use crate::device::DeviceName;
-use crate::grid::reproduce;
-use crate::run::Context;
 use crate::run::lock::{Locks, Unsupported};
 use crate::run::progress::Progress;
-use crate::settings::{DEFAULTS, FULL, QUICK, Settings};
+use crate::run::{Context, Layout};
+use crate::settings::{DEFAULTS, Settings};
 use crate::stage::{evaluate, export, fit_normalizer, online, preferences, reward, sft};
 use crate::stop::Stop;
 use crate::systems::Method;
@@ -38,18 +39,18 @@ enum Command {
     Reproduce {
         /// How much to run
         #[arg(long, default_value = "quick")]
-        preset: Preset,
+        preset: grid::Preset,
     },
     /// Runs the experiments of one or more files: every arm with every seed; what is finished is not run again
-    Ablate(ablate::AblateArgs),
-    /// Prints how far the experiments in a folder are
+    Ablate(grid::AblateArgs),
+    /// Prints the progress of the experiments in a folder
     Status {
-        /// The folder that `ablate` writes into; or --run
+        /// The folder that `ablate` or `reproduce` writes into; or --run
         #[arg(id = "folder", value_name = "RUN")]
         run: Option<PathBuf>,
     },
-    /// Writes the page, tables and figures of the experiments in a folder, finished or not
-    Report(ablate::ReportArgs),
+    /// Writes the page, tables and figures of the experiments in a folder, even unfinished ones
+    Report(grid::ReportArgs),
     /// Fine-tunes the reference model on responses
     Sft,
     /// Samples preference pairs of the embedded task from the reference model
@@ -85,28 +86,24 @@ enum Command {
 
 #[derive(Args)]
 struct ExportArgs {
-    /// The folder to write: a new or an empty one
+    /// The folder to write; it must be new or empty
     #[arg(long, value_name = "DIR")]
     hf: PathBuf,
     /// Which model of the run [default: policy]; without --model, which names another
     #[arg(long)]
     what: Option<export::What>,
-    /// The type of the weights [default: that of the model's own files]
+    /// The type of the weights [default: as in the model's own files]
     #[arg(long)]
     dtype: Option<export::Weights>,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Preset {
-    /// Four methods, one seed, at most 5 minutes on 2 cores
-    Quick,
-    /// Six methods, three seeds, twice the iterations
-    Full,
-}
+/// Where settings come from, and their TOML.
+type Overlay = (String, String);
 
 #[derive(Args, Clone)]
 struct Common {
-    /// The run's folder [default: runs/quick or runs/full for reproduce, else runs/default]
+    /// The run's folder [default: runs/quick or runs/full for reproduce, else runs/default]. Where `reproduce` or
+    /// `ablate` wrote, --method and --seed choose a model
     #[arg(long, global = true, value_name = "DIR")]
     run: Option<PathBuf>,
     /// A settings file over the defaults; may be repeated
@@ -128,8 +125,8 @@ struct Common {
     /// model.safetensors or shards with an index, tokenizer.json
     #[arg(long, global = true, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The folder of a train-reward stage, in place of the run's own; to evaluate and score also a published
-    /// reward model's
+    /// The folder of a train-reward stage, in place of the run's own; for evaluate and score also a published reward
+    /// model
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
     /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, in place of the embedded task
@@ -144,12 +141,29 @@ struct Common {
     /// Stop with a checkpoint after N optimizer steps or PPO iterations
     #[arg(long, global = true, value_name = "N")]
     stop_after: Option<usize>,
-    /// Run even where the file system has no locks: see to it yourself that no two processes run one stage
+    /// Run even if the file system has no locks: make sure yourself that no two processes run the same stage
     #[arg(long, global = true)]
     without_locks: bool,
 }
 
 impl Common {
+    /// The user's settings over the overlays `base`.
+    fn settings(&self, base: impl IntoIterator<Item = Overlay>) -> Result<Settings, Error> {
+        let mut overlays: Vec<Overlay> = base.into_iter().collect();
+        for path in &self.settings {
+            overlays.push(Settings::read(path)?);
+        }
+        Ok(Settings::resolve(&overlays, &self.sets())?)
+    }
+
+    /// The settings of `--set` and its short forms.
+    fn sets(&self) -> Vec<String> {
+        let mut sets = self.set.clone();
+        sets.extend(self.method.map(|method| format!("method={:?}", method.name())));
+        sets.extend(self.seed.map(|seed| format!("seed={seed}")));
+        sets
+    }
+
     fn locks(&self) -> Locks {
         Locks::new(if self.without_locks { Unsupported::GoOn } else { Unsupported::Refuse })
     }
@@ -166,23 +180,19 @@ impl Cli {
     ///
     /// Every [`Error`].
     pub fn run(self) -> Result<(), Error> {
-        let command = self.command.unwrap_or(Command::Reproduce { preset: Preset::Quick });
-        let command = match command {
+        let common = &self.common;
+        let command = self.command.unwrap_or(Command::Reproduce { preset: grid::Preset::Quick });
+        let context = match &command {
             Command::Settings => return show::out(DEFAULTS),
             Command::Systems => return show::systems(),
             Command::Reported => return show::reported(),
-            Command::Ablate(args) => return ablate::ablate(&self.common, &args),
-            Command::Status { run } => return ablate::status(&self.common, run.as_deref()),
-            Command::Report(args) => return ablate::report(&self.common, &args),
-            command => command,
+            Command::Reproduce { preset } => return grid::reproduce(common, *preset),
+            Command::Ablate(args) => return grid::ablate(common, args),
+            Command::Status { run } => return grid::status(common, run.as_deref()),
+            Command::Report(args) => return grid::report(common, args),
+            command => context(common, command)?,
         };
-        let context = context(&self.common, &command)?;
         match command {
-            Command::Reproduce { .. } => {
-                let start = std::time::Instant::now();
-                let results = reproduce::run(&context)?;
-                show::results(&context, &results, start.elapsed())
-            }
             Command::Sft => show::json(&sft::run(&context)?),
             Command::Preferences => show::json(&preferences::run(&context)?.0),
             Command::TrainReward => show::json(&reward::run(&context)?),
@@ -200,51 +210,38 @@ impl Cli {
             Command::Settings
             | Command::Systems
             | Command::Reported
+            | Command::Reproduce { .. }
             | Command::Ablate(_)
             | Command::Status { .. }
-            | Command::Report(_) => {
-                unreachable!("done above")
-            }
+            | Command::Report(_) => unreachable!("done above"),
         }
     }
 }
 
-/// The CPU threads of one tensor operation; without a number, as many as there are.
+/// Sets the CPU threads of one tensor operation; without a number, all cores are used.
 fn use_threads(threads: Option<usize>) {
     if let Some(threads) = threads {
-        // Fails only where a pool exists already, which then serves.
+        // Fails only if there is a pool already, which will do.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
 }
 
+/// The context of a single stage, or of a command that reads the results of stages.
 fn context(common: &Common, command: &Command) -> Result<Context, Error> {
-    let (preset, folder) = match command {
-        Command::Reproduce { preset: Preset::Quick } => (Some(("quick.toml", QUICK)), "quick"),
-        Command::Reproduce { preset: Preset::Full } => (Some(("full.toml", FULL)), "full"),
-        _ => (None, "default"),
-    };
-    let mut overlays: Vec<(String, String)> =
-        preset.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
-    for path in &common.settings {
-        overlays.push(Settings::read(path)?);
-    }
-    let mut sets = common.set.clone();
-    sets.extend(common.method.map(|method| format!("method={:?}", method.name())));
-    sets.extend(common.seed.map(|seed| format!("seed={seed}")));
-    let settings = Settings::resolve(&overlays, &sets)?;
-    let single_stages = [
-        ("--method", common.method.is_some()),
-        ("--model", common.model.is_some()),
-        ("--reward-model", common.reward_model.is_some()),
-        ("--data", common.data.is_some()),
-        ("--prompts", common.prompts.is_some()),
-    ];
-    if let Some((name, _)) = single_stages.iter().find(|(_, given)| preset.is_some() && *given) {
-        return Err(Error::Usage(format!(
-            "reproduce runs the methods of reproduce.methods on the embedded task: {name} goes with the \
-             single stages"
-        )));
-    }
+    let run = common.run.clone().unwrap_or_else(|| PathBuf::from("runs/default"));
+    let reads = matches!(
+        command,
+        Command::Generate(_)
+            | Command::Segment(_)
+            | Command::Score(_)
+            | Command::Export(_)
+            | Command::Evaluate { benchmark: Some(_) }
+    );
+    let cell = if reads { grid::cell(common, &run)? } else { None };
+    let base = cell.iter().map(|cell| {
+        ("grid.json".to_owned(), toml::to_string(&cell.settings).expect("settings serialise"))
+    });
+    let settings = common.settings(base)?;
     if common.prompts.is_some() && common.data.is_none() {
         return Err(Error::Usage(
             "--prompts goes with --data: the embedded task has its own".into(),
@@ -256,14 +253,25 @@ fn context(common: &Common, command: &Command) -> Result<Context, Error> {
                 .into(),
         ));
     }
-    let threads = common.threads.or(preset.map(|_| 1));
-    use_threads(threads);
-    let run = common.run.clone().unwrap_or_else(|| PathBuf::from("runs").join(folder));
+    use_threads(common.threads);
     let mut context = Context::new(settings, common.device, run)?;
-    context.model = common.model.clone();
-    context.reward_model = common.reward_model.clone();
-    context.data = common.data.clone();
-    context.prompts = common.prompts.clone();
+    if let Some(cell) = cell {
+        context.layout = Layout::of(&cell);
+        context.model = cell.model;
+        context.reward_model = cell.reward_model;
+        context.data = cell.data;
+        context.prompts = cell.prompts;
+    }
+    for (own, given) in [
+        (&mut context.model, &common.model),
+        (&mut context.reward_model, &common.reward_model),
+        (&mut context.data, &common.data),
+        (&mut context.prompts, &common.prompts),
+    ] {
+        if given.is_some() {
+            own.clone_from(given);
+        }
+    }
     context.locks = common.locks();
     context.stop = common.stop();
     context.progress = Progress::new();

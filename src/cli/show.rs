@@ -14,8 +14,10 @@ use crate::data::chat::{Message, Role};
 use crate::data::letters;
 use crate::data::tokenizer::Tokenizer;
 use crate::equations::segmentation::Rule;
+use crate::grid::plan::Plan;
 use crate::grid::reported;
-use crate::grid::reproduce::{Cell, Results, cell_context, table};
+use crate::grid::reproduce::table;
+use crate::grid::results::{Figures, Results};
 use crate::model::generate::Rows;
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::{stream, streams};
@@ -64,7 +66,7 @@ pub(super) fn json<T: Serialize>(value: &T) -> Result<(), Error> {
     out(&serde_json::to_string_pretty(value).expect("a plain struct serialises"))
 }
 
-/// Prints a line; a closed pipe is no error.
+/// Prints a line. A closed pipe is not an error.
 pub(super) fn out(text: &str) -> Result<(), Error> {
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::Output(error)),
@@ -72,7 +74,7 @@ pub(super) fn out(text: &str) -> Result<(), Error> {
     }
 }
 
-/// Whether standard output takes colours.
+/// Whether standard output shows colours.
 pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
@@ -98,7 +100,7 @@ pub(super) fn reported() -> Result<(), Error> {
     out(&reported::reported().to_string())
 }
 
-/// Prints what each stage needs of memory, for rows as long as the settings allow.
+/// Prints the memory that each stage needs, for rows as long as the settings allow.
 pub(super) fn memory(context: &Context) -> Result<(), Error> {
     let Some(dir) = &context.model else {
         return Err(Error::Usage(
@@ -135,31 +137,33 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
     out(&text)
 }
 
-/// The table, the paper's ordering of its methods, and one response before and after.
-pub(super) fn results(context: &Context, results: &Results, took: Duration) -> Result<(), Error> {
+/// Prints the table, the paper's ordering of the methods, and one response before and after training.
+pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<(), Error> {
     out(&format!("\n{}", table(results)))?;
-    let several = context.settings.reproduce.seeds > 1;
-    let over = if several { "over seeds" } else { "over prompts" };
+    let over = if plan.grid.seeds.len() > 1 { "over seeds" } else { "over prompts" };
     out(&format!(
         "gold: reward of the embedded task. win rate: against the SFT model's responses, judged by gold. \
          KL: nats a response. RM acc.: held-out pairs by their noisy labels, and by gold. n: responses or pairs of a \
          seed. ρ: Spearman's correlation, of responses' scores with gold and of segment rewards with true ones. F1: \
          segment starts with true phrase starts. ±: standard error {over}."
     ))?;
-    let what = |cell: &Cell| [cell.reward.held_out, cell.evaluation.held_out];
-    let what: BTreeSet<HeldOut> = results.cells.iter().flat_map(what).collect();
+    let cells = plan.cells.iter().zip(&results.cells);
+    let cells: Vec<(&Context, &Figures)> =
+        cells.filter_map(|(of, cell)| Some((&of.context, cell.figures()?))).collect();
+    let what = cells.iter().flat_map(|(_, f)| [f.reward.held_out, f.evaluation.held_out]);
+    let what: BTreeSet<HeldOut> = what.collect();
     what.into_iter().filter_map(HeldOut::caution).try_for_each(out)?;
-    let methods = &context.settings.reproduce.methods;
-    out(&reported::reported().ordering(methods))?;
-    let cell = results.cells.iter().find(|cell| cell.method == Method::SEGMENT);
-    if let Some(cell) = cell.or(results.cells.first()) {
-        let own = cell_context(context, cell.seed, cell.method);
-        let sample = &cell.evaluation.sample;
-        let task = Task::open(&own, Some(&own.reference_dir()?))?;
+    let arms = plan.grid.experiments.iter().flat_map(|experiment| &experiment.arms);
+    let methods: Vec<Method> = arms.map(|arm| arm.settings.method).collect();
+    out(&reported::reported().ordering(&methods))?;
+    let shown = cells.iter().find(|(of, _)| of.settings.method == Method::SEGMENT);
+    if let Some((own, figures)) = shown.or(cells.first()) {
+        let sample = &figures.evaluation.sample;
+        let task = Task::open(own, Some(&own.reference_dir()?))?;
         let prompt = task.tokenizer.decode(&sample.prompt);
         out(&format!("prompt        {}", prompt.trim()))?;
         for (name, response) in [("before", &sample.before), ("after", &sample.after)] {
-            let text = segmented(&own, &task, &sample.prompt, response)?;
+            let text = segmented(own, &task, &sample.prompt, response)?;
             let gold = task.gold(&sample.prompt, response).map(|gold| gold.reward());
             let gold = gold.map_or(String::new(), |gold| format!("{gold:+.1}"));
             out(&format!("{name:6} {gold:>6} {}", text.line(colour())))?;
@@ -168,9 +172,8 @@ pub(super) fn results(context: &Context, results: &Results, took: Duration) -> R
     out(&format!(
         "\n{:.0} s; results.json and table.md in {}",
         took.as_secs_f64(),
-        context.run.display()
-    ))?;
-    Ok(())
+        plan.cells[0].context.run.display()
+    ))
 }
 
 /// Writes responses to a prompt.
@@ -234,7 +237,7 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     Ok(())
 }
 
-/// Refuses a text that is longer, with its response, than the model in `dir` was made for.
+/// Rejects a text that is too long, with its response, for the model in `dir`.
 fn check_length(dir: &Path, tokens: usize, origin: &str) -> Result<(), Error> {
     let remedy = "shorten the text, or lower sampling.max_new_tokens";
     Ok(ModelConfig::from_dir(dir)?.length_limit().check(tokens, origin, remedy)?)
@@ -259,7 +262,7 @@ fn prompt(context: &Context, tokenizer: &Tokenizer, text: Option<&str>) -> Resul
     }
 }
 
-/// A response with entropies, segments, and rewards as far as the run has a reward model and a normalizer.
+/// A response with entropies and segments, and with rewards if the run has a reward model and a normalizer.
 fn segmented(
     context: &Context,
     task: &Task,

@@ -8,15 +8,18 @@
 //! A cell's stages live in folders named by a hash of all that their results depend on, so that arms share what they
 //! have in common, in one grid and in the next.
 
-pub mod ablate;
+#![doc(hidden)]
+
 pub mod analysis;
-pub mod estimate;
+pub(crate) mod driver;
+pub mod error;
 pub mod file;
+mod outlook;
 pub mod plan;
 pub mod reported;
 pub mod reproduce;
 pub mod results;
-pub mod schedule;
+pub(crate) mod schedule;
 pub mod tables;
 
-pub use file::GridError;
+pub use error::GridError;

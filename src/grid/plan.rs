@@ -1,17 +1,18 @@
-//! A grid: experiments with seeds, as it stands in `RUN/grid.json`; its cells, stages and results.
+//! A grid as stored in `RUN/grid.json`: experiments and seeds; its cells, stages and results.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, DirEntry};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::GridError;
+use super::error::GridError;
 use super::file::Planned;
 use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
 use super::schedule::{Failure, Tasks, write_in_turn};
 use crate::device::DeviceName;
 use crate::run::folder::{FAILED, FolderError, Origin, read_json, read_json_lines};
-use crate::run::lock::{Locks, is_held};
+use crate::run::lock::Locks;
 use crate::run::metrics::IterationMetrics;
 use crate::run::progress::Progress;
 use crate::run::{Context, Layout, Stage};
@@ -19,36 +20,28 @@ use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::online::keep::EvaluationLine;
 use crate::stop::Stop;
 
-/// What `RUN/grid.json` holds: everything that the grid's cells depend on.
+/// The content of `RUN/grid.json`: everything that the grid's cells depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grid {
-    /// [`FORMAT`] of the program that wrote it.
+    /// The [`FORMAT`] of the program that wrote it.
     pub format: u32,
-    /// The device.
     pub device: DeviceName,
     /// The seeds, the same for every arm.
     pub seeds: Vec<u64>,
     /// The user's model, in place of the run's own SFT model.
     pub model: Option<PathBuf>,
-    /// The user's reward model.
     pub reward_model: Option<PathBuf>,
-    /// The user's data, in place of the embedded task.
     pub data: Option<PathBuf>,
-    /// The user's prompts.
     pub prompts: Option<PathBuf>,
-    /// The experiments.
     pub experiments: Vec<Planned>,
 }
 
 /// One arm with one seed, ready to run.
 pub struct PlannedCell {
-    /// Which experiment and which of its arms name it first.
+    /// The first experiment that names it, and the arm in it.
     pub arm: [usize; 2],
-    /// Its seed.
     pub seed: u64,
-    /// Its hash.
     pub id: String,
-    /// What its stages run with.
     pub context: Context,
     /// The number of its last task.
     pub last: usize,
@@ -56,13 +49,11 @@ pub struct PlannedCell {
 
 /// The cells of a grid, each once, and their stages, each once.
 pub struct Plan {
-    /// The grid.
     pub grid: Grid,
-    /// By experiment, arm and seed: the number of the cell.
+    /// The number of each cell, by experiment, arm and seed.
     pub numbers: Vec<Vec<Vec<usize>>>,
-    /// The cells: of the first seed first, in the order of the experiments.
+    /// The cells, sorted by seed, then in the order of the experiments.
     pub cells: Vec<PlannedCell>,
-    /// Their stages.
     pub tasks: Tasks,
 }
 
@@ -71,22 +62,26 @@ impl Grid {
     ///
     /// # Errors
     ///
-    /// [`GridError::NoGrid`], [`GridError::OtherFormat`], and [`Error::Folder`] for a file that cannot be read.
+    /// [`GridError::NoGrid`], [`GridError::EarlierLayout`], [`GridError::OtherFormat`], and [`Error::Folder`] for a file that cannot be read.
     pub fn read(run: &Path) -> Result<Self, GridError> {
         let path = path(run);
         if !path.exists() {
-            return Err(GridError::NoGrid { dir: run.to_owned() }.into());
+            check_layout(run)?;
+            return Err(GridError::NoGrid { dir: run.to_owned() });
         }
         check_format(&path)?;
         Ok(read_json(&path, "ablate")?)
     }
 
-    /// Writes the grid into the folder `run`; what another one made there stays, and what both need is shared.
+    /// Writes the grid into the folder `run`. The stages of another grid there stay, and both share what they have in
+    /// common.
     ///
     /// # Errors
     ///
-    /// [`GridError::OtherFormat`] when the folder is another version's; [`Error::Folder`].
+    /// [`GridError::EarlierLayout`] and [`GridError::OtherFormat`] when the folder is another version's;
+    /// [`Error::Folder`].
     pub fn write(&self, run: &Path, locks: &Locks) -> Result<(), GridError> {
+        check_layout(run)?;
         let path = path(run);
         if path.exists() {
             check_format(&path)?;
@@ -107,7 +102,7 @@ impl Grid {
         progress: &Progress,
     ) -> Result<Plan, GridError> {
         let Some(any) = self.experiments.iter().flat_map(|e| &e.arms).next() else {
-            return Err(GridError::NoGrid { dir: run.to_owned() }.into());
+            return Err(GridError::NoGrid { dir: run.to_owned() });
         };
         let mut common = Context::new(any.settings.clone(), self.device, run.to_owned())?;
         common.model = self.model.clone();
@@ -125,14 +120,17 @@ impl Grid {
             grid: self,
         };
         let mut known: HashMap<String, usize> = HashMap::new();
-        // One seed after the other, so that a grid that is stopped has all arms with some seeds.
+        // Seed by seed, so that a stopped grid has all arms for some seeds.
         for &seed in &plan.grid.seeds {
             for (e, experiment) in plan.grid.experiments.iter().enumerate() {
                 for (a, arm) in experiment.arms.iter().enumerate() {
                     let mut context = common.clone();
                     context.settings = arm.settings.clone();
                     context.settings.seed = seed;
-                    context.label = format!("{seed} {}", arm.name);
+                    context.label = match plan.grid.seeds.len() {
+                        1 => arm.name.clone(),
+                        _ => format!("seed {seed} {}", arm.name),
+                    };
                     let id = id(&context);
                     let number = *known.entry(id.clone()).or_insert_with(|| {
                         let last = plan.tasks.add(&context);
@@ -147,7 +145,7 @@ impl Grid {
     }
 }
 
-/// The hash in the name of a cell's last folder: it holds all that the cell depends on.
+/// The hash in the name of a cell's last folder, which covers all that the cell depends on.
 fn id(context: &Context) -> String {
     let dir = context.dir(Stage::Evaluate);
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -158,6 +156,24 @@ fn path(run: &Path) -> PathBuf {
     run.join("grid.json")
 }
 
+/// Rejects a folder written by an earlier `reproduce`, which kept its stages in `seed-N`.
+fn check_layout(run: &Path) -> Result<(), GridError> {
+    let is_seed = |entry: DirEntry| {
+        let name = entry.file_name();
+        let seed = name.to_str().and_then(|name| name.strip_prefix("seed-"));
+        entry.path().is_dir() && seed.is_some_and(|seed| seed.parse::<u64>().is_ok())
+    };
+    let has_seeds =
+        fs::read_dir(run).is_ok_and(|mut all| all.any(|entry| entry.is_ok_and(is_seed)));
+    let results: Option<serde_json::Map<_, _>> = fs::read(run.join("results.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match has_seeds || results.is_some_and(|results| !results.contains_key("format")) {
+        true => Err(GridError::EarlierLayout { dir: run.to_owned() }),
+        false => Ok(()),
+    }
+}
+
 fn check_format(path: &Path) -> Result<(), GridError> {
     #[derive(Deserialize)]
     struct Head {
@@ -165,45 +181,12 @@ fn check_format(path: &Path) -> Result<(), GridError> {
     }
     match read_json::<Head>(path, "ablate")?.format {
         FORMAT => Ok(()),
-        found => Err(GridError::OtherFormat { path: path.to_owned(), found }.into()),
+        found => Err(GridError::OtherFormat { path: path.to_owned(), found }),
     }
-}
-
-/// How far a cell is, for `status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progressed {
-    /// All stages are finished.
-    Finished,
-    /// A stage ended with an error.
-    Failed,
-    /// A process runs one of its stages now.
-    Running,
-    /// Some stages are finished, or have a checkpoint.
-    Begun,
-    /// Nothing is there.
-    Waiting,
 }
 
 impl Plan {
-    /// How far a cell is, without reading its results.
-    pub fn progressed(&self, cell: &PlannedCell) -> Progressed {
-        let tasks = self.tasks.all();
-        let chain = self.tasks.chain(cell.last);
-        let some = |of: &dyn Fn(&Path) -> bool| chain.iter().any(|&task| of(&tasks[task].dir));
-        if tasks[cell.last].is_finished() {
-            Progressed::Finished
-        } else if some(&is_held) {
-            Progressed::Running
-        } else if some(&|dir| dir.join(FAILED).exists()) {
-            Progressed::Failed
-        } else if some(&Path::exists) {
-            Progressed::Begun
-        } else {
-            Progressed::Waiting
-        }
-    }
-
-    /// What is there of the grid's results.
+    /// The grid's results so far.
     pub fn results(&self) -> Results {
         let experiment = |(planned, numbers): (&Planned, &Vec<Vec<usize>>)| Experiment {
             name: planned.name.clone(),
@@ -230,7 +213,7 @@ impl Plan {
     }
 
     fn cell(&self, cell: &PlannedCell) -> Cell {
-        let (state, stages) = match self.state(cell) {
+        let (state, stages) = match self.read(cell) {
             finished @ State::Finished(_) => match origins(&cell.context) {
                 Ok(stages) => (finished, stages),
                 Err(error) => (State::Corrupt { error: error.to_string() }, BTreeMap::new()),
@@ -240,7 +223,7 @@ impl Plan {
         Cell { id: cell.id.clone(), seed: cell.seed, state, stages }
     }
 
-    fn state(&self, cell: &PlannedCell) -> State {
+    fn read(&self, cell: &PlannedCell) -> State {
         let tasks = self.tasks.all();
         for number in self.tasks.chain(cell.last) {
             let task = &tasks[number];
@@ -262,7 +245,7 @@ impl Plan {
     }
 }
 
-/// Which program made each of a cell's stages.
+/// The program that made each of a cell's stages.
 pub(super) fn origins(context: &Context) -> Result<BTreeMap<String, Origin>, FolderError> {
     let origin = |stage: Stage| Ok((stage.folder().to_owned(), Origin::read(&context.dir(stage))?));
     context.stages().map(origin).collect()
@@ -294,7 +277,7 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
     })
 }
 
-/// The table with texts for numbers that JSON does not know, such as an infinite cutoff.
+/// The table with text in place of the numbers that JSON lacks, such as an infinite cutoff.
 fn for_json(mut table: toml::Table) -> toml::Table {
     for (_, value) in table.iter_mut() {
         *value = match std::mem::replace(value, false.into()) {

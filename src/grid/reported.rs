@@ -1,4 +1,4 @@
-//! What the paper and its official code report: `paper/reported.toml`, whose head says where each figure is from.
+//! The figures that the paper and its official code report: `paper/reported.toml`, which gives the source of each.
 //!
 //! # Examples
 //!
@@ -41,7 +41,6 @@ pub struct Reported {
     /// The tables, those of the paper by their number.
     #[serde(rename = "table")]
     pub tables: Vec<Table>,
-    /// Figure 4.
     pub cutoff_sweep: CutoffSweep,
     /// The normalizers that were released with the official code.
     #[serde(rename = "released_fit")]
@@ -51,7 +50,7 @@ pub struct Reported {
 }
 
 impl Reported {
-    /// Arena-Hard of the base model and of these methods in the paper's table 1, the best first, on one line.
+    /// Arena-Hard of the base model and of these methods in the paper's table 1, best first, on one line.
     ///
     /// # Examples
     ///
@@ -108,9 +107,7 @@ pub struct Table {
     pub source: Source,
     /// The model that training starts from; nothing where that is not known.
     pub model: Option<String>,
-    /// What to know about it.
     pub note: Option<String>,
-    /// Its rows, in the paper's order.
     pub rows: Vec<Row>,
 }
 
@@ -260,9 +257,7 @@ pub struct CutoffSweep {
 pub struct ReleasedFit {
     /// The model that the reward model was trained from.
     pub model: String,
-    /// What one action is.
     pub actions: Rule,
-    /// The fit.
     pub normalizer: Normalizer,
     /// What is wrong with it.
     pub note: Option<String>,

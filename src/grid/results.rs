@@ -1,4 +1,4 @@
-//! What a grid of experiments gave: `results.json`, the same to the last bit however often the run was killed.
+//! The results of a grid: `results.json`, identical to the last bit however often the run was killed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,15 +16,13 @@ pub const FORMAT: u32 = 2;
 /// All experiments of a grid, and the cells that they share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    /// [`FORMAT`] of the program that wrote it.
+    /// The [`FORMAT`] of the program that wrote it.
     pub format: u32,
-    /// The program's version.
     pub version: String,
-    /// The device.
     pub device: String,
     /// The experiments, in the order of their files.
     pub experiments: Vec<Experiment>,
-    /// Each cell once, in the order of the experiments that name it first.
+    /// Each cell once, in the order in which the experiments first name it.
     pub cells: Vec<Cell>,
 }
 
@@ -46,18 +44,14 @@ impl Results {
     }
 }
 
-/// One table or figure: arms that differ in some settings.
+/// A table or figure: arms that differ in some settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
     /// The stem of its file.
     pub name: String,
-    /// What it shows.
     pub title: String,
-    /// What to know about it.
     pub note: Option<String>,
-    /// The paper's table that it stands beside.
     pub paper_table: Option<u32>,
-    /// Its rows.
     pub arms: Vec<Arm>,
 }
 
@@ -68,24 +62,21 @@ pub struct Arm {
     pub name: String,
     /// Whether the paper has no such arm.
     pub ours: bool,
-    /// Its method.
     pub method: Method,
-    /// The settings that make it what it is, over the experiment's base.
+    /// The settings that it changes in the experiment's base.
     pub settings: toml::Table,
     /// The ids of its cells, one a seed, in the order of the seeds.
     pub cells: Vec<String>,
 }
 
-/// One arm with one seed. Arms with the same settings share it.
+/// One arm with one seed. Arms with equal settings share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// The hash of its resolved settings and inputs.
     pub id: String,
-    /// The seed.
     pub seed: u64,
-    /// How far it is.
     pub state: State,
-    /// By the name of its stages: which program made each; empty unless it is finished.
+    /// The program that made each of its stages; empty unless it is finished.
     pub stages: BTreeMap<String, Origin>,
 }
 
@@ -99,26 +90,18 @@ impl Cell {
     }
 }
 
-/// How far a cell is.
+/// The progress of a cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Some of its stages are still to run.
+    /// Some stages are still to run.
     Pending,
     /// All stages are finished.
     Finished(Box<Figures>),
     /// A stage ended with an error.
-    Failed {
-        /// The stage.
-        stage: String,
-        /// The error.
-        error: String,
-    },
+    Failed { stage: String, error: String },
     /// A file of a finished stage cannot be read.
-    Corrupt {
-        /// The error, which names the file.
-        error: String,
-    },
+    Corrupt { error: String },
 }
 
 /// The figures of a finished cell.
@@ -134,7 +117,7 @@ pub struct Figures {
     pub policy: online::keep::Summary,
     /// The policy against the SFT model.
     pub evaluation: evaluate::Summary,
-    /// One value an iteration, over its rollouts.
+    /// One value for each iteration, over its rollouts.
     pub curve: Curve,
     /// Held-out evaluations during training, the SFT model's (iteration 0) first.
     pub evaluations: Vec<online::keep::EvaluationLine>,
@@ -142,7 +125,6 @@ pub struct Figures {
 
 /// Columns of `metrics.jsonl`, whose docs define them: [`IterationMetrics`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the glossary is IterationMetrics
 pub struct Curve {
     pub gold: Vec<Option<f64>>,
     pub sequence_score: Vec<f64>,

@@ -1,4 +1,4 @@
-//! Runs stages for many contexts: what they share once, what is ready side by side, in any number of processes.
+//! Runs the stages of many contexts: shared ones once, ready ones in parallel, in any number of processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,23 +13,21 @@ use crate::run::folder::{self, FAILED, FolderError, TOOK, write_json};
 use crate::run::lock::{LockError, Locks};
 use crate::run::{Context, Stage};
 
-/// How long a worker leaves a stage alone that another process runs.
+/// How long a worker waits before it tries a stage again that another process is running.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One stage to run.
 pub struct Task {
-    /// The stage.
     pub stage: Stage,
-    /// What it is run with.
     pub context: Context,
     /// Its folder; no other task has it.
     pub dir: PathBuf,
-    /// The task whose result it needs.
+    /// The task that must finish first.
     pub after: Option<usize>,
 }
 
 impl Task {
-    /// Whether its result is there.
+    /// Whether it has its result.
     pub fn is_finished(&self) -> bool {
         folder::is_finished(&self.dir)
     }
@@ -40,7 +38,7 @@ impl Task {
 pub struct Tasks(Vec<Task>);
 
 impl Tasks {
-    /// Adds the stages of `context` that are not among the tasks yet; gives the number of its last.
+    /// Adds the stages of `context` that are not yet among the tasks, and returns the number of the last one.
     pub fn add(&mut self, context: &Context) -> usize {
         let mut last = None;
         for stage in context.stages() {
@@ -59,7 +57,7 @@ impl Tasks {
         &self.0
     }
 
-    /// The task `last` and those before it, the first one first.
+    /// The task `last` and the ones that it needs, in running order.
     pub fn chain(&self, last: usize) -> Vec<usize> {
         let before = std::iter::successors(Some(last), |&task| self.0[task].after);
         let mut chain: Vec<usize> = before.collect();
@@ -68,32 +66,33 @@ impl Tasks {
     }
 }
 
-/// What became of a task.
+/// How a task ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Its result is there.
+    /// It has its result.
     Done,
     /// It ended with an error.
     Failed(Error),
-    /// It needs one that failed, or a failure ended all.
+    /// It was not started: one that it needs failed, or a failure stopped the run.
     Left,
 }
 
-/// What a failure does to the tasks that do not need the failed one.
+/// What happens, after a failure, to tasks that do not need the failed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// They go on; the error is kept in `failed.json` in the stage's folder, until the stage is tried again.
+    /// They run.
     KeepGoing,
-    /// None is begun any more.
+    /// No further task starts.
     Stop,
 }
 
-/// Runs the tasks on `jobs` threads, those that come first in the list first, and calls `finished` after each that is
-/// done. A stage that another process runs is waited for; a folder that cannot be locked fails its stage.
+/// Runs the tasks on `jobs` threads in the order of the list, and calls `finished` after each one. Waits for a stage
+/// that another process is running; a folder that cannot be locked fails its stage. The error of a failed stage stays
+/// in `failed.json` in its folder until the stage is tried again.
 ///
 /// # Errors
 ///
-/// [`Error::Interrupted`], after the stages that run have written their checkpoints.
+/// [`Error::Interrupted`], after the running stages have written their checkpoints.
 pub fn run(
     tasks: &Tasks,
     jobs: usize,
@@ -140,7 +139,7 @@ pub fn run(
 }
 
 enum Progress {
-    /// Not begun; where another process had it, not before this moment.
+    /// Not started; not to be started before this moment, if another process had it.
     Waiting(Option<Instant>),
     Running,
     Settled(Outcome),
@@ -149,7 +148,7 @@ enum Progress {
 struct Board {
     states: Mutex<Vec<Progress>>,
     changed: Condvar,
-    /// Whether a worker has panicked: its stage will never settle, and the panic is what the run ends with.
+    /// Whether a worker has panicked. Its stage will never settle; the run ends with the panic.
     panicked: AtomicBool,
 }
 
@@ -178,7 +177,7 @@ impl Board {
         self.states.lock().expect("no worker panics with the lock")
     }
 
-    /// The next task to run, which is then running; nothing when there is none left to begin.
+    /// Marks the next task as running and returns it; `None` when there is none left to start.
     fn take(&self, tasks: &[Task], on_failure: OnFailure) -> Option<usize> {
         let mut states = self.lock();
         loop {
@@ -229,7 +228,7 @@ fn leave_what_cannot_run(states: &mut [Progress], tasks: &[Task]) {
     }
 }
 
-/// Runs a task unless its result is there; says whether it is then, which it is not while another process has it.
+/// Runs a task unless it has its result. Returns whether it has it now: it does not while another process runs it.
 fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
     task.context.stop.check()?;
     if folder::is_settled(&task.dir)? {
@@ -253,10 +252,12 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
     match result {
         Ok(()) => Ok(true),
         Err(error) => {
-            if on_failure == OnFailure::KeepGoing && !matches!(error, Error::Interrupted { .. }) {
-                let Context { progress, label, .. } = &context;
-                progress.line(&format!("{label} {} failed: {error}", task.stage.command()));
-                // A stage can be refused before it has a folder; a disk that is full has no place for either.
+            if !matches!(error, Error::Interrupted { .. }) {
+                if on_failure == OnFailure::KeepGoing {
+                    let name = context.title(task.stage.command());
+                    context.progress.line(&format!("{name} failed: {error}"));
+                }
+                // A stage can be rejected before it has a folder; on a full disk neither can be written.
                 let _ = fs::create_dir_all(&task.dir);
                 let _ = write_json(&failed, &Failure { error: error.to_string() });
             }
@@ -268,11 +269,10 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
 /// The content of [`FAILED`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The error.
     pub error: String,
 }
 
-/// What a stage took, in [`TOOK`] in its folder; all tries together.
+/// The time that a stage took over all tries, in [`TOOK`] in its folder.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Took {
     /// Wall-clock seconds.
@@ -280,19 +280,19 @@ pub struct Took {
 }
 
 impl Took {
-    /// What the stage in `dir` took, where that is known.
+    /// The time that the stage in `dir` took, if known.
     pub fn read(dir: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(dir.join(TOOK)).ok()?).ok()
     }
 
-    /// Adds to what the stage in `dir` took; a disk that is full is not the stage's failure.
+    /// Adds to the time of the stage in `dir`. A full disk does not fail the stage.
     fn add(dir: &Path, time: Duration) {
         let before = Self::read(dir).unwrap_or_default().seconds;
         let _ = write_json(&dir.join(TOOK), &Self { seconds: before + time.as_secs_f64() });
     }
 }
 
-/// Writes `value` as JSON to `path`, one process after the other.
+/// Writes `value` as JSON to `path`, one process at a time.
 ///
 /// # Errors
 ///

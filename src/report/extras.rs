@@ -1,4 +1,4 @@
-//! What the report shows besides figures, from the folders of a grid's first seed that has it.
+//! What the report shows besides figures, from the first seed of a grid that has it.
 
 use super::page::{Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
 use super::texts::texts;
@@ -19,7 +19,7 @@ use crate::stage::score::segmenter;
 use crate::stage::task::Task;
 use crate::systems::Method;
 
-/// The files that stand beside a report, and what they hold.
+/// The files beside a report, and their content.
 const FILES: [(&str, &str); 9] = [
     ("results.json", "every cell with its figures, its curve and its evaluations"),
     ("analysis.json", "means, intervals, paired differences and orderings"),
@@ -32,7 +32,7 @@ const FILES: [(&str, &str); 9] = [
     ("orderings.csv", "a line an ordering that the paper's tables claim"),
 ];
 
-/// What there is of it.
+/// Collects what the report shows besides figures.
 ///
 /// # Errors
 ///
@@ -81,7 +81,7 @@ impl Plan {
     }
 }
 
-/// Of the first experiment that has some: its fits by location.
+/// The fits by location, of the first experiment that has some.
 fn fits(plan: &Plan, results: &Results) -> Result<Vec<Fit>, Error> {
     for experiment in plan.experiments() {
         let mut fits = Vec::new();
@@ -99,7 +99,7 @@ fn fits(plan: &Plan, results: &Results) -> Result<Vec<Fit>, Error> {
     Ok(Vec::new())
 }
 
-/// Of every cutoff that an arm has, the lengths of the segments of the held-out pairs' responses.
+/// For each cutoff of an arm, the lengths of the segments in held-out pairs.
 fn segment_lengths(plan: &Plan, results: &Results) -> Result<Vec<SegmentLengths>, Error> {
     let mut cells: Vec<(Rule, &PlannedCell)> = Vec::new();
     for (_, cell) in plan.experiments().flat_map(|experiment| plan.arms(results, experiment)) {
@@ -157,7 +157,7 @@ fn shaded(plan: &Plan, results: &Results) -> Result<Vec<super::texts::ShadedText
     Ok(Vec::new())
 }
 
-/// Of the first experiment that has some: an answer of each arm, before and after.
+/// A response of each arm before and after training, of the first experiment that has some.
 fn samples(plan: &Plan, results: &Results) -> Result<Vec<SampleText>, Error> {
     for experiment in plan.experiments() {
         let mut samples = Vec::new();

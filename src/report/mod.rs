@@ -1,5 +1,7 @@
-//! What is shown and logged: metrics, tables, coloured segments, and the figures that the paper reports.
+//! The report of a grid: one page with tables, plots and texts.
 
-pub mod extras;
+#![doc(hidden)]
+
+pub(crate) mod extras;
 pub mod page;
 pub mod texts;

@@ -1,4 +1,4 @@
-//! The paper's figure 3: the same texts, shaded by the rewards of segments and by those of tokens.
+//! The paper's figure 3: the same texts, shaded by segment rewards and by token rewards.
 
 use std::ops::Range;
 
@@ -13,21 +13,21 @@ use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::segmented_text::SegmentedText;
 use crate::stage::task::Task;
 
-/// A response as a reward model of segments and one of tokens see it.
+/// A response as scored by a segment reward model and a token reward model.
 #[derive(Clone, Debug, Serialize)]
 pub struct ShadedText {
     /// With the rewards of its segments.
     pub by_segment: SegmentedText,
     /// With the rewards of its tokens.
     pub by_token: SegmentedText,
-    /// The true credit of each token, where it is known.
+    /// The true credit of each token, if known.
     pub credits: Option<Vec<f64>>,
-    /// The tokens of each clause that was there before; none in a normal text.
+    /// The tokens of each repeated clause; none in a normal text.
     pub repeats: Vec<Range<usize>>,
 }
 
-/// A held-out response and, where the truth is known, the same with a clause that is said three times, as
-/// the finished reward models and normalizers of two contexts see them: one of segments, one of tokens.
+/// A held-out response and, if gold is known, the same with a clause said three times, as scored by the reward models
+/// and normalizers of two finished contexts: one of segments, one of tokens.
 ///
 /// On the embedded task the response is the first one preferred that has three to five clauses, welcome and
 /// unwelcome things, no broken place and no repetition.
@@ -58,7 +58,7 @@ pub fn texts(segment: &Context, token: &Context) -> Result<Vec<ShadedText>, Erro
     Ok(shaded.collect())
 }
 
-/// The first pair whose chosen response is typical; the first of all where none is, or nobody can tell.
+/// The first pair whose chosen response is typical; the first of all if none is, or if gold is unknown.
 fn choose(task: &Task, pairs: &Items<Pair>) -> Result<Pair, Error> {
     for number in 0..pairs.len() {
         let pair = pairs.get(number)?;
@@ -80,7 +80,7 @@ fn is_typical(response: &[u32], gold: &Gold) -> bool {
         && response.last() == Some(&EOS)
 }
 
-/// A whole letter with its first clause on an asked topic said two more times, right behind it.
+/// A complete letter with its first clause on an asked topic repeated twice, right after it.
 fn with_repetition(letter: &[u32], gold: &Gold) -> Option<Vec<u32>> {
     let clause = gold.clauses.iter().find(|clause| clause.kind == ClauseKind::Asked)?;
     let end = clause.range.end + 1; // with its join

@@ -170,9 +170,16 @@ pub enum Layout {
         /// The fingerprints of the user's model, reward model and data.
         inputs: String,
     },
+    /// Each where another context has it, by the order of [`Stage::ALL`].
+    Given([PathBuf; Stage::ALL.len()]),
 }
 
 impl Layout {
+    /// The folders of `context`, whatever the settings.
+    pub fn of(context: &Context) -> Self {
+        Self::Given(Stage::ALL.map(|stage| context.dir(stage)))
+    }
+
     /// The layout by hashes for a context; reads the user's files once.
     ///
     /// # Errors
@@ -217,6 +224,7 @@ impl Context {
                 let name = format!("{}-{:016x}", stage.folder(), self.key(stage, inputs));
                 self.run.join("store").join(name)
             }
+            Layout::Given(dirs) => dirs[stage as usize].clone(),
         }
     }
 

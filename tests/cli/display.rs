@@ -1,5 +1,7 @@
 //! What commands print for people and for programs.
 
+use std::fs;
+
 use segment_rlhf::settings::Settings;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -88,4 +90,44 @@ fn a_response_goes_to_standard_output_and_progress_to_standard_error() {
     let printed = program(run.path(), &arguments).ended_with(0).stdout;
     assert_eq!(printed.lines().count(), 4, "the prompt and three responses: {printed}");
     assert_eq!(printed, program(run.path(), &arguments).stdout, "one seed, one answer");
+}
+
+#[test]
+fn a_reproduction_is_a_grid_whose_models_can_be_read() {
+    let run = TempDir::new().unwrap();
+    let methods = ["--set", "reproduce.methods=['token', 'segment']", "--set", "reproduce.seeds=2"];
+    let printed = program(run.path(), &[&["reproduce"], &methods[..]].concat()).ended_with(0);
+    let table = fs::read_to_string(run.path().join("table.md")).unwrap();
+    assert!(printed.stdout.contains(&table) && table.contains("\n| token "), "{}", printed.stdout);
+    assert!(printed.stdout.contains("±: standard error over seeds."), "{}", printed.stdout);
+    printed.says(&["seed 0 token sft ", "seed 1 segment evaluate "]);
+    let status = program(run.path(), &["status"]).ended_with(0).stdout;
+    assert!(status.contains("4 of 4 cells finished"), "{status}");
+    let report = program(run.path(), &["report"]).ended_with(0).stdout;
+    assert!(report.starts_with("4 of 4 cells, 0 left out; "), "{report}");
+
+    // The policy of a cell, with its settings: what generate writes differs by method and by seed.
+    let generate = |cell: &[&str]| {
+        let arguments = [&["generate", "--prompt", "write to emma"], cell].concat();
+        program(run.path(), &arguments).ended_with(0).stdout
+    };
+    let segment = generate(&[]);
+    assert_eq!(segment, generate(&["--method", "segment", "--seed", "0"]));
+    assert_eq!(segment, generate(&["--set", "method=segment"]));
+    assert_ne!(segment, generate(&["--seed", "1"]));
+    let shown = |cell: &[&str]| {
+        let text = ["--prompt", "write to emma", "--response", "dear emma , music : bands play"];
+        let arguments = [&["segment", "--json"], &text[..], cell].concat();
+        let printed = program(run.path(), &arguments).ended_with(0).stdout;
+        let shown: Value = serde_json::from_str(&printed).unwrap();
+        let segments = shown["segments"].as_array().unwrap();
+        assert!(segments.iter().all(|segment| segment["normalized"].is_number()), "{printed}");
+        printed
+    };
+    let [first, second, token] = [&[][..], &["--seed", "1"], &["--method", "token"]].map(shown);
+    assert!(first != second && first != token, "{first}");
+    let hf = run.path().join("hf");
+    program(run.path(), &["export", "--hf", hf.to_str().unwrap(), "--method", "token"])
+        .ended_with(0);
+    assert!(hf.join("model.safetensors").exists());
 }

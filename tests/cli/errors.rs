@@ -1260,7 +1260,24 @@ fn grid(edit: fn(&Path), command: &str) -> Tried {
     program(run.path(), &[&ablate[..], &["--stop-after", "1"]].concat()).ended_with(130);
     edit(run.path());
     let own = [command];
-    try_in(run, if command == "ablate" { &ablate } else { &own })
+    let read = [command, "--method", "token"];
+    match command {
+        "ablate" => try_in(run, &ablate),
+        "generate" => try_in(run, &read),
+        _ => try_in(run, &own),
+    }
+}
+
+const EARLIER: &[&str] =
+    &["an earlier version's `reproduce` wrote here", "name another --run, or remove the folder"];
+
+/// A command on a folder with this file, as `reproduce` left it before it was a grid's experiment.
+fn earlier(file: &str, text: &str, command: &str) -> Tried {
+    let run = TempDir::new().unwrap();
+    let path = run.path().join(file);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+    try_in(run, &[command])
 }
 
 const GRIDS: &[Row] = &[
@@ -1273,10 +1290,10 @@ const GRIDS: &[Row] = &[
     ("GridError::Read", 2, &["none.toml: cannot read: ", "own.toml:4 includes it"], |_| {
         experiment("include = [\n\n'none.toml']")
     }),
-    ("GridError::Toml", 2, &["own.toml:4: duplicate key"], |_| {
+    ("GridError::File", 2, &["own.toml:4: duplicate key"], |_| {
         experiment("[arms]\na = { method = 'token' }\na = { method = 'bandit' }")
     }),
-    ("GridError::Toml", 2, &["own.toml:3: unknown field `axis`, expected one of `title`"], |_| {
+    ("GridError::File", 2, &["own.toml:3: unknown field `axis`, expected one of `title`"], |_| {
         experiment("\naxis = 3\n[arms]\na = {}")
     }),
     ("SettingsError::Toml", 2, &["own.toml:4: arm \"b\": unknown field `clipp`"], |_| {
@@ -1285,41 +1302,35 @@ const GRIDS: &[Row] = &[
     ("SettingsError::Range", 2, &["own.toml:3: axis \"task.pairs\": task.pairs = 0; exp"], |_| {
         experiment("[axes]\n'task.pairs' = [0]")
     }),
-    ("GridError::Empty", 2, &["own.toml: no experiment; give [arms] or [axes], or"], |_| {
+    ("GridError::File", 2, &["own.toml: no experiment; give [arms] or [axes], or"], |_| {
         experiment("")
     }),
+    ("GridError::File", 2, &["own.toml:3: the axis \"task.pairs\" has no values; give"], |_| {
+        experiment("[axes]\n'task.pairs' = []")
+    }),
+    ("GridError::File", 2, &["own.toml:2: `ours` names \"b\", but the arms are [\"a\"]"], |_| {
+        experiment("ours = ['b']\n[arms]\na = {}")
+    }),
     (
-        "GridError::EmptyAxis",
-        2,
-        &["own.toml:3: the axis \"task.pairs\" has no values; give"],
-        |_| experiment("[axes]\n'task.pairs' = []"),
-    ),
-    (
-        "GridError::NoSuchArm",
-        2,
-        &["own.toml:2: `ours` names \"b\", but the arms are [\"a\"]"],
-        |_| experiment("ours = ['b']\n[arms]\na = {}"),
-    ),
-    (
-        "GridError::NotOfAnArm",
+        "GridError::File",
         2,
         &["own.toml:3: axis \"seed\": `seed` holds for all arms; give --seed, --seeds"],
         |_| experiment("[axes]\nseed = [1, 2]"),
     ),
     (
-        "GridError::BesideInclude",
+        "GridError::File",
         2,
         &["own.toml:3: `axes` beside `include`; a file that includes others has no experiment"],
         |_| include("[axes]"),
     ),
     (
-        "GridError::Cycle",
+        "GridError::File",
         2,
         &["own.toml:2: ", "own.toml includes itself; take one of them out"],
         |_| experiment("include = ['own.toml']"),
     ),
     (
-        "GridError::SameName",
+        "GridError::File",
         2,
         &["one.toml: a second experiment \"one\", after ", "so rename one, or include it once"],
         |_| {
@@ -1329,14 +1340,17 @@ const GRIDS: &[Row] = &[
         },
     ),
     (
-        "GridError::SameSettings",
+        "GridError::File",
         2,
         &["own.toml:4: \"b\" has the same settings as \"a\"; take one of them out or change"],
         |_| experiment("[arms]\na = {}\nb = { method = 'segment' }"),
     ),
-    ("GridError::NoGrid", 2, &["no grid.json; name the folder that `segment-rlhf ablate`"], |_| {
-        try_in_empty(&["status"])
-    }),
+    (
+        "GridError::NoGrid",
+        2,
+        &["no grid.json; name the folder that `segment-rlhf ablate` or"],
+        |_| try_in_empty(&["status"]),
+    ),
     (
         "GridError::OtherFormat",
         2,
@@ -1359,6 +1373,28 @@ const GRIDS: &[Row] = &[
             )
         },
     ),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        earlier("seed-0/sft/summary.json", "{}", "reproduce")
+    }),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        earlier(
+            "results.json",
+            r#"{"version": "0.1.0", "device": "flex", "cells": []}"#,
+            "reproduce",
+        )
+    }),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        earlier("seed-3/sft/summary.json", "{}", "status")
+    }),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        earlier("seed-3/sft/summary.json", "{}", "report")
+    }),
+    ("GridError::EarlierLayout", 2, EARLIER, |_| {
+        grid(|run| fs::create_dir(run.join("seed-12")).unwrap(), "ablate")
+    }),
+    ("Error::Usage", 2, &["no cell of the method token with seed 0; give --method and"], |_| {
+        grid(|_| (), "generate")
+    }),
     ("GridError::NothingFinished", 2, &["no cell is finished"], |_| grid(|_| (), "report")),
     ("FolderError::Corrupt", 2, &["grid.json: not the expected content: EOF while"], |_| {
         grid(|run| fs::write(run.join("grid.json"), "{").unwrap(), "status")

@@ -206,11 +206,27 @@ fn a_stage_that_was_refused_takes_corrected_settings() {
     ];
     let refused = program(run.path(), &silent).ended_with(2);
     refused.says(&["error: normalizer: the standard deviation is 0, expected more than 0"]);
-    let noted = run.path().join("seed-0/bandit/normalizer/took.json");
-    assert!(noted.exists(), "a refused stage has taken its time");
-    program(run.path(), &[&silent[..], &["--set", "normalizer.kind='none'"]].concat())
-        .ended_with(0);
-    assert!(noted.exists());
+    let normalizers = || {
+        let all = files(run.path()).into_iter();
+        all.filter(|path| path.to_string_lossy().contains("store/normalizer-"))
+    };
+    let noted = || normalizers().filter(|path| path.ends_with("took.json")).count();
+    assert_eq!(noted(), 1, "a refused stage has taken its time");
+    let status = program(run.path(), &["status"]).ended_with(0).stdout;
+    assert!(status.contains(": fit-normalizer: normalizer: the standard deviation is"), "{status}");
+    let corrected = [&silent[..], &["--set", "normalizer.kind='none'"]].concat();
+    program(run.path(), &corrected).ended_with(0);
+    assert_eq!(noted(), 2);
+    // A single stage's folder has one name, whatever the settings.
+    let single = |kind: &str| {
+        let set = format!("normalizer.kind='{kind}'");
+        let further = ["--set", &set, "--method", "bandit"];
+        program(run.path(), &[&["fit-normalizer"], &silent[3..], &further].concat())
+    };
+    finish(run.path(), &["sft"], &[]);
+    finish(run.path(), &["train-reward"], &[&silent[3..], &["--method", "bandit"]].concat());
+    single("regression").ended_with(2).says(&["normalizer: the standard deviation is 0"]);
+    single("none").ended_with(0);
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use segment_rlhf::equations::normalizer::Normalizer;
 use segment_rlhf::equations::segmentation::{EosPolicy, Rule, SegmentationError};
+use segment_rlhf::grid::plan::Grid;
 use segment_rlhf::grid::reproduce;
+use segment_rlhf::grid::results::FORMAT;
 use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::run::error::Error;
 use segment_rlhf::run::metrics::IterationMetrics;
@@ -152,9 +154,23 @@ fn all_six_methods_run_and_share_two_reward_models() {
     let methods: Vec<String> = METHODS.iter().map(|m| format!("{:?}", m.name())).collect();
     let methods = format!("reproduce.methods=[{}]", methods.join(","));
     let context = context(dir.path(), &[&methods]);
-    let results = reproduce::run(&context).unwrap();
+    let grid = Grid {
+        format: FORMAT,
+        device: context.device_name,
+        seeds: vec![context.settings.seed],
+        model: None,
+        reward_model: None,
+        data: None,
+        prompts: None,
+        experiments: vec![reproduce::experiment("all", &context.settings)],
+    };
+    let Context { run, locks, stop, progress, .. } = &context;
+    let results = reproduce::run(&grid.plan(run, locks, stop, progress).unwrap(), 2).unwrap();
     assert_eq!(results.cells.len(), 6);
-    let of = |method| results.cells.iter().find(|cell| cell.method == method).unwrap();
+    let of = |method| {
+        let (.., cell) = results.rows().find(|(_, arm, _)| arm.method == method).unwrap();
+        cell.figures().unwrap()
+    };
     let reward_model = |method| &of(method).normalizer.reward_model;
     assert_eq!(reward_model(Method::BANDIT), reward_model(Method::BANDIT_AS_SEGMENT));
     assert_eq!(reward_model(Method::SEGMENT), reward_model(Method::SEGMENT_AS_BANDIT));
@@ -165,7 +181,8 @@ fn all_six_methods_run_and_share_two_reward_models() {
     for method in [Method::SENTENCE, Method::TOKEN, Method::SEGMENT, Method::BANDIT_AS_SEGMENT] {
         assert!(matches!(of(method).normalizer.normalizer, Normalizer::LocationAware { .. }));
     }
-    let before: Vec<_> = results.cells.iter().map(|cell| cell.evaluation.before.gold).collect();
+    let before = results.cells.iter().map(|cell| cell.figures().unwrap().evaluation.before.gold);
+    let before: Vec<_> = before.collect();
     assert!(before.windows(2).all(|pair| pair[0] == pair[1]), "one SFT model, one set of draws");
 }
 

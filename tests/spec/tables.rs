@@ -6,7 +6,7 @@ use std::path::Path;
 
 use segment_rlhf::grid::analysis::{Analysis, Column, Quantity};
 use segment_rlhf::grid::reproduce;
-use segment_rlhf::grid::results::{Arm, Cell, Results, State};
+use segment_rlhf::grid::results::{Figures, Results, State};
 use segment_rlhf::grid::tables::{MARKERS, markdown, readme, replace_section, write};
 
 use crate::synthetic;
@@ -361,32 +361,25 @@ fn curves_have_a_line_for_each_iteration_and_a_hole_where_nothing_was_measured()
     assert_eq!(token[0].len(), 4 + Column::ALL.len());
 }
 
-/// What `reproduce` gave with these seeds: the cells of two methods.
-fn reproduced(seeds: &[u64]) -> reproduce::Results {
-    let results = synthetic::results();
-    let cell = |(_, arm, cell): (_, &Arm, &Cell)| {
-        let figures = cell.figures().unwrap().clone();
-        reproduce::Cell {
-            method: arm.method,
-            seed: cell.seed,
-            stages: cell.stages.clone(),
-            reward: figures.reward,
-            normalizer: figures.normalizer,
-            policy: figures.policy,
-            evaluation: figures.evaluation,
-        }
-    };
-    let wanted = results.rows().filter(|(experiment, arm, cell)| {
-        let method = arm.name == "bandit" || arm.name == "token";
-        experiment.name == "table1" && method && seeds.contains(&cell.seed)
-    });
-    let cells = wanted.map(cell).collect();
-    reproduce::Results { version: "synthetic".into(), device: "none".into(), cells }
+/// What `reproduce` gave with these seeds: the cells of two methods, each with a change.
+fn reproduced(seeds: &[u64], change: fn(usize, &mut Figures)) -> Results {
+    let mut results = synthetic::results();
+    results.experiments.retain(|experiment| experiment.name == "table1");
+    let experiment = &mut results.experiments[0];
+    experiment.arms.retain(|arm| arm.name == "bandit" || arm.name == "token");
+    let named: Vec<&String> = experiment.arms.iter().flat_map(|arm| &arm.cells).collect();
+    results.cells.retain(|cell| named.contains(&&cell.id) && seeds.contains(&cell.seed));
+    for (number, cell) in results.cells.iter_mut().enumerate() {
+        let State::Finished(figures) = &mut cell.state else { panic!("{:?}", cell.state) };
+        change(number, figures);
+    }
+    results
 }
 
 #[test]
 fn reproduce_shows_shares_with_their_counts_and_correlations_by_what_they_are_of() {
-    let mut results = reproduced(&[1, 2]);
+    let results = reproduced(&[1, 2], |_, _| ());
+    assert_eq!(results.cells.len(), 4);
     let table = reproduce::table(&results);
     let header = row(&table, "method", "method");
     assert_eq!(header[2], "win rate (n 384)");
@@ -397,23 +390,28 @@ fn reproduce_shows_shares_with_their_counts_and_correlations_by_what_they_are_of
     assert!(row(&table, "method", "token")[8].starts_with("0."));
     assert_eq!(row(&table, "method", "SFT")[2..4], ["0.50", "0.00"]);
     // Seeds differ in how many pairs gold decides.
-    results.cells[1].reward.gold_pairs = Some(781);
+    let results = reproduced(&[1, 2], |number, figures| {
+        if number == 1 {
+            figures.reward.gold_pairs = Some(781);
+        }
+    });
     let table = reproduce::table(&results);
     assert_eq!(row(&table, "method", "method")[6], "RM acc. (gold) (n 781–790)");
 }
 
 #[test]
 fn reproduce_says_of_one_response_that_it_is_one() {
-    let mut results = reproduced(&[1]);
-    for cell in &mut results.cells {
-        (cell.evaluation.after.responses, cell.reward.pairs) = (1, 1);
-        (cell.evaluation.after.win_rate, cell.evaluation.after.win_rate_error) = (Some(1.0), None);
-        cell.reward.accuracy = 0.0;
-    }
+    let results = reproduced(&[1], |_, figures| {
+        let after = &mut figures.evaluation.after;
+        (after.responses, figures.reward.pairs) = (1, 1);
+        (after.win_rate, after.win_rate_error) = (Some(1.0), None);
+        figures.reward.accuracy = 0.0;
+    });
     let table = reproduce::table(&results);
     let token = row(&table, "method", "token");
     assert_eq!((token[2], token[5]), ("1 of 1", "0 of 1"));
-    let error = results.cells[0].evaluation.after.gold_error;
+    let (.., bandit) = results.rows().find(|(_, arm, _)| arm.name == "bandit").unwrap();
+    let error = bandit.figures().unwrap().evaluation.after.gold_error;
     assert!(row(&table, "method", "bandit")[1].ends_with(&format!(" ± {:.2}", error.unwrap())));
 }
 

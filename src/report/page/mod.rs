@@ -1,9 +1,8 @@
-//! The report: one HTML file that needs nothing beside it.
+//! The report: one self-contained HTML file.
 //!
-//! It holds no script and asks nothing of a network; its content security policy forbids both, so that a model's
-//! text could do no harm even if it were not escaped, as it is. Colours follow the reader's light or dark theme.
-//! Whatever is not there yet, or cannot be known, is left out: a half-finished grid has a report, and so has a run on
-//! data whose gold reward nobody knows, in which e_φ takes its place.
+//! It has no script and loads nothing; its content security policy forbids both, so a model's text could do no harm
+//! even if it were not escaped (it is). Colours follow the reader's light or dark theme. What is missing or unknown
+//! is left out, so a half-finished grid has a report. Without a gold reward, e_φ takes its place.
 
 mod plots;
 mod sections;
@@ -20,23 +19,20 @@ use crate::report::texts::ShadedText;
 use crate::run::folder::{FolderError, write_file};
 use crate::stage::fit_normalizer::NormalizerFile;
 
-/// What the report is made from.
+/// The content of the report.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a> {
-    /// What the grid gave.
     pub results: &'a Results,
-    /// Its statistics.
     pub analysis: &'a Analysis,
-    /// What is not in the results.
+    /// What the results lack.
     pub extras: &'a Extras,
 }
 
-/// What the report shows besides figures: of one seed, and whatever there is of it.
+/// What the report shows besides figures: of one seed, as far as there is any.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Extras {
     /// The settings that all arms start from, as TOML.
     pub settings: Option<String>,
-    /// Time spent.
     pub times: Vec<StageTime>,
     /// Normalizers with the statistics that they were fitted to.
     pub fits: Vec<Fit>,
@@ -46,14 +42,12 @@ pub struct Extras {
     pub texts: Vec<ShadedText>,
     /// Answers before and after.
     pub samples: Vec<SampleText>,
-    /// Files beside the report.
     pub files: Vec<Link>,
 }
 
-/// What a stage took, over all its runs.
+/// The time that a stage took over all its runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StageTime {
-    /// The stage.
     pub stage: String,
     /// How often it ran.
     pub runs: usize,
@@ -64,33 +58,26 @@ pub struct StageTime {
 /// The normalizer of one arm with one seed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fit {
-    /// The arm.
     pub arm: String,
-    /// The seed.
     pub seed: u64,
     /// The normalizer, with its statistics.
     pub file: NormalizerFile,
 }
 
-/// How long the segments of one arm are, over the responses of held-out pairs.
+/// The lengths of the segments of one arm in the responses of held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SegmentLengths {
-    /// The arm.
     pub arm: String,
-    /// The seed.
     pub seed: u64,
     /// Segments of 1 token, of 2, and so on.
     pub counts: Vec<usize>,
 }
 
-/// A held-out prompt and what was answered before and after training.
+/// A held-out prompt with the responses before and after training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SampleText {
-    /// The arm.
     pub arm: String,
-    /// The seed.
     pub seed: u64,
-    /// The prompt.
     pub prompt: String,
     /// The SFT model's answer.
     pub before: String,
@@ -103,7 +90,6 @@ pub struct SampleText {
 /// A file beside the report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Link {
-    /// Its name.
     pub file: String,
     /// What it holds.
     pub what: String,
@@ -123,7 +109,7 @@ pub fn html(page: &Page) -> String {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
-    // The name's ending turns escaping on.
+    // The ending of the name turns escaping on.
     environment.add_template("page.html", include_str!("page.html")).expect("the template parses");
     let template = environment.get_template("page.html").expect("it was just added");
     template.render(sections::view(page)).expect("the template knows every block")

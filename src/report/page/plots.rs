@@ -1,5 +1,5 @@
-//! Small plots as SVG text. Colours, dashes and strokes are classes that the page's style sheet fills in, so that one
-//! drawing suits a light and a dark page: `s1` to `s8` are the series, each with its own colour, dash and marker.
+//! Small plots as SVG. Colours, dashes and strokes are classes of the page's style sheet, so that one drawing suits a
+//! light and a dark page: `s1` to `s8` are the series, each with its own colour, dash and marker.
 
 use std::f64::consts::TAU;
 use std::ops::Range;
@@ -12,19 +12,19 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 /// How many series can be told apart.
 pub const SERIES: usize = 8;
 
-/// Pixels of the drawing for one of the page at the least width: the backend rounds to whole ones.
+/// Pixels of the drawing for one of the page at its narrowest, because the backend rounds to whole pixels.
 const SCALE: i32 = 4;
 const WIDTH: i32 = 360;
 const HEIGHT: i32 = 240;
 const ROW: i32 = 26;
 const FONT: f64 = 11.5;
 
-/// What a mark is drawn as.
+/// The look of a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// A series by its number, from 0; the ninth looks like the first.
     Series(usize),
-    /// What series are compared with: a diagonal, a base line.
+    /// A reference that series are compared with: a diagonal, a baseline.
     Reference,
 }
 
@@ -39,10 +39,10 @@ pub enum Layer {
         style: Style,
         /// Its points.
         points: Vec<(f64, f64)>,
-        /// Whether markers stand on it.
+        /// Whether it has markers.
         marked: bool,
     },
-    /// A curve so faint that others are read before it.
+    /// A faint curve behind the others.
     Faint(Style, Vec<(f64, f64)>),
     /// Markers alone.
     Dots(Style, Vec<(f64, f64)>),
@@ -57,28 +57,28 @@ pub enum Layer {
 /// A plot with its axes.
 #[derive(Clone, Debug, Default)]
 pub struct Plot {
-    /// What is plotted, with its unit; stands above the plot's y axis.
+    /// The quantity with its unit, shown above the y axis.
     pub y: String,
     /// The x axis's title, with its unit.
     pub x: String,
-    /// What is read aloud in place of the plot.
+    /// The description for screen readers.
     pub description: String,
-    /// The x axis, where the points do not say.
+    /// The range of the x axis, if not that of the points.
     pub x_range: Option<[f64; 2]>,
-    /// Whether the x axis is that of the numbers' squares: what is drawn at 3 is labelled 9.
+    /// Whether the x axis is labelled with squares: 9 at 3.
     pub x_squares: bool,
-    /// Names in place of the numbers 1, 2 and so on of the x axis.
+    /// Names in place of the numbers 1, 2, … on the x axis.
     pub x_names: &'static [&'static str],
     /// Names of the rows in place of a y axis, from the top.
     pub rows: Vec<String>,
-    /// What the y axis holds besides the points.
+    /// Further values that the y axis must include.
     pub y_holds: Vec<f64>,
     /// The marks, the last on top.
     pub layers: Vec<Layer>,
 }
 
 impl Plot {
-    /// Whether there is anything to see.
+    /// Whether it has no points.
     pub fn is_empty(&self) -> bool {
         self.layers.iter().all(|layer| layer.points().is_empty())
     }
@@ -150,7 +150,7 @@ impl Plot {
         (self.rows.len() - row) as f64
     }
 
-    /// The axes: means whole, intervals and bands only as far as they leave the means readable.
+    /// The axes: they include all means, and intervals and bands only as far as the means stay readable.
     fn ranges(&self) -> (Range<f64>, Range<f64>) {
         let all = || self.layers.iter().flat_map(Layer::points);
         let has = |kind: fn(&Layer) -> bool| self.layers.iter().any(kind);
@@ -218,7 +218,7 @@ type Plane<'a> = DrawingArea<SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedC
 type Failure = DrawingAreaErrorKind<std::io::Error>;
 
 impl Layer {
-    /// Each point with what its y axis holds.
+    /// Each point with the y values that it spans.
     fn points(&self) -> Vec<(f64, f64, [f64; 2])> {
         let one = |&(x, y): &(f64, f64)| (x, y, [y, y]);
         match self {
@@ -290,7 +290,7 @@ impl Layer {
     }
 }
 
-/// The marker of a series: its shape, like its colour and its dash, tells it from the others.
+/// The marker of a series, which like its colour and its dash tells it from the others.
 fn marker(plane: &Plane, style: Style, what: Role, at: (f64, f64)) -> Result<(), Failure> {
     let Style::Series(number) = style else { return Ok(()) };
     let outline: Vec<(i32, i32)> =
@@ -303,7 +303,7 @@ fn scaled(x: f64, y: f64, scale: f64) -> (i32, i32) {
     ((x * scale).round() as i32, (y * scale).round() as i32)
 }
 
-/// The outline of a series's marker, in pixels of the page about its middle.
+/// The outline of a series' marker around its centre, in pixels of the page.
 fn shape(number: usize) -> Vec<(f64, f64)> {
     match number % SERIES {
         0 => turned(&[(3.0, 0.0)], 12),
@@ -326,7 +326,7 @@ fn turned(points: &[(f64, f64)], times: usize) -> Vec<(f64, f64)> {
     (0..times).flat_map(turn).collect()
 }
 
-/// A short piece of a series's line with its marker, for a legend.
+/// A piece of a series' line with its marker, for a legend.
 pub fn swatch(style: Style) -> String {
     let class = class_number(style);
     let line = format!(r#"<path class="line s{class}" d="M1 8H33" stroke-width="1.8"/>"#);
@@ -342,7 +342,7 @@ pub fn swatch(style: Style) -> String {
     format!(r#"<svg class="swatch" viewBox="0 0 34 16" aria-hidden="true">{line}{mark}</svg>"#)
 }
 
-/// The least and the greatest of the finite numbers, apart from each other.
+/// The least and the greatest of the finite numbers, made distinct.
 fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let finite = values.filter(|value| value.is_finite());
     let (low, high) =
@@ -357,7 +357,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     }
 }
 
-/// A number on an axis, without digits that say nothing.
+/// A number on an axis, without trailing zeros.
 fn tick(value: f64) -> String {
     let text = format!("{value:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
@@ -434,7 +434,7 @@ fn classes(svg: &str, description: &str, height: i32) -> String {
     head + out.split_once('>').map_or("", |(_, body)| body)
 }
 
-/// Text as it may stand in HTML.
+/// Text escaped for HTML.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {

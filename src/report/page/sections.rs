@@ -1,4 +1,4 @@
-//! What the page says, from results, statistics and extras: one function a section.
+//! The content of the page, from results, statistics and extras: one function for each section.
 
 mod comparison;
 mod models;
@@ -55,13 +55,13 @@ fn arms(analysis: &Analysis) -> impl Iterator<Item = &Arm> {
     analysis.experiments.iter().flat_map(|experiment| &experiment.arms)
 }
 
-/// The experiment that the summary is of: the first that stands beside a table of the paper, else the first.
+/// The experiment of the summary: the first with a table of the paper, else the first.
 fn main_experiment(analysis: &Analysis) -> Option<&Experiment> {
     let experiments = &analysis.experiments;
     experiments.iter().find(|e| e.paper_table.is_some()).or(experiments.first())
 }
 
-/// An arm's name, with a word where the paper has no such arm.
+/// An arm's name, marked if the paper has no such arm.
 fn title(arm: &Arm) -> String {
     if arm.ours { format!("{} (ours)", arm.name) } else { arm.name.clone() }
 }
@@ -88,7 +88,7 @@ fn cells(page: &Page) -> Cells {
     cells
 }
 
-/// Seconds in the unit that a person would choose.
+/// Seconds in a readable unit.
 fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 100.0 => format!("{s:.0} s"),
@@ -188,14 +188,14 @@ fn run(page: &Page) -> Option<Section> {
 /// A column of a table of arms: the quantity and its decimals.
 type Shown = (Quantity, usize);
 
-/// Those that some arm knows, with the counts that differ between arms.
+/// The columns that some arm has, with the counts that differ between arms.
 fn known(experiment: &Experiment, columns: &[Shown]) -> Vec<Shown> {
     let wanted: Vec<Quantity> = columns.iter().map(|(quantity, _)| *quantity).collect();
     let decimals = |q| columns.iter().find(|(of, _)| *of == q).map_or(0, |(_, decimals)| *decimals);
     experiment.columns(&wanted).into_iter().map(|quantity| (quantity, decimals(quantity))).collect()
 }
 
-/// An arm's figure; where it is none because only some seeds have it, how many do.
+/// An arm's figure; if only some seeds have it, how many do.
 fn arm_cell(arm: &Arm, quantity: Quantity, decimals: usize) -> Cell {
     match (arm.of_one(quantity), arm.figure(quantity), arm.reached.get(&quantity)) {
         (Some(one), ..) => Cell::number(one),
@@ -274,7 +274,7 @@ fn samples(page: &Page) -> Option<Section> {
             gold.map_or(String::new(), |gold| format!(" (gold {gold:+.1})").replace('-', "−"));
         (format!("{name}{gold}"), text.to_owned())
     };
-    // Arms that start from the same SFT model stand below the same answer.
+    // Arms that start from the same SFT model share its response.
     let mut blocks: Vec<(&SampleText, Vec<(String, String)>)> = Vec::new();
     for sample in &page.extras.samples {
         let after = answer(&sample.arm, sample.gold.map(|[_, after]| after), &sample.after);

@@ -1,4 +1,4 @@
-//! What the template lays out: sections of paragraphs, tables, figures and texts, already in words and digits.
+//! The data of the template: sections of paragraphs, tables, figures and texts, already formatted.
 
 use serde::Serialize;
 
@@ -8,27 +8,21 @@ use crate::statistics::Estimate;
 /// The whole page.
 #[derive(Debug, Serialize)]
 pub struct View {
-    /// Its title.
     pub title: String,
-    /// One line below it.
     pub subtitle: String,
-    /// Its parts, in order.
     pub sections: Vec<Section>,
 }
 
 /// A part with a heading.
 #[derive(Debug, Serialize)]
 pub struct Section {
-    /// Its anchor.
     pub id: &'static str,
-    /// Its heading.
     pub title: String,
-    /// What stands below the heading.
     pub blocks: Vec<Block>,
 }
 
 impl Section {
-    /// A section, unless there is nothing in it but words.
+    /// A section, unless it has nothing but text.
     pub fn new(id: &'static str, title: &str, blocks: Vec<Block>) -> Option<Self> {
         let shows = |block: &Block| !matches!(block, Block::Heading { .. } | Block::Text { .. });
         blocks.iter().any(shows).then(|| Self { id, title: title.to_owned(), blocks })
@@ -45,15 +39,15 @@ pub enum Block {
     Text { text: String },
     /// Names with values.
     Facts { facts: Vec<(String, String)> },
-    /// A table; folded away where it has a `summary`.
+    /// A table, collapsed if it has a `summary`.
     Table { caption: String, header: Vec<String>, rows: Vec<Vec<Cell>>, summary: Option<String> },
     /// Plots side by side, with one legend and one caption.
     Figure { caption: String, legend: Vec<Entry>, plots: Vec<Drawing> },
     /// The same text, shaded in several ways.
     Shaded { title: String, prompt: String, rows: Vec<ShadedRow> },
-    /// What two models answered.
+    /// The responses of two models.
     Sample { title: String, prompt: String, answers: Vec<(String, String)> },
-    /// Text as a file holds it, folded away.
+    /// The text of a file, collapsed.
     Verbatim { summary: String, text: String },
     /// Files beside the page.
     Files { files: Vec<(String, String)> },
@@ -64,9 +58,9 @@ pub enum Block {
 pub struct Cell {
     /// What it says.
     pub text: String,
-    /// What it says in small print below.
+    /// Small print below.
     pub note: Option<String>,
-    /// How it is set: `name`, `number`, `words`, or a verdict: `yes`, `perhaps`, `no`.
+    /// Its CSS class: `name`, `number`, `words`, or a verdict: `yes`, `perhaps`, `no`.
     pub class: &'static str,
 }
 
@@ -86,7 +80,7 @@ impl Cell {
         Self { text: text.into(), note: None, class: "words" }
     }
 
-    /// The same with small print below, if there is any.
+    /// The same with small print below.
     pub fn with_note(mut self, note: Option<String>) -> Self {
         self.note = note;
         self
@@ -107,7 +101,7 @@ impl Cell {
         Self::number(format!("{mean:.decimals$}{error}")).with_note(note.map(|note| minus(&note)))
     }
 
-    /// The same for a difference, which shows its sign; `none` says that it is no difference.
+    /// The same for a difference, with its sign; `none` marks it as no difference.
     pub fn difference(estimate: Option<&Estimate>, decimals: usize, none: bool) -> Self {
         let mut cell = Self::estimate(estimate, decimals);
         if estimate.is_some_and(|e| e.mean > 0.0) {
@@ -133,7 +127,6 @@ fn minus(text: &str) -> String {
 pub struct Entry {
     /// A piece of the line: SVG.
     swatch: String,
-    /// Whose it is.
     name: String,
 }
 
@@ -147,14 +140,13 @@ impl Entry {
 /// A plot with a name above it.
 #[derive(Debug, Serialize)]
 pub struct Drawing {
-    /// What tells it from those beside it.
+    /// Its name among the plots beside it.
     title: Option<String>,
-    /// SVG.
     svg: String,
 }
 
 impl Drawing {
-    /// The drawing, unless there is nothing to see.
+    /// The drawing, unless the plot is empty.
     pub fn of(title: Option<&str>, plot: &Plot) -> Option<Self> {
         (!plot.is_empty()).then(|| Self { title: title.map(str::to_owned), svg: plot.svg() })
     }
@@ -165,21 +157,19 @@ impl Drawing {
 pub struct ShadedRow {
     /// What the pieces are shaded by.
     name: String,
-    /// The pieces in order.
     pieces: Vec<Shade>,
 }
 
 /// A piece of a text.
 pub struct Piece {
-    /// The text.
     pub text: String,
     /// What it is shaded by.
     pub value: Option<f64>,
-    /// Whether it says again what was said before.
+    /// Whether it repeats an earlier clause.
     pub repeated: bool,
 }
 
-/// The same as it is laid out.
+/// A piece as laid out.
 #[derive(Debug, Serialize)]
 struct Shade {
     text: String,
@@ -192,7 +182,7 @@ struct Shade {
 }
 
 impl ShadedRow {
-    /// Pieces shaded by their values: the one farthest from 0 has the full shade.
+    /// Pieces shaded by their values, the one farthest from 0 fully.
     pub fn new(name: &str, pieces: Vec<Piece>) -> Self {
         let values = pieces.iter().filter_map(|piece| piece.value);
         let most = values.fold(0.0, |most: f64, value| most.max(value.abs()));

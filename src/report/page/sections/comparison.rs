@@ -23,7 +23,7 @@ fn reported_figure(experiment: &Experiment, arm: &str, benchmark: Benchmark) -> 
     })
 }
 
-/// A row an arm, a column a quantity, with the SFT model on top, and the paper's figures at the right.
+/// A row for each arm and a column for each quantity, with the SFT model on top and the paper's figures on the right.
 fn arms_table(
     experiment: &Experiment,
     caption: &str,
@@ -69,7 +69,7 @@ fn arms_table(
     table(caption, &header.iter().map(String::as_str).collect::<Vec<_>>(), rows)
 }
 
-/// How the policy was judged, then `further` columns; e_φ is left out where the gold reward is known.
+/// The columns that judge the policy, then `further` ones; without e_φ if gold is known.
 fn judged(gold: bool, further: &[Shown]) -> Vec<Shown> {
     let columns = [
         (Quantity::Gold, 2),
@@ -135,7 +135,7 @@ fn intervals(experiment: &Experiment, first: Quantity) -> Option<Block> {
     figure(caption, vec![Entry::new(Style::Reference, "SFT model")], plots.collect())
 }
 
-/// The text with a capital at its start; e_φ has none.
+/// The text with an initial capital, except e_φ.
 fn capital(text: &str) -> String {
     let mut characters = text.chars();
     match characters.next() {
@@ -185,7 +185,7 @@ pub(super) fn claims(page: &Page, truth: bool) -> Option<Section> {
     Section::new("claims", "The paper's orderings", blocks)
 }
 
-/// What the mark of no difference says.
+/// The meaning of the mark of no difference.
 fn equivalence(truth: bool) -> String {
     let margin = |quantity: Quantity| quantity.margin().unwrap_or_default();
     let gold =
@@ -226,12 +226,12 @@ fn ordering_row(ordering: &Ordering, benchmarks: &[Benchmark], truth: bool) -> O
     Some([pair].into_iter().chain(gold).chain(controlled).chain(paper).collect())
 }
 
-/// How many the paper gives.
+/// The number of decimals that the paper gives.
 fn decimals(benchmark: Benchmark) -> usize {
     if benchmark == Benchmark::ArenaHard { 1 } else { 2 }
 }
 
-/// A verdict, which a sign tells apart as well as its colour.
+/// A verdict, told apart by a sign as well as by colour.
 fn verdict_cell(verdict: Verdict) -> Cell {
     let (sign, class) = match verdict {
         Verdict::AsInThePaper => ("●", "verdict yes"),

@@ -1,4 +1,4 @@
-//! What policies are trained on: normalizers, segments, reward models, and how far all of it is from the truth.
+//! What policies are trained on: normalizers, segments and reward models, compared with the truth.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,10 +16,10 @@ use crate::report::texts::ShadedText;
 use crate::stage::segmented_text::SegmentedText;
 use crate::statistics::Estimate;
 
-/// At most this many points are drawn of a fit: a location may have few rewards, and there may be hundreds of them.
+/// The most points drawn for a fit: there may be hundreds of locations with few rewards each.
 const LOCATIONS: usize = 80;
 
-/// The statistics, pooled over neighbouring locations where there are too many to draw.
+/// The statistics, pooled over neighbouring locations if there are too many to draw.
 fn pooled(statistics: &[LocationStatistic]) -> Vec<LocationStatistic> {
     if statistics.len() <= LOCATIONS {
         return statistics.to_vec();
@@ -328,7 +328,7 @@ fn is_repeated(text: &ShadedText, token: usize) -> bool {
     text.repeats.iter().any(|range| range.contains(&token))
 }
 
-/// A response's segments with their rewards, and between them the tokens that are in none.
+/// A response's segments with their rewards, and the tokens between them.
 fn pieces(text: &ShadedText, shown: &SegmentedText) -> Vec<Piece> {
     let joined = |range: Range<usize>| {
         let tokens = shown.tokens.get(range).unwrap_or_default();

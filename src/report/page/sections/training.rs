@@ -9,11 +9,11 @@ use crate::report::page::plots::{Layer, Plot, Style};
 use crate::report::page::view::{Block, Drawing, Entry, Section};
 use crate::systems::Method;
 
-/// Arms that are drawn together: all of an experiment, or, where each has a place on an axis and they are too many
-/// for one plot, those with the same place.
+/// Arms that are drawn together: all of an experiment or, if they are too many for one plot, those with the same
+/// value on an axis.
 pub(super) struct Group<'a> {
     name: Option<&'a str>,
-    /// Each with the name that tells it from the others.
+    /// Each with its name in the group.
     arms: Vec<(String, &'a Arm)>,
 }
 
@@ -37,7 +37,7 @@ pub(super) fn groups(experiment: &Experiment) -> Vec<Group<'_>> {
     groups
 }
 
-/// The series of each arm: by its method where these tell the arms apart, so that a method looks the same in every
+/// The series of each arm: by its method if that tells the arms apart, so that a method looks the same in every
 /// figure.
 pub(super) fn series(arms: &[&Arm]) -> Vec<Style> {
     let by_method: Vec<usize> = (arms.iter())
@@ -64,7 +64,7 @@ impl Group<'_> {
         self.styled().into_iter().map(|(style, name, _)| Entry::new(style, name)).collect()
     }
 
-    /// One curve an arm, with a band where there are several seeds.
+    /// A curve for each arm, with a band if there are several seeds.
     pub(super) fn plot(&self, column: Column, y: &str) -> Option<Drawing> {
         let arms = self.styled().into_iter();
         let bands = arms.clone().map(|(style, _, arm)| band(style, arm.band(column)));
@@ -218,7 +218,7 @@ pub(super) fn frontier(page: &Page, truth: bool) -> Option<Section> {
     Section::new("frontier", "Reward against KL", blocks)
 }
 
-/// How strong the KL term of each arm is.
+/// The strength of the KL term of each arm.
 fn strength(experiment: &Experiment) -> Vec<Block> {
     let columns = [
         (Quantity::AdvantageSpreadAtFirst, 2),

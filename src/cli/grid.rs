@@ -1,37 +1,115 @@
 //! The commands on grids of experiments.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::error::Error;
 use super::{Common, show, use_threads};
 use crate::grid::analysis::Analysis;
-use crate::grid::plan::{Grid, Plan};
+use crate::grid::file::{self, Planned};
+use crate::grid::plan::{Grid, Plan, PlannedCell};
 use crate::grid::results::{FORMAT, State};
-use crate::grid::{GridError, ablate, file, tables};
+use crate::grid::schedule::OnFailure;
+use crate::grid::{GridError, driver, reproduce, tables};
 use crate::report::extras::extras;
 use crate::report::page::{self, Page};
+use crate::run::Context;
 use crate::run::folder::{FolderError, write_file, write_json};
 use crate::run::lock::Locks;
 use crate::run::progress::Progress;
-use crate::settings::Settings;
+use crate::settings::{FULL, QUICK, Settings};
 use crate::stop::{Stop, say};
+
+/// How much to reproduce.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub(super) enum Preset {
+    /// Four methods, one seed, at most 5 minutes on 2 cores
+    Quick,
+    /// Six methods, three seeds, twice the iterations
+    Full,
+}
+
+/// Compares the methods of `[reproduce]` on the embedded task.
+pub(super) fn reproduce(common: &Common, preset: Preset) -> Result<(), Error> {
+    let (name, text) = match preset {
+        Preset::Quick => ("quick", QUICK),
+        Preset::Full => ("full", FULL),
+    };
+    let settings = common.settings([(format!("{name}.toml"), text.to_owned())])?;
+    let single_stages = [
+        ("--method", common.method.is_some()),
+        ("--model", common.model.is_some()),
+        ("--reward-model", common.reward_model.is_some()),
+        ("--data", common.data.is_some()),
+        ("--prompts", common.prompts.is_some()),
+    ];
+    if let Some((name, _)) = single_stages.iter().find(|(_, given)| *given) {
+        return Err(Error::Usage(format!(
+            "reproduce runs the methods of reproduce.methods on the embedded task: {name} goes with the \
+             single stages"
+        )));
+    }
+    let run = common.run.clone().unwrap_or_else(|| Path::new("runs").join(name));
+    let seeds = settings.reproduce.seeds as u64;
+    let grid = grid(common, settings.seed, seeds, vec![reproduce::experiment(name, &settings)]);
+    let plan = grid.plan(&run, &common.locks(), &common.stop(), &Progress::new())?;
+    let start = Instant::now();
+    let results = reproduce::run(&plan, settings.reproduce.jobs)?;
+    show::results(&plan, &results, start.elapsed())
+}
+
+/// A grid of these experiments with this many seeds.
+fn grid(common: &Common, first: u64, seeds: u64, experiments: Vec<Planned>) -> Grid {
+    use_threads(common.threads.or(Some(1)));
+    Grid {
+        format: FORMAT,
+        device: common.device,
+        seeds: (first..).take(seeds as usize).collect(),
+        model: common.model.clone(),
+        reward_model: common.reward_model.clone(),
+        data: common.data.clone(),
+        prompts: common.prompts.clone(),
+        experiments,
+    }
+}
+
+/// The cell that a command reads in a grid's folder `run`, chosen by --method and --seed: by default `segment` and
+/// the first seed. `None` if the folder has no grid.
+pub(super) fn cell(common: &Common, run: &Path) -> Result<Option<Context>, Error> {
+    if common.model.is_some() || !run.join("grid.json").exists() {
+        return Ok(None);
+    }
+    let plan = plan(run)?;
+    let first = format!("seed = {}", plan.grid.seeds[0]);
+    let Settings { method, seed, .. } = common.settings([("grid.json".to_owned(), first)])?;
+    let is_it = |cell: &&PlannedCell| cell.seed == seed && cell.context.settings.method == method;
+    let mut found = plan.cells.iter().filter(is_it);
+    match (found.next(), found.next()) {
+        (Some(cell), None) => Ok(Some(cell.context.clone())),
+        (first, _) => Err(Error::Usage(format!(
+            "{}: {} cell of the method {} with seed {seed}; give --method and --seed of one cell, or a model with --model",
+            run.display(),
+            if first.is_some() { "more than one" } else { "no" },
+            method.name(),
+        ))),
+    }
+}
 
 /// Arguments of `ablate`.
 #[derive(Args)]
 pub(super) struct AblateArgs {
-    /// The experiments' files, such as experiments/table1.toml; the results go to --run [default: runs/ and their
-    /// names]
+    /// Experiment files, such as experiments/table1.toml; the results go to --run [default: runs/ and their names]
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Seeds of every arm: 0, 1, … or --seed and on
+    /// Number of seeds: 0, 1, … or counted from --seed
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     seeds: u16,
-    /// Stages that run at the same time, each on its own core
+    /// Stages to run at the same time, each on its own core
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
-    /// Print the cells and what they will take, and run nothing
+    /// Print the cells and the time that they will take, and run nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -43,42 +121,29 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     }
     let overlays: Result<Vec<_>, _> =
         common.settings.iter().map(|path| Settings::read(path)).collect();
-    let mut sets = common.set.clone();
-    sets.extend(common.seed.map(|seed| format!("seed={seed}")));
-    let experiments = file::read(&args.files, &overlays?, &sets)?;
+    let experiments = file::read(&args.files, &overlays?, &common.sets())?;
     let stems = args.files.iter().map(|file| file.file_stem().unwrap_or_default());
     let name = stems.collect::<Vec<_>>().join("-".as_ref());
     let run = common.run.clone().unwrap_or_else(|| Path::new("runs").join(name));
-    use_threads(common.threads.or(Some(1)));
     let mut firsts = experiments.iter().flat_map(|e| &e.arms).map(|arm| arm.settings.seed);
     let first = firsts.next().unwrap_or_default();
     if firsts.any(|other| other != first) {
         return Err(Error::Usage("base files with different seeds: give --seed".into()));
     }
-    let seeds = (0..u64::from(args.seeds)).map(|i| first + i).collect();
-    let grid = Grid {
-        format: FORMAT,
-        device: common.device,
-        seeds,
-        model: common.model.clone(),
-        reward_model: common.reward_model.clone(),
-        data: common.data.clone(),
-        prompts: common.prompts.clone(),
-        experiments,
-    };
+    let grid = grid(common, first, args.seeds.into(), experiments);
     let progress = Progress::new().of_many();
     let plan = grid.plan(&run, &common.locks(), &common.stop(), &progress)?;
     let jobs = usize::from(args.jobs);
     if args.dry_run {
         return show::out(&plan.list(jobs));
     }
-    let start = std::time::Instant::now();
-    let results = ablate::run(&plan, &run, jobs)?;
+    let start = Instant::now();
+    let results = driver::run(&plan, jobs, OnFailure::KeepGoing)?;
     let (cells, seconds) = (results.cells.len(), start.elapsed().as_secs_f64());
     show::out(&format!("{cells} cells, {seconds:.0} s; results.json in {}", run.display()))
 }
 
-/// Prints how far a grid is.
+/// Prints the progress of a grid.
 pub(super) fn status(common: &Common, run: Option<&Path>) -> Result<(), Error> {
     show::out(&plan(folder(common, run)?)?.status(2))
 }
@@ -94,7 +159,7 @@ fn folder<'a>(common: &'a Common, own: Option<&'a Path>) -> Result<&'a Path, Err
 /// Arguments of `report`.
 #[derive(Args)]
 pub(super) struct ReportArgs {
-    /// The folder that `ablate` writes into; or --run
+    /// The folder that `ablate` or `reproduce` writes into; or --run
     #[arg(id = "folder", value_name = "RUN")]
     run: Option<PathBuf>,
     /// The folder for report.html and the files beside it [default: RUN/report]
@@ -108,7 +173,7 @@ pub(super) struct ReportArgs {
     open: bool,
 }
 
-/// Writes the report of what is there of a grid.
+/// Writes the report of a grid, finished or not.
 pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     let run = folder(common, args.run.as_deref())?;
     let plan = plan(run)?;
@@ -160,7 +225,7 @@ fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
     Ok(write_file(readme, text.as_bytes())?)
 }
 
-/// The grid in the folder `run`, to be read.
+/// The grid in the folder `run`, for reading only.
 fn plan(run: &Path) -> Result<Plan, Error> {
     Ok(Grid::read(run)?.plan(run, &Locks::default(), &Stop::default(), &Progress::silent())?)
 }

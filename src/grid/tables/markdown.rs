@@ -1,48 +1,13 @@
-//! The statistics of a grid for people and for other programs: Markdown, CSV and JSON.
+//! The statistics of a grid in Markdown.
 
-use std::path::Path;
-
-use super::analysis::{
-    Analysis, Arm, BASE, Column, Difference, Experiment, ONE_BETA, Ordering, Outcome, Quantity,
-    Verdict,
+use crate::grid::analysis::{
+    Analysis, Arm, BASE, Difference, Experiment, ONE_BETA, Ordering, Outcome, Quantity, Verdict,
 };
-use super::results::{Results, State};
-use crate::run::folder::{FolderError, write_file};
 use crate::statistics::Estimate;
 use crate::table;
 
-/// Around the section of the README that [`readme`] gives.
+/// The markers around [`readme`] in the README.
 pub const MARKERS: [&str; 2] = ["<!-- results -->", "<!-- /results -->"];
-
-/// Writes the statistics into `dir`, each file whole or not at all: `analysis.json`, `tables.md`, and as CSV
-///
-/// - `cells.csv`: a line for each seed of each arm, with every [`Quantity`];
-/// - `curves.csv`: a line for each of their iterations, with every [`Column`];
-/// - `arms.csv`: a line for each quantity of each arm, over its seeds;
-/// - `differences.csv`: a line for each quantity of each pair of arms;
-/// - `orderings.csv`: a line for each ordering that the paper's tables claim;
-///
-/// in both `no_difference` says whether the interval lies within the quantity's [margin](Quantity::margin).
-///
-/// # Errors
-///
-/// [`FolderError::Write`].
-pub fn write(analysis: &Analysis, results: &Results, dir: &Path) -> Result<(), FolderError> {
-    let json = serde_json::to_string(analysis).expect("a plain struct serialises");
-    let texts = [
-        ("analysis.json", json + "\n"),
-        ("tables.md", markdown(analysis)),
-        ("cells.csv", cells_csv(results)),
-        ("curves.csv", curves_csv(results)),
-        ("arms.csv", arms_csv(analysis)),
-        ("differences.csv", differences_csv(analysis)),
-        ("orderings.csv", orderings_csv(analysis)),
-    ];
-    for (name, text) in texts {
-        write_file(&dir.join(name), text.as_bytes())?;
-    }
-    Ok(())
-}
 
 /// How to read the tables.
 fn reading() -> String {
@@ -61,7 +26,7 @@ fn reading() -> String {
 }
 
 /// All experiments in Markdown: figures, gold reward at matched KL, the policy and the reward model, paired
-/// differences, what the paper claims, and the cells that gave nothing.
+/// differences, the paper's claims, and the cells without figures.
 pub fn markdown(analysis: &Analysis) -> String {
     let Analysis { version, device, experiments, .. } = analysis;
     let mut parts = vec![
@@ -97,7 +62,7 @@ pub fn markdown(analysis: &Analysis) -> String {
     parts.join("\n\n").replace("\n\n\n", "\n\n") + "\n"
 }
 
-/// The section of the README: for each experiment its main figures, and how many of the paper's orderings show.
+/// The section of the README: the main figures of each experiment, and how many of the paper's orderings hold.
 pub fn readme(analysis: &Analysis) -> String {
     let mut parts = vec![MARKERS[0].to_owned(), reading()];
     parts.extend(claims(analysis));
@@ -110,7 +75,7 @@ pub fn readme(analysis: &Analysis) -> String {
     parts.join("\n\n").replace("\n\n\n", "\n\n")
 }
 
-/// `text` with what stands from the first marker to the second replaced by `section`; nothing unless both are there.
+/// `text` with the part from the first marker to the second replaced by `section`; `None` unless it has both.
 ///
 /// # Examples
 ///
@@ -179,7 +144,7 @@ const DIFFERENCES: &[Quantity] = &[
     Quantity::Tokens,
 ];
 
-/// What arms are judged by: gold reward, or e_φ where no arm knows it.
+/// The quantity that judges arms: gold reward, or e_φ if no arm has it.
 fn score(experiment: &Experiment) -> Quantity {
     let gold = experiment.arms.iter().any(|arm| arm.figure(Quantity::Gold).is_some());
     if gold || experiment.arms.iter().all(|arm| arm.figures.is_empty()) {
@@ -189,7 +154,7 @@ fn score(experiment: &Experiment) -> Quantity {
     }
 }
 
-/// The SFT model and the arms: seeds, the score with its interval, and those of `columns` that are known.
+/// The SFT model and the arms: seeds, the score with its interval, and the known ones of `columns`.
 fn figures(experiment: &Experiment, columns: &[Quantity]) -> String {
     let score = score(experiment);
     let columns = experiment.columns(columns);
@@ -210,7 +175,7 @@ fn figures(experiment: &Experiment, columns: &[Quantity]) -> String {
     markdown_table(&header, &rows)
 }
 
-/// The arms with those of `columns` that are known; nothing where none is.
+/// The arms with the known ones of `columns`; `None` if there are none.
 fn arms(experiment: &Experiment, columns: &[Quantity]) -> Option<String> {
     let columns = experiment.columns(columns);
     let titles = columns.iter().map(|&q| experiment.title(q));
@@ -293,7 +258,7 @@ fn claim(ordering: &Ordering) -> String {
     format!("{} > {}", cell(&ordering.better), cell(&ordering.worse))
 }
 
-/// How many of the paper's orderings show here by gold reward, over all experiments.
+/// How many of the paper's orderings hold here by gold reward, over all experiments.
 fn claims(analysis: &Analysis) -> Option<String> {
     Some(analysis.claims(|ordering| ordering.gold)?.text("gold reward"))
 }
@@ -350,7 +315,7 @@ fn name(arm: &Arm) -> String {
     format!("{}{}", cell(&arm.name), if arm.ours { " (ours)" } else { "" })
 }
 
-/// Finished seeds, of all if some are not.
+/// The number of finished seeds, and of all if some are not finished.
 fn seeds(arm: &Arm) -> String {
     let seeds = &arm.seeds;
     let finished = seeds.finished.len();
@@ -389,7 +354,7 @@ fn difference(quantity: Quantity, estimate: Option<&Estimate>, n: usize) -> Stri
     format!("{:+.2}{}{marks}{}", estimate.mean, interval.unwrap_or_default(), fewer(estimate, n))
 }
 
-/// The mark of a difference that is none.
+/// The mark of no difference.
 fn no_difference(quantity: Quantity, difference: &Estimate) -> &'static str {
     if quantity.is_no_difference(difference) { " ≈" } else { "" }
 }
@@ -409,7 +374,7 @@ fn interval(estimate: Option<&Estimate>) -> String {
         .map_or("–".into(), |[low, high]| format!("[{}, {}]", number(low, 2), number(high, 2)))
 }
 
-/// A number without a minus before a zero.
+/// A number, with no minus before a zero.
 fn number(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     match text.strip_prefix('-') {
@@ -426,159 +391,4 @@ fn cell(text: &str) -> String {
 /// Text on one line.
 fn line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn cells_csv(results: &Results) -> String {
-    let head = ["experiment", "arm", "ours", "method", "seed", "cell", "state", "stage", "error"];
-    let quantities = Quantity::ALL.iter().map(|q| q.name());
-    let mut csv = Csv::new(head.into_iter().chain(quantities));
-    for (experiment, arm, cell) in results.rows() {
-        let (state, stage, error) = match &cell.state {
-            State::Finished(_) => ("finished", "", ""),
-            State::Pending => ("pending", "", ""),
-            State::Failed { stage, error } => ("failed", &stage[..], &error[..]),
-            State::Corrupt { error } => ("corrupt", "", &error[..]),
-        };
-        let (ours, seed) = (arm.ours.to_string(), cell.seed.to_string());
-        let head = [
-            &experiment.name,
-            &arm.name,
-            &ours,
-            arm.method.name(),
-            &seed,
-            &cell.id,
-            state,
-            stage,
-            error,
-        ];
-        let value = |q: &Quantity| optional(cell.figures().and_then(|figures| q.of(figures)));
-        csv.row(head.map(str::to_owned).into_iter().chain(Quantity::ALL.iter().map(value)));
-    }
-    csv.0
-}
-
-fn curves_csv(results: &Results) -> String {
-    let names = Column::ALL.map(Column::name);
-    let head = ["experiment", "arm", "seed", "iteration"].map(str::to_owned);
-    let mut csv = Csv::new(head.into_iter().chain(names));
-    for (experiment, arm, cell) in results.rows() {
-        let Some(figures) = cell.figures() else { continue };
-        let columns = Column::ALL.map(|column| column.of(figures));
-        let last = columns.iter().filter_map(|column| column.keys().next_back()).max();
-        for iteration in 0..last.map_or(0, |last| last + 1) {
-            let values = columns.iter().map(|column| optional(column.get(&iteration).copied()));
-            let head = [
-                experiment.name.clone(),
-                arm.name.clone(),
-                cell.seed.to_string(),
-                iteration.to_string(),
-            ];
-            csv.row(head.into_iter().chain(values));
-        }
-    }
-    csv.0
-}
-
-const ESTIMATE: [&str; 5] = ["mean", "standard_error", "low", "high", "n"];
-
-fn estimate(estimate: &Estimate) -> [String; 5] {
-    let Estimate { mean, error, interval, n } = estimate;
-    let ends = interval.map_or([None; 2], |ends| ends.map(Some));
-    [mean.to_string(), optional(*error), optional(ends[0]), optional(ends[1]), n.to_string()]
-}
-
-/// The column that says whether a difference is none by the quantity's margin; empty where it has none.
-const NO_DIFFERENCE: &str = "no_difference";
-
-fn is_no_difference(quantity: Quantity, difference: &Estimate) -> String {
-    let is = quantity.margin().map(|_| quantity.is_no_difference(difference).to_string());
-    is.unwrap_or_default()
-}
-
-fn arms_csv(analysis: &Analysis) -> String {
-    let mut csv = Csv::new(["experiment", "arm", "quantity"].into_iter().chain(ESTIMATE));
-    for experiment in &analysis.experiments {
-        let base = [(BASE, &experiment.base)];
-        let arms = experiment.arms.iter().map(|arm| (&arm.name[..], &arm.figures));
-        for (name, figures) in base.into_iter().chain(arms) {
-            for (quantity, figure) in figures {
-                let head = [&experiment.name, name, quantity.name()].map(str::to_owned);
-                csv.row(head.into_iter().chain(estimate(figure)));
-            }
-        }
-    }
-    csv.0
-}
-
-fn differences_csv(analysis: &Analysis) -> String {
-    let head = ["experiment", "arm", "baseline", "quantity"].into_iter();
-    let mut csv = Csv::new(head.chain(ESTIMATE).chain([NO_DIFFERENCE]));
-    for experiment in &analysis.experiments {
-        for difference in &experiment.differences {
-            let Difference { arm, baseline, figures } = difference;
-            for (quantity, figure) in figures {
-                let head = [&experiment.name, arm, baseline, quantity.name()].map(str::to_owned);
-                let none = is_no_difference(*quantity, figure);
-                csv.row(head.into_iter().chain(estimate(figure)).chain([none]));
-            }
-        }
-    }
-    csv.0
-}
-
-fn orderings_csv(analysis: &Analysis) -> String {
-    let head = ["experiment", "better", "worse", "benchmark", "paper_better", "paper_worse"];
-    let ours = ["by"].into_iter().chain(ESTIMATE).chain(["verdict", NO_DIFFERENCE]);
-    let mut csv = Csv::new(head.into_iter().chain(ours));
-    for experiment in &analysis.experiments {
-        for ordering in &experiment.orderings {
-            let outcomes = [
-                (Quantity::Gold, ordering.gold),
-                (Quantity::LengthControlledWinRate, ordering.length_controlled_win_rate),
-            ];
-            let Some(decides) = ordering.reported.iter().find(|pair| pair.sign != 0) else {
-                continue;
-            };
-            for (by, outcome) in outcomes {
-                let Some(Outcome { difference, verdict }) = outcome else { continue };
-                let names = [
-                    &experiment.name,
-                    &ordering.better,
-                    &ordering.worse,
-                    decides.benchmark.title(),
-                ];
-                let row = names.map(str::to_owned).into_iter();
-                let row = row.chain([decides.better.to_string(), decides.worse.to_string()]);
-                let row = row.chain([by.name().to_owned()]).chain(estimate(&difference));
-                let none = is_no_difference(by, &difference);
-                csv.row(row.chain([verdict.title().to_owned(), none]));
-            }
-        }
-    }
-    csv.0
-}
-
-/// A text of comma-separated values (RFC 4180, with the line ends of Unix).
-struct Csv(String);
-
-impl Csv {
-    fn new(header: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        let mut csv = Self(String::new());
-        csv.row(header);
-        csv
-    }
-
-    fn row(&mut self, fields: impl IntoIterator<Item = impl AsRef<str>>) {
-        let quoted = |field: &str| match field.contains([',', '"', '\n', '\r']) {
-            true => format!("\"{}\"", field.replace('"', "\"\"")),
-            false => field.to_owned(),
-        };
-        let fields: Vec<String> = fields.into_iter().map(|field| quoted(field.as_ref())).collect();
-        self.0 += &(fields.join(",") + "\n");
-    }
-}
-
-/// A number so that reading it gives the same one; empty where it is not known.
-fn optional(value: Option<f64>) -> String {
-    value.filter(|value| value.is_finite()).map(|value| value.to_string()).unwrap_or_default()
 }

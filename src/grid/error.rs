@@ -1,0 +1,86 @@
+//! Why an experiment file or a grid was rejected, or what failed in it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::results::FORMAT;
+use crate::data::error::DataError;
+use crate::device::DeviceError;
+use crate::model::CheckpointError;
+use crate::run::error::{Error, wrap_stage_errors};
+use crate::run::folder::FolderError;
+use crate::settings::SettingsError;
+
+/// Why a grid stopped early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GridError {
+    /// An experiment file, or the base of one, could not be read.
+    #[error("{path}: cannot read: {source}; {wanted}")]
+    Read { path: PathBuf, wanted: String, source: std::io::Error },
+    /// An experiment file was rejected.
+    #[error("{at}: {message}")]
+    File { at: Place, message: String },
+    /// A stage failed, or one of its files could not be used.
+    #[error(transparent)]
+    Stage(#[from] Error),
+    /// The settings of a base file, of the user or of an arm were rejected.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A folder without a grid.
+    #[error(
+        "{dir}: no grid.json; name the folder that `segment-rlhf ablate` or `reproduce` wrote into"
+    )]
+    NoGrid { dir: PathBuf },
+    /// A grid without a finished cell.
+    #[error(
+        "{dir}: no cell is finished, so there is nothing to report; run `segment-rlhf ablate`, and see \
+         `segment-rlhf status` for what failed"
+    )]
+    NothingFinished { dir: PathBuf },
+    /// A grid that another version of the program wrote.
+    #[error(
+        "{path}: format {found}, but this program reads format {FORMAT}; use the program that wrote it, or another \
+         --run"
+    )]
+    OtherFormat { path: PathBuf, found: u32 },
+    /// A folder that `reproduce` of an earlier version wrote.
+    #[error(
+        "{dir}: an earlier version's `reproduce` wrote here, with stages in seed-N, which this program does not read; \
+         name another --run, or remove the folder"
+    )]
+    EarlierLayout { dir: PathBuf },
+    /// Cells ended with errors; the others are finished.
+    #[error(
+        "{failed} of {of} cells failed, the first one with: {first}\nrun the same command again to try them again; \
+         `segment-rlhf status` tells all"
+    )]
+    Cells { failed: usize, of: usize, first: String },
+}
+
+wrap_stage_errors!(GridError: FolderError, CheckpointError, DataError, DeviceError);
+
+/// A file, with a line where one is to blame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    path: PathBuf,
+    line: Option<usize>,
+}
+
+impl Place {
+    pub(super) fn new(path: &Path, line: impl Into<Option<usize>>) -> Self {
+        Self { path: path.to_owned(), line: line.into() }
+    }
+
+    /// An error at this place.
+    pub(super) fn refused(self, message: impl Into<String>) -> GridError {
+        GridError::File { at: self, message: message.into() }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        self.line.map_or(Ok(()), |line| write!(f, ":{line}"))
+    }
+}
