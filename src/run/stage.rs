@@ -1,6 +1,15 @@
 //! The stages in their order, and what the result of each depends on.
 
-use crate::settings::Settings;
+use crate::settings::{Settings, TaskSettings};
+
+/// Settings by their names.
+macro_rules! keys {
+    [$($name:ident),*] => {
+        toml::Table::from_iter([
+            $((stringify!($name).to_owned(), toml::Value::try_from($name).expect("settings serialise"))),*
+        ])
+    };
+}
 
 /// A stage of the pipeline. Each needs the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,72 +65,29 @@ impl Stage {
 
     /// The settings that its result depends on, and no others.
     pub(super) fn settings(self, all: &Settings) -> toml::Table {
-        let Settings { seed, method, model, lora, heads, task, data, .. } = all;
-        let Settings { segmentation, sft, reward, normalizer, sampling, ppo, systems, .. } = all;
-        let evaluation = &all.evaluation;
-        macro_rules! keys {
-            ($($name:ident = $value:expr),* $(,)?) => {{
-                let mut table = toml::Table::new();
-                $(table.insert(
-                    stringify!($name).to_owned(),
-                    toml::Value::try_from($value).expect("settings serialise"),
-                );)*
-                table
-            }};
-        }
+        let Settings { seed, method, model, lora, heads, task, data, segmentation, sft, .. } = all;
+        let Settings { reward, normalizer, sampling, ppo, systems, evaluation, .. } = all;
         match self {
             Self::Sft => {
-                let task = keys!(letters = task.letters);
-                keys!(seed = seed, model = model, lora = lora, task = task, data = data, sft = sft)
+                let TaskSettings { letters, .. } = task;
+                let task = keys![letters];
+                keys![seed, model, lora, task, data, sft]
             }
             Self::Preferences => {
-                let task = keys!(
-                    pairs = task.pairs,
-                    held_out_pairs = task.held_out_pairs,
-                    label_temperature = task.label_temperature,
-                );
-                keys!(seed = seed, task = task, sampling = sampling)
+                let TaskSettings { pairs, held_out_pairs, label_temperature, .. } = task;
+                let task = keys![pairs, held_out_pairs, label_temperature];
+                keys![seed, task, sampling]
             }
-            Self::TrainReward => keys!(
-                seed = seed,
-                data = data,
-                segmentation = segmentation,
-                lora = lora,
-                heads = heads,
-                reward = reward,
-            ),
-            Self::FitNormalizer => keys!(
-                seed = seed,
-                method = method,
-                data = data,
-                segmentation = segmentation,
-                normalizer = normalizer,
-                sampling = sampling,
-            ),
+            Self::TrainReward => keys![seed, data, segmentation, lora, heads, reward],
+            Self::FitNormalizer => keys![seed, method, data, segmentation, normalizer, sampling],
             Self::Ppo => {
-                let mut table = keys!(
-                    seed = seed,
-                    method = method,
-                    data = data,
-                    segmentation = segmentation,
-                    lora = lora,
-                    heads = heads,
-                    sampling = sampling,
-                    ppo = ppo,
-                    evaluation = evaluation,
-                );
+                let mut table =
+                    keys![seed, method, data, segmentation, lora, heads, sampling, ppo, evaluation];
                 // Those of the method's system, where it has any.
                 table.extend(systems.section(*method).map(|own| ("system".to_owned(), own)));
                 table
             }
-            Self::Evaluate => keys!(
-                seed = seed,
-                method = method,
-                data = data,
-                segmentation = segmentation,
-                sampling = sampling,
-                evaluation = evaluation,
-            ),
+            Self::Evaluate => keys![seed, method, data, segmentation, sampling, evaluation],
         }
     }
 
