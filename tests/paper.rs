@@ -29,6 +29,18 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// Every page with its path: those of `paper/`, the README, the guides and the results.
+fn pages() -> Vec<(String, String)> {
+    let guides = fs::read_dir(root().join("docs")).unwrap();
+    let mut paths: Vec<String> =
+        guides.map(|entry| format!("docs/{}", entry.unwrap().file_name().display())).collect();
+    paths.sort();
+    paths.extend(
+        PAGES.into_iter().chain(["README.md", "experiments/RESULTS.md"]).map(str::to_owned),
+    );
+    paths.into_iter().map(|path| (path.clone(), read(&path))).collect()
+}
+
 /// Every Rust file below `dir`, with its path from the repository's root, sorted.
 fn sources(dir: &str) -> Vec<(String, String)> {
     let mut found = BTreeMap::new();
@@ -272,11 +284,10 @@ fn code_files_and_deviations_named_in_the_pages_exist() {
     let tests = equation_tests();
     let deviations = deviations(&read(PAGES[2])).len();
     let mut missing = Vec::new();
-    for page in PAGES.into_iter().chain(["README.md"]) {
-        let text = read(page);
+    for (page, text) in pages() {
         for name in code(&text.split("```").step_by(2).collect::<String>()).flat_map(expand) {
             let path = name.split(['(', '<']).next().unwrap_or_default();
-            let is_file = ["src/", "tests/", "experiments/", "paper/", "benches/"]
+            let is_file = ["src/", "tests/", "experiments/", "paper/", "benches/", "docs/"]
                 .iter()
                 .any(|folder| name.starts_with(folder));
             let found = if is_file {
@@ -292,21 +303,48 @@ fn code_files_and_deviations_named_in_the_pages_exist() {
         }
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let file = link.split('#').next().unwrap_or_default();
-            let from = root().join(page).parent().map(PathBuf::from).unwrap();
+            let from = root().join(&page).parent().map(PathBuf::from).unwrap();
             if !link.starts_with("http") && !from.join(file).exists() {
                 missing.push(format!("{page}: link to {link}"));
             }
         }
     }
     let texts = sources("src").into_iter().chain(sources("tests"));
-    let pages = PAGES.into_iter().chain(["README.md", "experiments/LOG.md", "paper/reported.toml"]);
-    for (path, text) in texts.chain(pages.map(|page| (page.to_owned(), read(page)))) {
+    let more = ["experiments/LOG.md", "paper/reported.toml"].map(|page| (page.into(), read(page)));
+    for (path, text) in texts.chain(pages()).chain(more) {
         let numbers = words(&text).filter_map(|word| word.strip_prefix('D')?.parse::<usize>().ok());
         missing.extend(
             numbers.filter(|n| !(1..=deviations).contains(n)).map(|n| format!("{path}: D{n}")),
         );
     }
     assert_none("named, but not there", missing);
+}
+
+#[test]
+fn every_page_is_one_click_from_a_short_readme() {
+    let readme = read("README.md");
+    assert!(readme.lines().count() <= 300, "{} lines", readme.lines().count());
+    let linked = |path: &String| path == "README.md" || readme.contains(&format!("]({path})"));
+    let missing: Vec<String> =
+        pages().into_iter().map(|(path, _)| path).filter(|path| !linked(path)).collect();
+    assert_none("README.md has no link to", missing);
+}
+
+#[test]
+fn the_reason_for_each_dependency_stands_above_it() {
+    let text = read("Cargo.toml");
+    let lines: Vec<&str> = text.lines().collect();
+    let mut dependencies = 0;
+    let mut inside = false;
+    for (i, line) in lines.iter().enumerate() {
+        if line.starts_with('[') {
+            inside = line.contains("dependencies]");
+        } else if inside && line.contains(" = ") {
+            dependencies += 1;
+            assert!(lines[i - 1].starts_with("# "), "{line}: say above what it is for");
+        }
+    }
+    assert!(dependencies > 20, "{dependencies} dependencies");
 }
 
 #[test]

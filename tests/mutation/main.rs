@@ -112,6 +112,7 @@ impl Copy {
             "Cargo.toml",
             "Cargo.lock",
             "README.md",
+            "docs",
             "src",
             "tests",
             "benches",

@@ -7,7 +7,7 @@ use std::path::Path;
 use segment_rlhf::grid::analysis::{Analysis, Column, Quantity};
 use segment_rlhf::grid::reproduce;
 use segment_rlhf::grid::results::{Figures, Results, State};
-use segment_rlhf::grid::tables::{MARKERS, markdown, readme, replace_section, write};
+use segment_rlhf::grid::tables::{MARKERS, markdown, readme, write};
 
 use crate::synthetic;
 
@@ -464,24 +464,32 @@ fn quantities_have_their_own_names_and_are_described() {
     }
 }
 
-/// `UPDATE_README=1 cargo test --release --test spec the_readme` writes it.
+/// What stands between two markers of the page `path` is generated: written anew where UPDATE_README is set.
+fn assert_generated(path: &str, [start, end]: [&str; 2], section: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let found = fs::read_to_string(&path).unwrap();
+    let (before, rest) = found.split_once(start).expect("the first marker");
+    let (_, after) = rest.split_once(end).expect("the second marker");
+    let expected = format!("{before}{start}\n\n{}\n\n{end}{after}", section.trim());
+    if std::env::var_os("UPDATE_README").is_some() {
+        return fs::write(&path, expected).unwrap();
+    }
+    let remedy = "UPDATE_README=1 cargo test --release --test spec the_pages_results";
+    assert!(found == expected, "{}: write it anew: {remedy}", path.display());
+}
+
 #[test]
-fn the_readmes_results_are_those_that_are_committed() {
+fn the_pages_results_are_those_that_are_committed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let Ok(text) = fs::read_to_string(root.join("experiments/results/results.json")) else {
         return eprintln!("skipped: experiments/results/results.json is not there");
     };
     let results: Results = serde_json::from_str(&text).unwrap();
     let section = readme(&Analysis::of(&results));
-    assert!(section.starts_with(MARKERS[0]) && section.ends_with(MARKERS[1]));
-    let path = root.join("README.md");
-    let found = fs::read_to_string(&path).unwrap();
-    let expected = replace_section(&found, &section).expect("README.md has both markers");
-    if std::env::var_os("UPDATE_README").is_some() {
-        return fs::write(&path, expected).unwrap();
-    }
-    assert!(
-        found == expected,
-        "write it anew: UPDATE_README=1 cargo test --release --test spec the_readme"
-    );
+    let inner = section.strip_prefix(MARKERS[0]).and_then(|s| s.strip_suffix(MARKERS[1])).unwrap();
+    assert_generated("experiments/RESULTS.md", MARKERS, inner);
+    let (_, table) = section.split_once("### Table 1").expect("the first experiment");
+    let lines = table.lines().skip_while(|line| !line.starts_with('|'));
+    let table: Vec<&str> = lines.take_while(|line| line.starts_with('|')).collect();
+    assert_generated("README.md", ["<!-- table 1 -->", "<!-- /table 1 -->"], &table.join("\n"));
 }
