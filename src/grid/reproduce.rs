@@ -110,7 +110,7 @@ pub fn table(results: &Results) -> String {
         });
         rows.push([name.clone()].into_iter().chain(figures).collect());
     }
-    markdown(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows)
+    markdown(&header, &rows)
 }
 
 /// A figure: for one seed with its own error, for several with the standard error over them; unknown unless all seeds
