@@ -42,7 +42,7 @@ pub fn experiment(name: &str, settings: &Settings) -> Planned {
 ///
 /// # Errors
 ///
-/// Those of [`driver::run`]: the first, after the stages that run beside it have ended.
+/// [`GridError::Stage`]: the first error, once the stages that run beside it have ended.
 pub fn run(plan: &Plan, jobs: usize) -> Result<Results, GridError> {
     let results = driver::run(plan, jobs, OnFailure::Stop)?;
     let path = plan.cells[0].context.run.join("table.md");
