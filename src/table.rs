@@ -9,7 +9,7 @@
 /// let table = segment_rlhf::table::markdown(&["method", "gold"], &rows);
 /// assert_eq!(table, "| method | gold |\n| ------ | ---: |\n| bandit | 2.59 |\n");
 /// ```
-pub fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
+pub fn markdown(header: &[impl AsRef<str>], rows: &[Vec<String>]) -> String {
     aligned(header, rows, |column| column > 0)
 }
 
@@ -18,7 +18,12 @@ pub fn listing(header: &[&str], rows: &[Vec<String>]) -> String {
     aligned(header, rows, |_| false)
 }
 
-fn aligned(header: &[&str], rows: &[Vec<String>], right: impl Fn(usize) -> bool) -> String {
+fn aligned(
+    header: &[impl AsRef<str>],
+    rows: &[Vec<String>],
+    right: impl Fn(usize) -> bool,
+) -> String {
+    let header: Vec<String> = header.iter().map(|cell| cell.as_ref().to_owned()).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].chars().count(), 3]).max().unwrap_or(3)
@@ -34,7 +39,6 @@ fn aligned(header: &[&str], rows: &[Vec<String>], right: impl Fn(usize) -> bool)
     let rule: Vec<String> = (widths.iter().enumerate())
         .map(|(i, &w)| if right(i) { "-".repeat(w - 1) + ":" } else { "-".repeat(w) })
         .collect();
-    let header: Vec<String> = header.iter().map(|&cell| cell.to_owned()).collect();
     [&header, &rule].into_iter().chain(rows).map(|row| line(row)).collect()
 }
 

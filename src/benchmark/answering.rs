@@ -140,7 +140,7 @@ pub fn read_questions(path: &Path, benchmark: &Benchmark) -> Result<Vec<Question
         match question.id.as_ref().map(Value::to_string) {
             Some(id) if !seen.insert(id.clone()) => {
                 let (path, place) = (path.into(), row.place);
-                Err(BenchmarkError::SameQuestion { path, place, id }.into())
+                Err(BenchmarkError::SameQuestion { path, place, id })
             }
             _ => Ok(question),
         }
@@ -303,7 +303,7 @@ impl Answers {
         if let Some(there) = lines.next()
             && let Some(difference) = difference(there, circumstances)
         {
-            return Err(BenchmarkError::OtherAnswers { path: partial, difference }.into());
+            return Err(BenchmarkError::OtherAnswers { path: partial, difference });
         }
         let entries: Vec<Value> = lines.cloned().collect();
         // Drops a last line that a kill cut short.

@@ -140,7 +140,7 @@ pub fn run(context: &Context, judge: &Judge, files: &Match) -> Result<Report, Be
         a.iter().filter_map(|answer| Some((answer, *keys.get(&answer.key)?))).collect();
     if pairs.is_empty() {
         let (a, b) = (files.a.clone(), files.b.clone());
-        return Err(BenchmarkError::NothingInCommon { a, b }.into());
+        return Err(BenchmarkError::NothingInCommon { a, b });
     }
     let stage = context.progress.stage(context.title("win-rate"), pairs.len(), 0);
     let mut scores = Vec::with_capacity(pairs.len());

@@ -62,7 +62,8 @@ impl Grid {
     ///
     /// # Errors
     ///
-    /// [`GridError::NoGrid`], [`GridError::EarlierLayout`], [`GridError::OtherFormat`], and [`Error::Folder`] for a file that cannot be read.
+    /// [`GridError::NoGrid`], [`GridError::EarlierLayout`], [`GridError::OtherFormat`], and [`GridError::Stage`] for a file
+    /// that cannot be read.
     pub fn read(run: &Path) -> Result<Self, GridError> {
         let path = path(run);
         if !path.exists() {
@@ -78,8 +79,8 @@ impl Grid {
     ///
     /// # Errors
     ///
-    /// [`GridError::EarlierLayout`] and [`GridError::OtherFormat`] when the folder is another version's;
-    /// [`Error::Folder`].
+    /// [`GridError::EarlierLayout`] and [`GridError::OtherFormat`] if another version wrote the folder;
+    /// [`GridError::Stage`] if it cannot be used.
     pub fn write(&self, run: &Path, locks: &Locks) -> Result<(), GridError> {
         check_layout(run)?;
         let path = path(run);
@@ -93,7 +94,7 @@ impl Grid {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`], and those of reading the user's model and data.
+    /// [`GridError::Stage`] for the device, and for the user's model and data.
     pub fn plan(
         self,
         run: &Path,

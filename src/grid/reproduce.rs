@@ -42,7 +42,7 @@ pub fn experiment(name: &str, settings: &Settings) -> Planned {
 ///
 /// # Errors
 ///
-/// Those of [`driver::run`]: the first, after the stages that run beside it have ended.
+/// [`GridError::Stage`]: the first error, once the stages that run beside it have ended.
 pub fn run(plan: &Plan, jobs: usize) -> Result<Results, GridError> {
     let results = driver::run(plan, jobs, OnFailure::Stop)?;
     let path = plan.cells[0].context.run.join("table.md");
@@ -110,7 +110,7 @@ pub fn table(results: &Results) -> String {
         });
         rows.push([name.clone()].into_iter().chain(figures).collect());
     }
-    markdown(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows)
+    markdown(&header, &rows)
 }
 
 /// A figure: for one seed with its own error, for several with the standard error over them; unknown unless all seeds

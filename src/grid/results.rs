@@ -123,46 +123,35 @@ pub struct Figures {
     pub evaluations: Vec<online::keep::EvaluationLine>,
 }
 
-/// Columns of `metrics.jsonl`, whose docs define them: [`IterationMetrics`].
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Curve {
-    pub gold: Vec<Option<f64>>,
-    pub sequence_score: Vec<f64>,
-    pub kl_k1: Vec<f64>,
-    pub kl_coefficient: Vec<f64>,
-    pub entropy: Vec<f64>,
-    pub response_tokens: Vec<f64>,
-    pub segments: Vec<f64>,
-    pub eos_rate: Vec<f64>,
-    pub clip_fraction: Vec<f64>,
-    pub explained_variance: Vec<Option<f64>>,
-    pub advantage_spread: Vec<f64>,
-    pub cause_advantage_share: Vec<Option<f64>>,
-    pub cause_token_share: Vec<Option<f64>>,
-    pub credit_correlation: Vec<Option<f64>>,
+/// Declares [`Curve`]: each column has the name and the type of its field in [`IterationMetrics`].
+macro_rules! curve {
+    ($($column:ident: $type:ty,)*) => {
+        /// Columns of `metrics.jsonl`, defined by [`IterationMetrics`].
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        pub struct Curve { $(pub $column: Vec<$type>,)* }
+
+        impl Curve {
+            /// The columns of these lines.
+            pub fn of(lines: &[IterationMetrics]) -> Self {
+                Self { $($column: lines.iter().map(|line| line.$column).collect(),)* }
+            }
+        }
+    };
 }
 
-impl Curve {
-    /// The columns of these lines.
-    pub fn of(lines: &[IterationMetrics]) -> Self {
-        fn column<T>(lines: &[IterationMetrics], of: impl Fn(&IterationMetrics) -> T) -> Vec<T> {
-            lines.iter().map(of).collect()
-        }
-        Self {
-            gold: column(lines, |l| l.gold),
-            sequence_score: column(lines, |l| l.sequence_score),
-            kl_k1: column(lines, |l| l.kl_k1),
-            kl_coefficient: column(lines, |l| l.kl_coefficient),
-            entropy: column(lines, |l| l.entropy),
-            response_tokens: column(lines, |l| l.response_tokens),
-            segments: column(lines, |l| l.segments),
-            eos_rate: column(lines, |l| l.eos_rate),
-            clip_fraction: column(lines, |l| l.clip_fraction),
-            explained_variance: column(lines, |l| l.explained_variance),
-            advantage_spread: column(lines, |l| l.advantage_spread),
-            cause_advantage_share: column(lines, |l| l.cause_advantage_share),
-            cause_token_share: column(lines, |l| l.cause_token_share),
-            credit_correlation: column(lines, |l| l.credit_correlation),
-        }
-    }
+curve! {
+    gold: Option<f64>,
+    sequence_score: f64,
+    kl_k1: f64,
+    kl_coefficient: f64,
+    entropy: f64,
+    response_tokens: f64,
+    segments: f64,
+    eos_rate: f64,
+    clip_fraction: f64,
+    explained_variance: Option<f64>,
+    advantage_spread: f64,
+    cause_advantage_share: Option<f64>,
+    cause_token_share: Option<f64>,
+    credit_correlation: Option<f64>,
 }

@@ -95,12 +95,13 @@ fn a_response_goes_to_standard_output_and_progress_to_standard_error() {
 #[test]
 fn a_reproduction_is_a_grid_whose_models_can_be_read() {
     let run = TempDir::new().unwrap();
-    let methods = ["--set", "reproduce.methods=['token', 'segment']", "--set", "reproduce.seeds=2"];
+    let methods =
+        ["--set", "reproduce.methods=['bandit', 'segment']", "--set", "reproduce.seeds=2"];
     let printed = program(run.path(), &[&["reproduce"], &methods[..]].concat()).ended_with(0);
     let table = fs::read_to_string(run.path().join("table.md")).unwrap();
-    assert!(printed.stdout.contains(&table) && table.contains("\n| token "), "{}", printed.stdout);
+    assert!(printed.stdout.contains(&table) && table.contains("\n| bandit "), "{}", printed.stdout);
     assert!(printed.stdout.contains("±: standard error over seeds."), "{}", printed.stdout);
-    printed.says(&["seed 0 token sft ", "seed 1 segment evaluate "]);
+    printed.says(&["seed 0 bandit sft ", "seed 1 segment evaluate "]);
     let status = program(run.path(), &["status"]).ended_with(0).stdout;
     assert!(status.contains("4 of 4 cells finished"), "{status}");
     let report = program(run.path(), &["report"]).ended_with(0).stdout;
@@ -124,10 +125,10 @@ fn a_reproduction_is_a_grid_whose_models_can_be_read() {
         assert!(segments.iter().all(|segment| segment["normalized"].is_number()), "{printed}");
         printed
     };
-    let [first, second, token] = [&[][..], &["--seed", "1"], &["--method", "token"]].map(shown);
-    assert!(first != second && first != token, "{first}");
+    let [first, second, bandit] = [&[][..], &["--seed", "1"], &["--method", "bandit"]].map(shown);
+    assert!(first != second && first != bandit, "{first}");
     let hf = run.path().join("hf");
-    program(run.path(), &["export", "--hf", hf.to_str().unwrap(), "--method", "token"])
+    program(run.path(), &["export", "--hf", hf.to_str().unwrap(), "--method", "bandit"])
         .ended_with(0);
     assert!(hf.join("model.safetensors").exists());
 }

@@ -172,7 +172,7 @@ fn figures(experiment: &Experiment, columns: &[Quantity]) -> String {
         head.into_iter().chain(columns.iter().map(|&q| of(arm, q))).collect()
     };
     let rows: Vec<Vec<String>> = base.into_iter().chain(experiment.arms.iter().map(row)).collect();
-    markdown_table(&header, &rows)
+    table::markdown(&header, &rows)
 }
 
 /// The arms with the known ones of `columns`; `None` if there are none.
@@ -183,11 +183,7 @@ fn arms(experiment: &Experiment, columns: &[Quantity]) -> Option<String> {
     let row =
         |arm: &Arm| [name(arm)].into_iter().chain(columns.iter().map(|&q| of(arm, q))).collect();
     let rows: Vec<Vec<String>> = experiment.arms.iter().map(row).collect();
-    (!columns.is_empty()).then(|| markdown_table(&header, &rows))
-}
-
-fn markdown_table(header: &[String], rows: &[Vec<String>]) -> String {
-    table::markdown(&header.iter().map(String::as_str).collect::<Vec<_>>(), rows)
+    (!columns.is_empty()).then(|| table::markdown(&header, &rows))
 }
 
 /// Every pair of arms with seeds in common.
@@ -207,7 +203,7 @@ fn differences(experiment: &Experiment) -> Option<String> {
         [pair].into_iter().chain(cells).collect()
     };
     let rows: Vec<Vec<String>> = known.iter().map(row).collect();
-    (!known.is_empty()).then(|| markdown_table(&header, &rows))
+    (!known.is_empty()).then(|| table::markdown(&header, &rows))
 }
 
 /// The paper's orderings beside ours.

@@ -110,8 +110,13 @@ fn text(text: impl Into<String>) -> Block {
     Block::Text { text: text.into() }
 }
 
-fn table(caption: impl Into<String>, header: &[&str], rows: Vec<Vec<Cell>>) -> Option<Block> {
-    let whole = |title: &&str| title.replace(" %", "\u{a0}%").replace("(n ", "(n\u{a0}");
+fn table(
+    caption: impl Into<String>,
+    header: &[impl AsRef<str>],
+    rows: Vec<Vec<Cell>>,
+) -> Option<Block> {
+    let whole =
+        |title: &_| AsRef::<str>::as_ref(title).replace(" %", "\u{a0}%").replace("(n ", "(n\u{a0}");
     let header: Vec<String> = header.iter().map(whole).collect();
     let (caption, summary) = (caption.into(), None);
     (!rows.is_empty()).then_some(Block::Table { caption, header, rows, summary })
@@ -217,7 +222,6 @@ fn arms_only(experiment: &Experiment, caption: &str, columns: &[Shown]) -> Optio
     });
     let titles = columns.iter().map(|(quantity, _)| experiment.title(*quantity));
     let header: Vec<String> = ["arm".to_owned()].into_iter().chain(titles).collect();
-    let header: Vec<&str> = header.iter().map(String::as_str).collect();
     (!columns.is_empty()).then(|| table(caption, &header, rows.collect()))?
 }
 

@@ -39,7 +39,7 @@ fn arms_table(
         .collect();
     let paper = |name: &str| {
         let cells = benchmarks.iter().map(|&b| {
-            let mut cell = Cell::figure(reported(name, b), decimals(b));
+            let mut cell = Cell::figure(reported(name, b), b.decimals());
             cell.class = "number paper";
             cell
         });
@@ -66,7 +66,7 @@ fn arms_table(
         .chain(paper_titles)
         .collect();
     let rows: Vec<_> = base.into_iter().chain(arms).collect();
-    table(caption, &header.iter().map(String::as_str).collect::<Vec<_>>(), rows)
+    table(caption, &header, rows)
 }
 
 /// The columns that judge the policy, then `further` ones; without e_φ if gold is known.
@@ -171,7 +171,7 @@ pub(super) fn claims(page: &Page, truth: bool) -> Option<Section> {
         let paper = benchmarks.iter().map(|b| format!("paper: {}", b.title()));
         let header: Vec<String> =
             ["the paper's ordering".to_owned()].into_iter().chain(ours).chain(paper).collect();
-        blocks.extend(table(caption, &header.iter().map(String::as_str).collect::<Vec<_>>(), rows));
+        blocks.extend(table(caption, &header, rows));
     }
     let (by, claims) = match truth {
         true => ("gold reward", page.analysis.claims(|ordering| ordering.gold)),
@@ -208,7 +208,7 @@ fn ordering_row(ordering: &Ordering, benchmarks: &[Benchmark], truth: bool) -> O
         let pair = ordering.reported.iter().find(|pair| pair.benchmark == *benchmark);
         let text = pair.map_or("–".into(), |pair| {
             let sign = ["<", "=", ">"][(1 + pair.sign.signum()) as usize];
-            let decimals = decimals(*benchmark);
+            let decimals = benchmark.decimals();
             format!("{:.decimals$} {sign} {:.decimals$}", pair.better, pair.worse)
         });
         Cell { text, note: None, class: "number paper" }
@@ -224,11 +224,6 @@ fn ordering_row(ordering: &Ordering, benchmarks: &[Benchmark], truth: bool) -> O
     let by_win_rate = ordering.length_controlled_win_rate;
     let controlled = outcome(Quantity::LengthControlledWinRate, by_win_rate, 3);
     Some([pair].into_iter().chain(gold).chain(controlled).chain(paper).collect())
-}
-
-/// The number of decimals that the paper gives.
-fn decimals(benchmark: Benchmark) -> usize {
-    if benchmark == Benchmark::ArenaHard { 1 } else { 2 }
 }
 
 /// A verdict, told apart by a sign as well as by colour.
