@@ -39,7 +39,7 @@
 //! 2  data                            pairs, prompts, tokenizers, templates, the embedded task
 //! 2  model                           decoder, cache, generation, heads, LoRA, Hugging Face files, optimizer
 //! 1  equations                       one file each: no I/O, no settings, no draws
-//! 0  atomic bounds device host rng statistics stop table
+//! 0  atomic bounds device file_error host rng statistics stop table
 //! ```
 //!
 //! The labels E1 to E10, the tests of each equation and the numbered deviations from paper and official code are in the
@@ -81,6 +81,7 @@
 pub mod data;
 pub mod device;
 pub mod equations;
+pub mod file_error;
 pub mod model;
 pub mod run;
 pub mod settings;

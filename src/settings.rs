@@ -3,7 +3,7 @@
 //! The defaults stand in one place that a person can read, `experiments/default.toml`; a settings file and
 //! `--set` override single keys of it. Unknown keys are refused.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
@@ -13,6 +13,7 @@ use crate::device::{Checkpointing, Precision};
 use crate::equations::normalizer::Regression;
 use crate::equations::segment_reward::Aggregation;
 use crate::equations::segmentation::EosPolicy;
+use crate::file_error::FileError;
 use crate::model::ModelConfig;
 use crate::model::generate::Generation;
 use crate::model::lora::LoraSettings;
@@ -30,33 +31,17 @@ pub const FULL: &str = include_str!("../experiments/full.toml");
 /// Why settings were refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs)] // the fields' names say it
 pub enum SettingsError {
     /// The settings file could not be read.
-    #[error("{path}: cannot read: {source}; --settings expects a TOML file")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error("{0}; --settings expects a TOML file")]
+    File(#[from] FileError),
     /// TOML that does not parse, an unknown key, or a value of the wrong type.
     #[error("{origin}: {message}")]
-    Toml {
-        /// The file, or the `--set` argument.
-        origin: String,
-        /// What the parser said, with the line where there is one.
-        message: String,
-    },
+    Toml { origin: String, message: String },
     /// A value out of range.
     #[error("{origin}: {key} = {problem}")]
-    Range {
-        /// The file and line, or the `--set` argument, that gave the value.
-        origin: String,
-        /// The key, with its section.
-        key: String,
-        /// What it is, and what was expected.
-        problem: String,
-    },
+    Range { origin: String, key: String, problem: String },
 }
 
 section! {
@@ -308,10 +293,9 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// [`SettingsError::Read`].
+    /// [`SettingsError::File`].
     pub fn read(path: &Path) -> Result<(String, String), SettingsError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(FileError::reading(&path))?;
         Ok((path.display().to_string(), text))
     }
 

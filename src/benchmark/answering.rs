@@ -18,6 +18,7 @@ use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
 use crate::data::fields::{Fields, read_rows};
 use crate::data::tokenizer::Tokenizer;
+use crate::file_error::FileError;
 use crate::model::generate::{Generation, generate};
 use crate::model::sampling::Sampling;
 use crate::model::{CausalLm, ModelConfig};
@@ -203,12 +204,11 @@ impl<'a> Respondent<'a> {
         let prompt = match self.tokenizer.encode_prompt(conversation) {
             Ok(prompt) => prompt,
             Err(source) => {
-                let source = source.into();
-                return Err(DataError::EncodeLine { path, line: place, source }.into());
+                return Err(DataError::encode_line(path, place, source).into());
             }
         };
         if prompt.is_empty() {
-            return Err(DataError::EmptyPrompt { path, line: place }.into());
+            return Err(DataError::empty_prompt(path, place).into());
         }
         let origin = format_args!("{}:{place}", path.display());
         let remedy = "remove the question, or give a model for longer texts";
@@ -314,12 +314,14 @@ impl Answers {
             atomic::write_file(&partial, text.as_bytes())?;
             OpenOptions::new().append(true).open(&partial)
         };
-        let file = write().map_err(writing(&partial))?;
+        let file = write().map_err(FileError::writing(&partial)).map_err(DataError::from)?;
         Ok(Self { partial, file, entries })
     }
 
     fn push(&mut self, entry: Value) -> Result<(), DataError> {
-        self.file.write_all(format!("{entry}\n").as_bytes()).map_err(writing(&self.partial))?;
+        self.file
+            .write_all(format!("{entry}\n").as_bytes())
+            .map_err(FileError::writing(&self.partial))?;
         self.entries.push(entry);
         Ok(())
     }
@@ -330,8 +332,8 @@ impl Answers {
             Layout::List => format!("{:#}\n", Value::Array(self.entries)),
             Layout::Lines => self.entries.iter().map(|entry| format!("{entry}\n")).collect(),
         };
-        atomic::write_file(out, text.as_bytes()).map_err(writing(out))?;
-        fs::remove_file(&self.partial).map_err(writing(&self.partial))
+        atomic::write_file(out, text.as_bytes()).map_err(FileError::writing(out))?;
+        Ok(fs::remove_file(&self.partial).map_err(FileError::writing(&self.partial))?)
     }
 }
 
@@ -340,7 +342,7 @@ fn read_partial(path: &Path) -> Result<Vec<Value>, DataError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(DataError::Read { path: path.into(), source }),
+        Err(source) => return Err(FileError::reading(path)(source).into()),
     };
     let whole = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
     let parse = |(line, number): (&[u8], usize)| {
@@ -357,9 +359,4 @@ fn difference(there: &Value, here: &Value) -> Option<String> {
         let show = |of: &Value| of.get(key).map_or("nothing".into(), Value::to_string);
         format!("{key}: {} there, {} here", show(there), show(here))
     })
-}
-
-fn writing(path: &Path) -> impl Fn(io::Error) -> DataError {
-    let path = path.to_owned();
-    move |source| DataError::Write { path: path.clone(), source }
 }

@@ -3,6 +3,7 @@
 use crate::benchmark::BenchmarkError;
 use crate::data::error::DataError;
 use crate::equations::segmentation::SegmentationError;
+use crate::file_error::{Action, FileError};
 use crate::grid::GridError;
 use crate::model::{CheckpointError, TooLong};
 use crate::run::error::{Error as StageError, wrap_stage_errors};
@@ -35,7 +36,7 @@ pub enum Error {
     Usage(String),
 }
 
-wrap_stage_errors!(Error: StageError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError);
+wrap_stage_errors!(Error: StageError, FileError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError);
 
 impl From<GridError> for Error {
     fn from(error: GridError) -> Self {
@@ -59,19 +60,20 @@ impl Error {
     /// The exit status: 2 for rejected input, 130 after a stop, 1 for a run that failed (non-finite numbers, a full
     /// disk, failed cells of a grid).
     pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Stage(StageError::Interrupted(_)) => 130,
-            Self::Stage(
-                StageError::NonFinite(_)
-                | StageError::Folder(
-                    FolderError::Write { .. } | FolderError::Lock(LockError::Write { .. }),
-                )
-                | StageError::Checkpoint(CheckpointError::Write { .. })
-                | StageError::Data(DataError::Write { .. }),
-            )
+        let failed = match self {
+            Self::Stage(StageError::Interrupted(_)) => return 130,
+            Self::Stage(StageError::NonFinite(_))
             | Self::Output(_)
-            | Self::Grid(GridError::Cells { .. }) => 1,
-            _ => 2,
-        }
+            | Self::Grid(GridError::Cells { .. }) => true,
+            Self::Stage(
+                StageError::Folder(
+                    FolderError::File(error) | FolderError::Lock(LockError::File(error)),
+                )
+                | StageError::Checkpoint(CheckpointError::File(error))
+                | StageError::Data(DataError::File(error)),
+            ) => error.action == Action::Write,
+            _ => false,
+        };
+        if failed { 1 } else { 2 }
     }
 }

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::error::Error;
 use super::{Common, show, use_threads};
+use crate::file_error::FileError;
 use crate::grid::analysis::Analysis;
 use crate::grid::file::{self, Planned};
 use crate::grid::plan::{Grid, Plan, PlannedCell};
@@ -16,7 +17,7 @@ use crate::grid::{GridError, driver, reproduce, tables};
 use crate::report::extras::extras;
 use crate::report::page::{self, Page};
 use crate::run::Context;
-use crate::run::folder::{FolderError, write_file, write_json};
+use crate::run::folder::{write_file, write_json};
 use crate::run::lock::Locks;
 use crate::run::progress::Progress;
 use crate::settings::{FULL, QUICK, Settings};
@@ -191,8 +192,7 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     }
     let extras = extras(&plan, &results)?;
     let dir = args.out.clone().unwrap_or_else(|| run.join("report"));
-    std::fs::create_dir_all(&dir)
-        .map_err(|source| FolderError::Write { path: dir.clone(), source })?;
+    std::fs::create_dir_all(&dir).map_err(FileError::writing(&dir))?;
     write_json(&dir.join("results.json"), &results)?;
     write_json(&dir.join("extras.json"), &extras)?;
     tables::write(&analysis, &results, &dir)?;
@@ -213,8 +213,7 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
 
 /// Replaces the generated section of a README.
 fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
-    let text = std::fs::read_to_string(readme)
-        .map_err(|source| FolderError::Read { path: readme.to_owned(), source })?;
+    let text = std::fs::read_to_string(readme).map_err(FileError::reading(&readme))?;
     let Some(text) = tables::replace_section(&text, &tables::readme(analysis)) else {
         let [start, end] = tables::MARKERS;
         return Err(Error::Usage(format!(

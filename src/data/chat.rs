@@ -86,7 +86,7 @@ impl RoleFormat {
     ///
     /// # Errors
     ///
-    /// [`DataError::RoleFormat`] where one does not hold exactly one `{}`.
+    /// [`DataError::Refused`] where one does not hold exactly one `{}`.
     pub fn new(
         system: impl Into<String>,
         user: impl Into<String>,
@@ -94,7 +94,7 @@ impl RoleFormat {
     ) -> Result<Self, DataError> {
         let checked = |role, format: String| match format.matches(PLACE).count() {
             1 => Ok(format),
-            _ => Err(DataError::RoleFormat { role, format }),
+            _ => Err(DataError::role_format(role, format)),
         };
         Ok(Self {
             system: checked("system", system.into())?,
@@ -164,9 +164,7 @@ mod tests {
     fn a_format_holds_exactly_one_place() {
         for bad in ["", "User:", "{}{}"] {
             let error = RoleFormat::new("{}", bad, "{}").unwrap_err();
-            assert!(
-                matches!(&error, DataError::RoleFormat { role: "user", format } if format == bad)
-            );
+            assert!(matches!(&error, DataError::Refused(_)));
             assert_eq!(
                 error.to_string(),
                 format!(

@@ -21,7 +21,7 @@ pub struct Fields<'a> {
 ///
 /// # Errors
 ///
-/// Those of [`rows`] and of `read`; [`DataError::NoRows`] for a file without rows.
+/// Those of [`rows`] and of `read`; [`DataError::Refused`] for a file without rows.
 pub fn read_rows<T, E: From<DataError>>(
     path: &Path,
     layouts: &'static str,
@@ -32,7 +32,7 @@ pub fn read_rows<T, E: From<DataError>>(
         all.push(read(&Fields::new(path, row?, layouts))?);
     }
     if all.is_empty() {
-        return Err(DataError::NoRows { path: path.into(), expected: layouts }.into());
+        return Err(DataError::no_rows(path, layouts).into());
     }
     Ok(all)
 }
@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     ///
-    /// [`DataError::MissingKey`].
+    /// [`DataError::Refused`].
     pub fn require(&self, key: &str) -> Result<&Value, DataError> {
         self.get(key).ok_or_else(|| self.missing(key))
     }
@@ -66,7 +66,7 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     ///
-    /// [`DataError::MissingKey`] and [`DataError::WrongType`].
+    /// [`DataError::Refused`] and [`DataError::Refused`].
     pub fn text(&self, key: &str) -> Result<&str, DataError> {
         self.as_text(key, self.require(key)?)
     }
@@ -75,7 +75,7 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     ///
-    /// [`DataError::MissingKey`] and [`DataError::WrongType`].
+    /// [`DataError::Refused`] and [`DataError::Refused`].
     pub fn list(&self, key: &str) -> Result<&[Value], DataError> {
         match self.require(key)? {
             Value::Array(list) if !list.is_empty() => Ok(list),
@@ -87,7 +87,7 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     ///
-    /// [`DataError::MissingKey`] and [`DataError::WrongType`].
+    /// [`DataError::Refused`] and [`DataError::Refused`].
     pub fn turn<'v>(&self, key: &str, turn: &'v Value) -> Result<&'v str, DataError> {
         match turn {
             Value::Object(object) => {
@@ -103,7 +103,7 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     ///
-    /// [`DataError::MissingKey`], [`DataError::WrongType`] and [`DataError::UnknownRole`].
+    /// [`DataError::Refused`], [`DataError::Refused`] and [`DataError::Refused`].
     pub fn messages(&self, key: &str) -> Result<Vec<Message>, DataError> {
         match self.require(key)? {
             Value::String(text) => Ok(vec![Message { role: Role::User, content: text.clone() }]),
@@ -134,12 +134,8 @@ impl<'a> Fields<'a> {
             self.as_text(&key, value.ok_or_else(|| self.missing(&key))?)
         };
         let name = text("role")?;
-        let role = Role::from_name(name).ok_or_else(|| DataError::UnknownRole {
-            path: self.path.into(),
-            line: self.place,
-            key: key.into(),
-            role: name.into(),
-        })?;
+        let role = Role::from_name(name)
+            .ok_or_else(|| DataError::unknown_role(self.path, self.place, key, name))?;
         Ok(Message { role, content: text("content")?.into() })
     }
 
@@ -147,7 +143,7 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     ///
-    /// Those of [`Fields::messages`], and [`DataError::NoResponse`].
+    /// Those of [`Fields::messages`], and [`DataError::Refused`].
     pub fn response(&self, key: &str) -> Result<(Option<Vec<Message>>, String), DataError> {
         if let Value::String(text) = self.require(key)? {
             return Ok((None, text.clone()));
@@ -158,16 +154,16 @@ impl<'a> Fields<'a> {
                 Ok((Some(messages).filter(|before| !before.is_empty()), content))
             }
             _ => {
-                let (path, line) = (self.path.into(), self.place);
-                Err(DataError::NoResponse { path, line, which: key.into() })
+                let (path, line) = (self.path, self.place);
+                Err(DataError::no_response(path, line, key))
             }
         }
     }
 
     /// The error of a row that lacks `key`.
     pub fn missing(&self, key: &str) -> DataError {
-        let (path, line, layouts) = (self.path.into(), self.place, self.layouts);
-        DataError::MissingKey { path, line, key: key.into(), layouts }
+        let (path, line, layouts) = (self.path, self.place, self.layouts);
+        DataError::missing_key(path, line, key, layouts)
     }
 
     /// The error of a value in `key` that is not what was expected.
@@ -175,7 +171,7 @@ impl<'a> Fields<'a> {
         let empty = value.as_array().is_some_and(Vec::is_empty);
         let found = if empty { "an empty list" } else { kind(value) };
         let key = format!("`{key}`");
-        DataError::WrongType { path: self.path.into(), line: self.place, key, expected, found }
+        DataError::wrong_type(self.path, self.place, key, expected, found)
     }
 
     fn as_text<'v>(&self, key: &str, value: &'v Value) -> Result<&'v str, DataError> {

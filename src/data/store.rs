@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::error::DataError;
 use super::pairs::{Conversation, Counts, PreferencePair};
 use crate::atomic;
+use crate::file_error::FileError;
 use crate::rng::{Fnv1a, Lanes, fnv1a};
 
 const TOKENS: &str = "tokens";
@@ -219,7 +220,7 @@ impl StoreWriter<'_> {
     ///
     /// # Errors
     ///
-    /// [`DataError::Write`].
+    /// [`DataError::File`].
     pub fn push(&mut self, row: &StoredRow, prompt_hash: u64) -> Result<(), DataError> {
         let count = |tokens: &[u32]| u32::try_from(tokens.len()).expect("limits are below 2^32");
         let [first, second] = &row.responses;
@@ -237,7 +238,7 @@ impl StoreWriter<'_> {
         let written = self.tokens.write_all(&tokens).and_then(|()| self.index.write_all(&entry));
         self.rows += 1;
         self.written += (tokens.len() / TOKEN) as u64;
-        written.map_err(writing(self.dir))
+        Ok(written.map_err(FileError::writing(self.dir))?)
     }
 
     fn finish(mut self, counts: Counts) -> Result<(), DataError> {
@@ -252,17 +253,12 @@ impl StoreWriter<'_> {
             summary_hash: String::new(),
         };
         let summary = summary.into_bytes();
-        [&mut self.tokens, &mut self.index]
+        let written = [&mut self.tokens, &mut self.index]
             .into_iter()
             .try_for_each(|file| file.flush().and_then(|()| file.get_ref().sync_all()))
-            .and_then(|()| atomic::write_file(&self.dir.join(SUMMARY), &summary))
-            .map_err(writing(self.dir))
+            .and_then(|()| atomic::write_file(&self.dir.join(SUMMARY), &summary));
+        Ok(written.map_err(FileError::writing(self.dir))?)
     }
-}
-
-fn writing(path: &Path) -> impl Fn(io::Error) -> DataError {
-    let path = path.to_owned();
-    move |source| DataError::Write { path: path.clone(), source }
 }
 
 impl Store {
@@ -270,17 +266,18 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of `fill`, and [`DataError::Write`].
+    /// Those of `fill`, and [`DataError::File`].
     pub fn write(
         dir: &Path,
         fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
     ) -> Result<(), DataError> {
-        atomic::write_dir(dir, writing(dir), |temporary| {
+        let refused = |source| FileError::writing(dir)(source).into();
+        atomic::write_dir(dir, refused, |temporary| {
             let create = |name| File::create(temporary.join(name)).map(BufWriter::new);
             let mut writer = StoreWriter {
                 dir: temporary,
-                tokens: create(TOKENS).map_err(writing(dir))?,
-                index: create(INDEX).map_err(writing(dir))?,
+                tokens: create(TOKENS).map_err(FileError::writing(dir))?,
+                index: create(INDEX).map_err(FileError::writing(dir))?,
                 rows: 0,
                 written: 0,
                 lanes: Lanes::default(),
@@ -296,14 +293,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`DataError::Read`].
+    /// [`DataError::File`].
     pub fn open(dir: &Path) -> Result<Opened, DataError> {
         if !dir.exists() {
             return Ok(Opened::Missing);
         }
         let whole = |name: &str| match fs::read(dir.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => other.map(Some).map_err(reading(&dir.join(name))),
+            other => other.map(Some).map_err(FileError::reading(&dir.join(name))),
         };
         let damaged = |name| Ok(Opened::Damaged(dir.join(name)));
         let Some(summary) = whole(SUMMARY)?.and_then(|bytes| Summary::from_bytes(&bytes)) else {
@@ -314,9 +311,9 @@ impl Store {
         let path = dir.join(TOKENS);
         let mut tokens = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return damaged(TOKENS),
-            other => other.map_err(reading(&path))?,
+            other => other.map_err(FileError::reading(&path))?,
         };
-        let hash = Lanes::of(&mut tokens).map_err(reading(&path))?;
+        let hash = Lanes::of(&mut tokens).map_err(FileError::reading(&path))?;
         if hex(hash) != summary.token_hash {
             return damaged(TOKENS);
         }
@@ -367,7 +364,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`DataError::Read`].
+    /// [`DataError::File`].
     ///
     /// # Panics
     ///
@@ -379,7 +376,7 @@ impl Store {
         let mut file = self.tokens.lock().expect("no reader panics");
         file.seek(SeekFrom::Start(place.start * TOKEN as u64))
             .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(reading(&self.path))?;
+            .map_err(FileError::reading(&self.path))?;
         let mut tokens = bytes
             .chunks_exact(TOKEN)
             .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
@@ -387,11 +384,6 @@ impl Store {
         let score_gap = Some(place.score_gap).filter(|gap| !gap.is_nan());
         Ok(StoredRow { prompt, responses: [first, second], score_gap })
     }
-}
-
-fn reading(path: &Path) -> impl Fn(io::Error) -> DataError {
-    let path = path.to_owned();
-    move |source| DataError::Read { path: path.clone(), source }
 }
 
 /// A list of items, in memory or in a store.
@@ -442,7 +434,7 @@ impl<T: Clone + From<StoredRow>> Items<T> {
     ///
     /// # Errors
     ///
-    /// [`DataError::Read`].
+    /// [`DataError::File`].
     ///
     /// # Panics
     ///
@@ -458,7 +450,7 @@ impl<T: Clone + From<StoredRow>> Items<T> {
     ///
     /// # Errors
     ///
-    /// [`DataError::Read`].
+    /// [`DataError::File`].
     pub fn read(&self, items: impl IntoIterator<Item = usize>) -> Result<Vec<T>, DataError> {
         items.into_iter().map(|i| self.get(i)).collect()
     }
@@ -598,9 +590,9 @@ mod tests {
         let refused = |dir: &Path| {
             let refuse = |writer: &mut StoreWriter| {
                 writer.push(&rows()[0], 0)?;
-                Err(DataError::EmptyPrompt { path: "data".into(), line: 2 })
+                Err(DataError::no_files("a fault"))
             };
-            assert!(matches!(Store::write(dir, refuse), Err(DataError::EmptyPrompt { .. })));
+            assert!(matches!(Store::write(dir, refuse), Err(DataError::Refused(_))));
         };
         refused(&dir);
         assert!(opened(&dir).whole().is_some(), "the old one is untouched");

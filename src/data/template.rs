@@ -63,7 +63,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`DataError::Template`] where it does not compile.
+    /// [`DataError::Refused`] where it does not compile.
     pub fn new(
         source: &str,
         path: &Path,
@@ -92,7 +92,7 @@ impl ChatTemplate {
             environment.add_global(name.clone(), token.clone());
         }
         let source = without_generation(&source.replace("\r\n", "\n").replace('\r', "\n"));
-        let refused = |reason| DataError::Template { path: path.into(), reason };
+        let refused = |reason| DataError::template(path, reason);
         if source.len() > MOST_BYTES {
             return Err(refused(format!("it is longer than {MOST_BYTES} bytes")));
         }
@@ -105,7 +105,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`DataError::Render`] where the template raises an exception, fails, or makes more text than it may.
+    /// [`DataError::Refused`] where the template raises an exception, fails, or makes more text than it may.
     ///
     /// # Examples
     ///
@@ -138,7 +138,7 @@ impl ChatTemplate {
                 .map(drop)?;
             Ok(text)
         })
-        .map_err(|reason| DataError::Render { path: self.path.clone(), reason })
+        .map_err(|reason| DataError::render(self.path.clone(), reason))
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::results::FORMAT;
 use crate::data::error::DataError;
 use crate::device::DeviceError;
+use crate::file_error::FileError;
 use crate::model::CheckpointError;
 use crate::run::error::{Error, wrap_stage_errors};
 use crate::run::folder::FolderError;
@@ -16,8 +17,8 @@ use crate::settings::SettingsError;
 #[non_exhaustive]
 pub enum GridError {
     /// An experiment file, or the base of one, could not be read.
-    #[error("{path}: cannot read: {source}; {wanted}")]
-    Read { path: PathBuf, wanted: String, source: std::io::Error },
+    #[error("{error}; {wanted}")]
+    Read { error: FileError, wanted: String },
     /// An experiment file was rejected.
     #[error("{at}: {message}")]
     File { at: Place, message: String },

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Spanned, Table, Value};
 
 use super::error::{GridError, Place};
+use crate::file_error::FileError;
 use crate::settings::{Settings, line_at, merge};
 
 /// The error for a file without an experiment.
@@ -167,7 +168,8 @@ impl Reader<'_> {
             None => "expected an experiment file, such as experiments/table1.toml".to_owned(),
             Some(at) => format!("{at} includes it"),
         };
-        let failed = |source| GridError::Read { path: path.to_owned(), wanted: wanted(), source };
+        let failed =
+            |source| GridError::Read { error: FileError::reading(path)(source), wanted: wanted() };
         let text = fs::read_to_string(path).map_err(failed)?;
         let canonical = path.canonicalize().map_err(failed)?;
         if let Some(at) = from.filter(|_| self.open.contains(&canonical)) {
@@ -226,9 +228,8 @@ impl Reader<'_> {
         if let Some(base) = &file.base {
             let own = beside_file(path, base.get_ref());
             let text = fs::read_to_string(&own).map_err(|source| GridError::Read {
-                path: own.clone(),
+                error: FileError::reading(&own)(source),
                 wanted: format!("{} names it as base", place(base.span().start)),
-                source,
             })?;
             overlays.push((own.display().to_string(), text));
         }

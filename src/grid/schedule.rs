@@ -296,7 +296,7 @@ impl Took {
 ///
 /// # Errors
 ///
-/// [`FolderError::Lock`] and [`FolderError::Write`].
+/// [`FolderError::Lock`] and [`FolderError::File`].
 pub fn write_in_turn<T: Serialize>(
     path: &Path,
     value: &T,

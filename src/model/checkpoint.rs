@@ -19,6 +19,7 @@ use super::recompute::{is_adapted, is_trained};
 use super::source::{Init, Placement, Source, named_param};
 use super::weights::{FileSource, WEIGHTS};
 use crate::atomic;
+use crate::file_error::FileError;
 
 /// Every parameter of `module` by its name, as f32.
 pub fn parameters<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
@@ -77,7 +78,7 @@ fn collect_lazily<M: Module>(
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Read`], [`CheckpointError::Format`] and [`CheckpointError::Tensors`].
+/// [`CheckpointError::File`], [`CheckpointError::Format`] and [`CheckpointError::Tensors`].
 pub fn restore<M: Module>(module: M, path: &Path) -> Result<M, CheckpointError> {
     struct Restore {
         adapted: bool,
@@ -143,7 +144,7 @@ pub(super) fn serialize(parameters: &BTreeMap<String, TensorData>) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Write`].
+/// [`CheckpointError::File`].
 pub fn save<M: Module>(
     module: &M,
     config: &ModelConfig,
@@ -156,11 +157,11 @@ pub fn save<M: Module>(
     let write = |name: &str, content: &mut dyn FnMut(&mut File) -> io::Result<()>| {
         let path = dir.join(name);
         atomic::write_with(&path, |path| content(&mut File::create(path)?))
-            .map_err(|source| CheckpointError::Write { path, source })
+            .map_err(FileError::writing(&path))
     };
     let json = config.to_json(head, dtype);
     write("config.json", &mut |file| file.write_all(json.as_bytes()))?;
-    write(WEIGHTS, &mut |file| write_safetensors(&tensors, file))
+    Ok(write(WEIGHTS, &mut |file| write_safetensors(&tensors, file))?)
 }
 
 /// A tensor of a file, made of the parameters that it holds.

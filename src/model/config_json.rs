@@ -11,6 +11,7 @@ use super::config::{
     WindowedLayers,
 };
 use super::error::CheckpointError;
+use crate::file_error::FileError;
 
 /// What a folder's model is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +27,10 @@ impl Head {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Read`] and [`CheckpointError::Json`].
+    /// [`CheckpointError::File`] and [`CheckpointError::Json`].
     pub fn of(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;
         let hf: HfConfig =
             serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path, source })?;
         Ok(if hf.is_classifier() { Self::Score } else { Self::CausalLm })
@@ -120,12 +120,11 @@ impl ModelConfig {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Read`] and [`CheckpointError::Json`] for a missing or malformed file;
+    /// [`CheckpointError::File`] and [`CheckpointError::Json`] for a missing or malformed file;
     /// [`CheckpointError::Unsupported`] for an architecture or option that this decoder lacks.
     pub fn from_dir(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;
         let json = |source| CheckpointError::Json { path: path.clone(), source };
         let hf: HfConfig = serde_json::from_str(&text).map_err(json)?;
         let all: Map<String, Value> = serde_json::from_str(&text).map_err(json)?;

@@ -231,7 +231,7 @@ impl CausalLm {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Write`].
+    /// [`CheckpointError::File`].
     pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
         checkpoint::save(self, config, Head::CausalLm, dir)
     }
@@ -413,7 +413,7 @@ impl ScalarModel {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Write`].
+    /// [`CheckpointError::File`].
     pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
         checkpoint::save(self, config, Head::Score, dir)
     }

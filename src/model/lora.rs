@@ -28,6 +28,7 @@ use super::source::{Init, Placement, Source, fresh_values, named_param};
 use super::weights::{self, FileSource, FreshParam};
 use crate::atomic;
 use crate::bounds::{Bounds, Limit, Section, section};
+use crate::file_error::FileError;
 
 /// The settings of an adapter in PEFT's layout.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -205,13 +206,12 @@ impl Adapter {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Read`] and [`CheckpointError::Json`]; [`CheckpointError::Unsupported`] for adapters
+    /// [`CheckpointError::File`] and [`CheckpointError::Json`]; [`CheckpointError::Unsupported`] for adapters
     /// of another kind; [`CheckpointError::NoBase`].
     pub fn open(dir: &Path) -> Result<Option<Self>, CheckpointError> {
         let Some((settings, base)) = read_config(dir)? else { return Ok(None) };
         let path = dir.join(ADAPTER_WEIGHTS);
-        let bytes =
-            std::fs::read(&path).map_err(|source| CheckpointError::Read { path, source })?;
+        let bytes = std::fs::read(&path).map_err(FileError::reading(&path))?;
         Ok(Some(Self { dir: dir.to_owned(), base, settings, bytes }))
     }
 
@@ -270,8 +270,7 @@ fn read_config(dir: &Path) -> Result<Option<(LoraSettings, PathBuf)>, Checkpoint
     if whole || !path.exists() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+    let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;
     let config: AdapterConfig = serde_json::from_str(&text)
         .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
     let targets = match config.target_modules {
@@ -334,8 +333,7 @@ pub fn parts(dir: &Path) -> Result<Vec<Part>, CheckpointError> {
 /// [`ADAPTER_CONFIG`] without the path of the base, which may move.
 fn placeless_config(dir: &Path) -> Result<String, CheckpointError> {
     let path = dir.join(ADAPTER_CONFIG);
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+    let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;
     let mut keys: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path, source })?;
     keys.remove("base_model_name_or_path");
@@ -489,7 +487,7 @@ impl Source for ModelSource<'_> {
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Write`]; [`CheckpointError::Read`] when `base` is not there.
+/// [`CheckpointError::File`]; [`CheckpointError::File`] when `base` is not there.
 pub fn save<M: Module>(
     model: &M,
     settings: &LoraSettings,
@@ -504,9 +502,7 @@ pub fn save<M: Module>(
     };
     let targets = PROJECTIONS.iter().filter(adapted).map(|name| (*name).to_owned()).collect();
     let head = trained.contains_key(HEAD);
-    let base = base
-        .canonicalize()
-        .map_err(|source| CheckpointError::Read { path: base.to_owned(), source })?;
+    let base = base.canonicalize().map_err(FileError::reading(&base))?;
     let adapter = AdapterConfig {
         peft_type: "LORA".into(),
         task_type: Some(if head { "SEQ_CLS" } else { "CAUSAL_LM" }.into()),
@@ -526,9 +522,9 @@ pub fn save<M: Module>(
     let named = trained.into_iter().map(|(name, data)| (peft_name(&name), data)).collect();
     let write = |name: &str, bytes: &[u8]| {
         let path = dir.join(name);
-        atomic::write_file(&path, bytes).map_err(|source| CheckpointError::Write { path, source })
+        atomic::write_file(&path, bytes).map_err(FileError::writing(&path))
     };
     write("config.json", config.as_bytes())?;
     write(ADAPTER_CONFIG, &adapter)?;
-    write(ADAPTER_WEIGHTS, &serialize(&named))
+    Ok(write(ADAPTER_WEIGHTS, &serialize(&named))?)
 }

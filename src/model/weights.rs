@@ -15,6 +15,7 @@ use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::names::{Layout, Place, is_constant};
 use super::source::{Init, Placement, Source, fresh_values};
+use crate::file_error::FileError;
 
 /// The file that holds a model's parameters, where they are in one.
 pub const WEIGHTS: &str = "model.safetensors";
@@ -27,7 +28,7 @@ pub const INDEX: &str = "model.safetensors.index.json";
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Read`], [`CheckpointError::Json`] and [`CheckpointError::Format`] for an index that
+/// [`CheckpointError::File`], [`CheckpointError::Json`] and [`CheckpointError::Format`] for an index that
 /// cannot be used. Where neither is there, [`WEIGHTS`] is returned all the same: reading it will say so.
 pub fn files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let (single, index) = (dir.join(WEIGHTS), dir.join(INDEX));
@@ -81,7 +82,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, PathBuf>, CheckpointError>
 }
 
 fn read_error(path: &Path, source: io::Error) -> CheckpointError {
-    CheckpointError::Read { path: path.to_owned(), source }
+    FileError::reading(path)(source).into()
 }
 
 /// Parameters read from safetensors files; collects everything that does not fit.
@@ -116,7 +117,7 @@ impl<'a> FileSource<'a> {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Read`] for a file that is not there, [`CheckpointError::Format`] for one that is
+    /// [`CheckpointError::File`] for a file that is not there, [`CheckpointError::Format`] for one that is
     /// no safetensors file, [`CheckpointError::Json`] for an index that is none, and
     /// [`CheckpointError::Tensors`] for one that does not agree with its shards.
     pub fn open(
@@ -149,7 +150,7 @@ impl<'a> FileSource<'a> {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Read`] and [`CheckpointError::Format`].
+    /// [`CheckpointError::File`] and [`CheckpointError::Format`].
     pub fn of_file(path: &Path, placement: Placement) -> Result<Self, CheckpointError> {
         Ok(Self::over(path.to_owned(), vec![Shard::open(path)?], Layout::plain(), placement))
     }

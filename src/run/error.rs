@@ -8,6 +8,7 @@ use crate::data::error::DataError;
 use crate::device::DeviceError;
 use crate::equations::normalizer::NormalizerError;
 use crate::equations::segmentation::SegmentationError;
+use crate::file_error::FileError;
 use crate::model::optim::NonFinite;
 use crate::model::sampling::Sampling;
 use crate::model::{CheckpointError, TooLong};
@@ -17,6 +18,7 @@ use crate::systems::SystemError;
 /// Why a stage ended before its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs)] // the fields' names say it
 pub enum Error {
     /// Data or a tokenizer was refused.
     #[error(transparent)]
@@ -38,12 +40,7 @@ pub enum Error {
     Normalizer(#[from] NormalizerError),
     /// A fitted normalizer must not be used with the run's settings.
     #[error("{path}: {source}")]
-    UnusableNormalizer {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: NormalizerError,
-    },
+    UnusableNormalizer { path: PathBuf, source: NormalizerError },
     /// Sampling settings under which the KL and the ratio of PPO would be wrong.
     #[error(
         "settings sampling.*: PPO samples from the policy itself, since the KL and the ratio are computed for it; \
@@ -56,15 +53,10 @@ pub enum Error {
     /// A file made for one model was given with another.
     #[error("{path}: made for the {what} {expected}, but this run has {found}; {remedy}")]
     Mismatch {
-        /// The file.
         path: PathBuf,
-        /// What it belongs to.
         what: &'static str,
-        /// The fingerprint or name that the file names.
         expected: String,
-        /// That of the run.
         found: String,
-        /// What to do.
         remedy: &'static str,
     },
     /// A device that this build or this machine lacks.
@@ -87,6 +79,12 @@ impl From<DataError> for Error {
             DataError::Interrupted(interrupted) => interrupted.into(),
             error => Self::Data(error),
         }
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        Self::Data(error.into())
     }
 }
 

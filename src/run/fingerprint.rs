@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::Error;
-use crate::data::error::DataError;
 use crate::data::rows::files;
+use crate::file_error::FileError;
 use crate::model::{CheckpointError, lora};
 use crate::rng::Fnv1a;
 
@@ -48,7 +48,7 @@ pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
     let mut hash = Fnv1a::default();
     for path in files(path)? {
         let hashed = File::open(&path).and_then(|file| hash_content(&mut hash, "", Some(file)));
-        hashed.map_err(|source| DataError::Read { path, source })?;
+        hashed.map_err(FileError::reading(&path))?;
     }
     Ok(format!("{:016x}", hash.finish()))
 }
@@ -67,17 +67,16 @@ pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
 
 /// Takes all that [`model_fingerprint`] is of into a hash.
 pub(crate) fn hash_model(hash: &mut Fnv1a, dir: &Path) -> Result<(), CheckpointError> {
-    let unreadable = |path: PathBuf| move |source| CheckpointError::Read { path, source };
     for lora::Part { dir, adapter_config, weights } in lora::parts(dir)? {
         for name in MODEL_FILES {
-            hash_file(hash, &dir, name).map_err(unreadable(dir.join(name)))?;
+            hash_file(hash, &dir, name).map_err(FileError::reading(&dir.join(name)))?;
         }
         let config = adapter_config.as_ref().map(|text| text.as_bytes());
-        hash_content(hash, lora::ADAPTER_CONFIG, config).map_err(unreadable(dir))?;
+        hash_content(hash, lora::ADAPTER_CONFIG, config).map_err(FileError::reading(&dir))?;
         for path in weights {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let hashed = File::open(&path).and_then(|file| hash_content(hash, &name, Some(file)));
-            hashed.map_err(unreadable(path.clone()))?;
+            hashed.map_err(FileError::reading(&path))?;
         }
     }
     Ok(())
@@ -96,13 +95,16 @@ pub fn reward_fingerprint(dir: &Path) -> Result<String, Error> {
     let mut hash = Fnv1a::default();
     hash_model(&mut hash, &dir.join("model"))?;
     let read = hash_file(&mut hash, dir, REWARD_CARD);
-    read.map_err(|source| CheckpointError::Read { path: dir.join(REWARD_CARD), source })?;
+    let path = dir.join(REWARD_CARD);
+    read.map_err(FileError::reading(&path)).map_err(CheckpointError::from)?;
     Ok(format!("{:016x}", hash.finish()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use std::path::PathBuf;
 
     use tempfile::TempDir;
 

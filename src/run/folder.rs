@@ -25,70 +25,41 @@ use serde::{Deserialize, Serialize};
 
 use super::lock::{self, Lock, LockError, Locks};
 use crate::atomic::{self, NewFile};
+use crate::file_error::{Action, FileError};
 use crate::rng::Fnv1a;
 
 /// Why a run folder could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs)] // the fields' names say it
 pub enum FolderError {
-    /// The system refused a read.
-    #[error("{path}: cannot read: {source}; check its permissions")]
-    Read {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The system refused a write: a full disk, for instance.
-    #[error(
-        "{path}: cannot write: {source}; free space or mend what the system names, then run the same \
-         command again: the last checkpoint is intact"
-    )]
-    Write {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A file or folder could not be read or written: a full disk, for instance.
+    #[error("{0}; {advice}", advice = advice(.0))]
+    File(#[from] FileError),
     /// A file in the folder is not what it should be.
     #[error(
         "{path}: not the expected content: {detail}; remove the folder of this file to run its stage again"
     )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
+    Corrupt { path: PathBuf, detail: String },
     /// The folder was started with other settings.
     #[error("{dir}: started with other settings:{}\nname another folder with --run, remove this one, or give the same settings", differences.iter().map(|d| format!("\n  {d}")).collect::<String>())]
-    OtherSettings {
-        /// The folder.
-        dir: PathBuf,
-        /// `key: there, here` for each key that differs.
-        differences: Vec<String>,
-    },
+    OtherSettings { dir: PathBuf, differences: Vec<String> },
     /// Another process uses the folder, or it cannot be locked.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// A stage needs another one's result.
     #[error("{dir}: not there or not finished; run `segment-rlhf {command}` first")]
-    Missing {
-        /// The stage's folder.
-        dir: PathBuf,
-        /// The command that makes it.
-        command: String,
-    },
+    Missing { dir: PathBuf, command: String },
     /// Every checkpoint is damaged.
     #[error(
         "{dir}: no checkpoint can be used: {detail}; remove the folder to start the stage again"
     )]
-    NoGoodCheckpoint {
-        /// The folder of the checkpoints.
-        dir: PathBuf,
-        /// Which, and how.
-        detail: String,
-    },
+    NoGoodCheckpoint { dir: PathBuf, detail: String },
+}
+
+fn advice(error: &FileError) -> String {
+    let intact = if error.action == Action::Write { ": the last checkpoint is intact" } else { "" };
+    format!("{}{intact}", error.advice("check the path and its permissions"))
 }
 
 /// The file whose presence says that a stage is finished.
@@ -147,7 +118,7 @@ impl StageFolder {
     /// # Errors
     ///
     /// [`FolderError::Lock`] when another process runs the stage; [`FolderError::OtherSettings`] when the folder was
-    /// started with another record; [`FolderError::Read`], [`FolderError::Write`] and [`FolderError::Corrupt`].
+    /// started with another record; [`FolderError::File`], [`FolderError::File`] and [`FolderError::Corrupt`].
     pub fn open(dir: PathBuf, record: &toml::Table, locks: &Locks) -> Result<Self, FolderError> {
         let lock = if is_settled(&dir)? {
             None
@@ -174,7 +145,7 @@ impl StageFolder {
                 return Err(FolderError::OtherSettings { dir, differences });
             }
         } else {
-            atomic::create_dir_all(&dir).map_err(writing(&dir))?;
+            atomic::create_dir_all(&dir).map_err(FileError::writing(&dir))?;
             let text = toml::to_string(record).expect("a table serialises");
             write_file(&path, text.as_bytes())?;
         }
@@ -190,7 +161,7 @@ impl StageFolder {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Read`] and [`FolderError::Corrupt`].
+    /// [`FolderError::File`] and [`FolderError::Corrupt`].
     pub fn summary<T: DeserializeOwned>(&self) -> Result<Option<T>, FolderError> {
         let path = self.dir.join(SUMMARY);
         read_if_there(&path)?.map(|bytes| parse(&path, &bytes)).transpose()
@@ -200,7 +171,7 @@ impl StageFolder {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Write`].
+    /// [`FolderError::File`].
     pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
         self.sync_logs()?;
         write_json(&self.dir.join(SUMMARY), summary)?;
@@ -210,7 +181,7 @@ impl StageFolder {
     /// Makes the lines that were logged durable.
     fn sync_logs(&self) -> Result<(), FolderError> {
         for log in entries(&self.dir)?.iter().filter(|path| name(path).ends_with(".jsonl")) {
-            atomic::sync(log).map_err(writing(log))?;
+            atomic::sync(log).map_err(FileError::writing(log))?;
         }
         Ok(())
     }
@@ -220,11 +191,12 @@ impl StageFolder {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Write`]; the earlier checkpoints are then intact.
+    /// [`FolderError::File`]; the earlier checkpoints are then intact.
     pub fn save(&self, step: usize, files: Vec<NewFile<'_>>) -> Result<(), FolderError> {
         let path = self.dir.join(CHECKPOINTS).join(format!("step-{step:08}"));
         self.sync_logs()?; // the lines that go with the checkpoint are on the disk before it
-        atomic::write_dir(&path, writing(&path), |dir| {
+        let refused = |source| FileError::writing(&path)(source).into();
+        atomic::write_dir(&path, refused, |dir| {
             let mut manifest = Manifest { step, files: BTreeMap::new() };
             for (name, fill) in files {
                 let file = dir.join(&name);
@@ -232,14 +204,14 @@ impl StageFolder {
                     atomic::sync(&file)?;
                     Entry::of(&file)
                 });
-                let entry = written.map_err(writing(&path.join(&name)))?;
+                let entry = written.map_err(FileError::writing(&path.join(&name)))?;
                 manifest.files.insert(name, entry);
             }
             write_json(&dir.join("manifest.json"), &manifest)
         })?;
         let dirs = self.checkpoint_dirs()?;
         for old in &dirs[..dirs.len().saturating_sub(2)] {
-            atomic::remove_dir(old).map_err(writing(old))?;
+            atomic::remove_dir(old).map_err(FileError::writing(old))?;
         }
         Ok(())
     }
@@ -275,7 +247,7 @@ impl StageFolder {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Corrupt`] when it has fewer lines; [`FolderError::Read`] and [`FolderError::Write`].
+    /// [`FolderError::Corrupt`] when it has fewer lines; [`FolderError::File`].
     pub fn log(&self, name: &str, lines: usize) -> Result<Log, FolderError> {
         Log::open(self.dir.join(name), lines)
     }
@@ -285,7 +257,7 @@ impl StageFolder {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Read`].
+    /// [`FolderError::File`].
     pub fn parts<T: DeserializeOwned>(&self, name: &str) -> Result<Parts<T>, FolderError> {
         let path = self.dir.join(CHECKPOINTS).join(format!("{name}.jsonl"));
         let bytes = read_if_there(&path)?.unwrap_or_default();
@@ -308,9 +280,10 @@ impl StageFolder {
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, FolderError> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(reading(dir))?,
+        other => other.map_err(FileError::reading(dir))?,
     };
-    entries.map(|entry| entry.map(|entry| entry.path()).map_err(reading(dir))).collect()
+    let paths: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
+    Ok(paths.map_err(FileError::reading(dir))?)
 }
 
 fn name(path: &Path) -> Cow<'_, str> {
@@ -327,7 +300,7 @@ pub fn is_finished(dir: &Path) -> bool {
 ///
 /// # Errors
 ///
-/// [`FolderError::Read`].
+/// [`FolderError::File`].
 pub fn is_settled(dir: &Path) -> Result<bool, FolderError> {
     if !is_finished(dir) || lock::is_named(dir) || dir.join(CHECKPOINTS).exists() {
         return Ok(false);
@@ -340,10 +313,10 @@ pub fn is_settled(dir: &Path) -> Result<bool, FolderError> {
 ///
 /// # Errors
 ///
-/// [`FolderError::Write`].
+/// [`FolderError::File`].
 pub fn clear(dir: &Path) -> Result<(), FolderError> {
     for dir in [dir, &dir.join(CHECKPOINTS)] {
-        atomic::remove_leftovers(dir).map_err(writing(dir))?;
+        atomic::remove_leftovers(dir).map_err(FileError::writing(dir))?;
     }
     if is_finished(dir) { remove_checkpoints(dir) } else { Ok(()) }
 }
@@ -352,10 +325,10 @@ pub fn clear(dir: &Path) -> Result<(), FolderError> {
 ///
 /// # Errors
 ///
-/// [`FolderError::Write`].
+/// [`FolderError::File`].
 pub fn remove_checkpoints(dir: &Path) -> Result<(), FolderError> {
     let checkpoints = dir.join(CHECKPOINTS);
-    atomic::remove_dir(&checkpoints).map_err(writing(&checkpoints))
+    Ok(atomic::remove_dir(&checkpoints).map_err(FileError::writing(&checkpoints))?)
 }
 
 /// Whether the folder of a stage holds more than its settings and what is noted of a try that was refused.
@@ -408,12 +381,12 @@ impl<T: Serialize> Parts<T> {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Read`] and [`FolderError::Write`].
+    /// [`FolderError::File`].
     pub fn push(&mut self, batch: Vec<T>) -> Result<(), FolderError> {
         if let Some(path) = &self.path {
             if self.log.is_none() {
                 let dir = path.parent().expect("a file is in a folder");
-                atomic::create_dir_all(dir).map_err(writing(dir))?;
+                atomic::create_dir_all(dir).map_err(FileError::writing(dir))?;
                 self.log = Some(Log::open(path.clone(), self.batches)?);
             }
             self.log.as_mut().expect("opened above").write(&batch)?;
@@ -442,7 +415,8 @@ impl Log {
             return Err(FolderError::Corrupt { path, detail });
         }
         write_file(&path, &kept.concat())?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(writing(&path))?;
+        let file =
+            OpenOptions::new().append(true).open(&path).map_err(FileError::writing(&path))?;
         Ok(Self { path, file, lines })
     }
 
@@ -450,11 +424,11 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Write`].
+    /// [`FolderError::File`].
     pub fn write<T: Serialize>(&mut self, line: &T) -> Result<(), FolderError> {
         let mut text = serde_json::to_string(line).expect("a plain struct serialises");
         text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(writing(&self.path))?;
+        self.file.write_all(text.as_bytes()).map_err(FileError::writing(&self.path))?;
         self.lines += 1;
         Ok(())
     }
@@ -479,10 +453,10 @@ impl Origin {
     ///
     /// # Errors
     ///
-    /// [`FolderError::Read`], and [`FolderError::Corrupt`] for settings without the number.
+    /// [`FolderError::File`], and [`FolderError::Corrupt`] for settings without the number.
     pub fn read(dir: &Path) -> Result<Self, FolderError> {
         let path = dir.join(SETTINGS);
-        let text = fs::read_to_string(&path).map_err(reading(&path))?;
+        let text = fs::read_to_string(&path).map_err(FileError::reading(&path))?;
         toml::from_str(&text)
             .map_err(|error| FolderError::Corrupt { path, detail: error.to_string() })
     }
@@ -492,7 +466,7 @@ impl Origin {
 ///
 /// # Errors
 ///
-/// [`FolderError::Write`].
+/// [`FolderError::File`].
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
     write_file(path, &serde_json::to_vec_pretty(value).expect("a plain struct serialises"))
 }
@@ -501,24 +475,26 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderErro
 ///
 /// # Errors
 ///
-/// [`FolderError::Write`].
+/// [`FolderError::File`].
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
-    atomic::write_file(path, bytes).map_err(writing(path))
+    Ok(atomic::write_file(path, bytes).map_err(FileError::writing(path))?)
 }
 
 /// Reads a file of JSON Lines.
 ///
 /// # Errors
 ///
-/// [`FolderError::Read`], and [`FolderError::Corrupt`] with the line.
+/// [`FolderError::File`], and [`FolderError::Corrupt`] with the line.
 pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, FolderError> {
     let parse = |(number, line): (usize, io::Result<String>)| {
-        serde_json::from_str(&line.map_err(reading(path))?).map_err(|error| FolderError::Corrupt {
-            path: path.to_owned(),
-            detail: format!("line {}: {error}", number + 1),
+        serde_json::from_str(&line.map_err(FileError::reading(path))?).map_err(|error| {
+            FolderError::Corrupt {
+                path: path.to_owned(),
+                detail: format!("line {}: {error}", number + 1),
+            }
         })
     };
-    BufReader::new(File::open(path).map_err(reading(path))?)
+    BufReader::new(File::open(path).map_err(FileError::reading(path))?)
         .lines()
         .enumerate()
         .map(parse)
@@ -529,7 +505,7 @@ pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Folde
 ///
 /// # Errors
 ///
-/// [`FolderError::Missing`], [`FolderError::Read`] and [`FolderError::Corrupt`].
+/// [`FolderError::Missing`], [`FolderError::File`] and [`FolderError::Corrupt`].
 pub fn read_json<T: DeserializeOwned>(path: &Path, command: &str) -> Result<T, FolderError> {
     let bytes = read_if_there(path)?.ok_or_else(|| FolderError::Missing {
         dir: path.to_owned(),
@@ -547,18 +523,8 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(reading(path)(source)),
+        Err(source) => Err(FileError::reading(path)(source).into()),
     }
-}
-
-fn reading(path: &Path) -> impl Fn(io::Error) -> FolderError {
-    let path = path.to_owned();
-    move |source| FolderError::Read { path: path.clone(), source }
-}
-
-fn writing(path: &Path) -> impl Fn(io::Error) -> FolderError {
-    let path = path.to_owned();
-    move |source| FolderError::Write { path: path.clone(), source }
 }
 
 fn read_checkpoint(dir: &Path) -> Result<Checkpoint, String> {

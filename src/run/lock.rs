@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::file_error::FileError;
 use crate::{atomic, host};
 
 /// How long a lock must be held by others to count as held: longer than [`is_held`] needs for its look, and than a new
@@ -23,39 +24,23 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Why a lock was not got.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs)] // the fields' names say it
 pub enum LockError {
     /// Another process has it.
     #[error(
         "{dir}: in use by {}; wait until that ends, or name another folder with --run",
         owner.as_ref().map_or_else(|| "another process".into(), Owner::to_string)
     )]
-    Held {
-        /// The stage's folder.
-        dir: PathBuf,
-        /// Who, where that is known.
-        owner: Option<Owner>,
-    },
+    Held { dir: PathBuf, owner: Option<Owner> },
     /// The system does not lock the file.
     #[error(
         "{path}: cannot lock: {source}; where the file system has no locks, and no other process uses the folder, \
          give --without-locks"
     )]
-    Unsupported {
-        /// The lock's file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Unsupported { path: PathBuf, source: io::Error },
     /// The lock's file cannot be made.
-    #[error(
-        "{path}: cannot write: {source}; free space or mend what the system names, then run the same command again"
-    )]
-    Write {
-        /// The lock's file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("{0}; {advice}", advice = .0.advice("check the path and its permissions"))]
+    File(#[from] FileError),
 }
 
 /// Who holds a lock.
@@ -188,7 +173,7 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] and [`LockError::Write`].
+    /// [`LockError::Unsupported`] and [`LockError::File`].
     pub fn turn(&self, path: &Path) -> Result<Option<Turn>, LockError> {
         let file = create(path)?;
         match file.try_lock() {
@@ -203,7 +188,7 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] and [`LockError::Write`].
+    /// [`LockError::Unsupported`] and [`LockError::File`].
     pub fn wait(&self, path: &Path) -> Result<Turn, LockError> {
         let file = create(path)?;
         loop {
@@ -242,7 +227,7 @@ fn create(path: &Path) -> Result<File, LockError> {
     let parent = path.parent().unwrap_or(Path::new(""));
     atomic::create_dir_all(parent)
         .and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).open(path))
-        .map_err(|source| LockError::Write { path: path.to_owned(), source })
+        .map_err(|source| LockError::from(FileError::writing(&path)(source)))
 }
 
 #[cfg(test)]
@@ -362,6 +347,6 @@ mod tests {
         let (_run, dir) = folder();
         fs::create_dir_all(lock_path(&dir)).unwrap();
         let error = Locks::default().take(&dir).unwrap_err();
-        assert!(matches!(error, LockError::Write { .. }), "{error}");
+        assert!(matches!(error, LockError::File(_)), "{error}");
     }
 }

@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 use super::task::model_tokenizer;
 use crate::atomic;
 use crate::data::tokenizer::Tokenizer;
+use crate::file_error::FileError;
 use crate::model::{CausalLm, CheckpointError, Head, ModelConfig, Placement, ScalarModel, lora};
 use crate::run::context::Context;
 use crate::run::error::Error;
-use crate::run::folder::FolderError;
 
 /// Which model of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -82,7 +82,7 @@ pub fn run(
         (None, None | Some(What::Policy)) => context.policy_dir()?.join("model"),
         (None, Some(What::Reward)) => context.reward_dir()?.join("model"),
     };
-    let io = |source| Error::Folder(FolderError::Write { path: hf.to_owned(), source });
+    let io = |source| Error::Folder(FileError::writing(hf)(source).into());
     let held = match hf.read_dir() {
         Ok(mut entries) => entries.next().is_some(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
@@ -167,12 +167,12 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, CheckpointErro
             .map(Some)
             .map_err(|source| CheckpointError::Json { path: path.to_owned(), source }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(CheckpointError::Read { path: path.to_owned(), source }),
+        Err(source) => Err(FileError::reading(path)(source).into()),
     }
 }
 
 fn write_object(path: &Path, keys: Map<String, Value>) -> Result<(), Error> {
     let text = format!("{:#}\n", Value::Object(keys));
     let written = atomic::write_file(path, text.as_bytes());
-    written.map_err(|source| CheckpointError::Write { path: path.to_owned(), source }.into())
+    Ok(written.map_err(FileError::writing(path)).map_err(CheckpointError::from)?)
 }

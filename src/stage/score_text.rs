@@ -262,20 +262,16 @@ impl Rater {
     ///
     /// # Errors
     ///
-    /// [`DataError::EncodeLine`] and [`DataError::EmptyPrompt`]; [`Error::TooLong`] for a text that is longer than
+    /// [`DataError::Refused`] and [`DataError::Refused`]; [`Error::TooLong`] for a text that is longer than
     /// the models were made for, where texts are not cut.
     pub fn encode(&self, text: Text, place: Place) -> Result<Encoded, Error> {
         let (path, line) = (place.path, place.row);
-        let at_place = |source: DataError| DataError::EncodeLine {
-            path: path.into(),
-            line,
-            source: source.into(),
-        };
+        let at_place = |source: DataError| DataError::encode_line(path, line, source);
         let response = Message { role: Role::Assistant, content: text.response.to_owned() };
         let both = self.tokenizer.encode_conversation(text.prompt, &response);
         let (mut prompt, mut response) = both.map_err(at_place)?;
         if text.prompt.is_empty() || prompt.is_empty() {
-            return Err(DataError::EmptyPrompt { path: path.into(), line }.into());
+            return Err(DataError::empty_prompt(path, line).into());
         }
         let (tokens, limit) = (prompt.len() + response.len(), self.length_limit);
         let Some(cut_to) = self.cut_to else {

@@ -12,13 +12,13 @@ use crate::atomic;
 use crate::data::letters;
 use crate::data::pairs::Conversation;
 use crate::data::store::Items;
+use crate::file_error::FileError;
 use crate::model::generate::{Rows, response_log_probs};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
 use crate::run::context::Context;
 use crate::run::error::Error;
 use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
-use crate::run::folder::FolderError;
 use crate::run::stage::Stage;
 use crate::settings::PrecisionSettings;
 use crate::stop::Stop;
@@ -107,7 +107,7 @@ pub(super) fn write_model(
     save: impl FnOnce(&Path) -> Result<(), CheckpointError>,
 ) -> Result<(), Error> {
     let path = dir.join("model");
-    let io = |source| Error::Folder(FolderError::Write { path: path.clone(), source });
+    let io = |source| Error::Folder(FileError::writing(&path)(source).into());
     atomic::write_dir(&path, io, |dir| {
         save(dir)?;
         Ok(task.tokenizer.save(dir)?)

@@ -14,6 +14,7 @@ use crate::data::letters::{self, Gold, Prompt};
 use crate::data::pairs::{self, Conversation, Counts, Limits, PreferencePair};
 use crate::data::store::{FORMAT, Items, Opened, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
+use crate::file_error::FileError;
 use crate::model::{LengthLimit, ModelConfig, TooLong};
 use crate::rng::{Fnv1a, stream};
 use crate::run::context::Context;
@@ -234,8 +235,7 @@ impl Task {
         hash.write(file_fingerprint(data)?.as_bytes());
         hash.write(format!("{limits:?}").as_bytes());
         for (dir, name) in self.dir.iter().flat_map(|dir| MODEL_FILES.map(|name| (dir, name))) {
-            hash_file(&mut hash, dir, name)
-                .map_err(|source| DataError::Read { path: dir.join(name), source })?;
+            hash_file(&mut hash, dir, name).map_err(FileError::reading(&dir.join(name)))?;
         }
         let folder = context.run.join("data");
         let dir = folder.join(format!("{}-{:016x}", kind.name(), hash.finish()));
@@ -255,9 +255,7 @@ impl Task {
                     Store::write(&dir, fill)?;
                 }
                 let changed = || std::io::Error::other("it was changed while it was written");
-                Store::open(&dir)?
-                    .whole()
-                    .ok_or_else(|| DataError::Read { path: dir, source: changed() })?
+                Store::open(&dir)?.whole().ok_or_else(|| FileError::reading(&dir)(changed()))?
             }
         };
         report(context, store.counts);
@@ -343,7 +341,7 @@ impl Task {
         };
         let hashes = (0..store.len()).map(|i| Ok(store.row(i)?.content_hash()));
         let hashes = hashes.collect::<Result<Vec<_>, DataError>>()?;
-        let alike = || DataError::NothingToHoldOut { path: data.into(), what: rows };
+        let alike = || DataError::nothing_to_hold_out(data, rows);
         self.by_hash(&hashes, what).ok_or_else(alike)
     }
 
@@ -579,22 +577,13 @@ mod tests {
             pair(words[0], words[1], words[2]),
         ]);
         let error = run.pairs().unwrap_err();
-        assert!(
-            matches!(
-                &error,
-                Error::Data(DataError::NothingToHoldOut { what: "preference pairs", .. })
-            ),
-            "{error}"
-        );
+        assert!(matches!(&error, Error::Data(DataError::Refused(_))), "{error}");
         let run =
             Run::new(&[pair(words[0], words[1], words[2]), pair(words[0], words[1], words[3])]);
         assert_eq!(run.pairs().unwrap().what, HeldOut::Pairs, "two pairs are enough");
         let error = run.task.conversations(&run.context).unwrap_err();
         assert!(
-            matches!(
-                &error,
-                Error::Data(DataError::NothingToHoldOut { what: "conversations", .. })
-            ),
+            matches!(&error, Error::Data(DataError::Refused(_))),
             "the chosen sides are the same: {error}"
         );
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use segment_rlhf::file_error::FileError;
 use segment_rlhf::model::checkpoint::{fingerprint, parameters, restore, write_trained};
 use segment_rlhf::model::config::{Family, SlidingWindow, WindowedLayers};
 use segment_rlhf::model::weights::{self, INDEX, WEIGHTS};
@@ -185,7 +186,7 @@ fn a_shard_that_is_missing_or_cut_short_is_named() {
     assert!(matches!(error, CheckpointError::Format { path, .. } if path == shard));
     std::fs::remove_file(&shard).unwrap();
     let error = load(dir.path()).unwrap_err();
-    assert!(matches!(error, CheckpointError::Read { path, .. } if path == shard));
+    assert!(matches!(error, CheckpointError::File(error) if error.path == shard));
 }
 
 #[test]
@@ -460,7 +461,9 @@ fn a_missing_file_is_named() {
     for file in [WEIGHTS, "config.json"] {
         std::fs::remove_file(dir.path().join(file)).unwrap();
         let error = load(dir.path()).unwrap_err();
-        let CheckpointError::Read { path, source } = error else { panic!("{error}") };
+        let CheckpointError::File(FileError { path, source, .. }) = error else {
+            panic!("{error}")
+        };
         assert_eq!(path, dir.path().join(file));
         assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
     }
@@ -566,7 +569,7 @@ fn a_folder_that_is_not_there_is_not_written_to() {
     let missing = dir.path().join("missing");
     let model = CausalLm::fresh(&grouped(), 5, &Device::flex());
     let error = model.save(&grouped(), &missing).unwrap_err();
-    let CheckpointError::Write { path, source } = error else { panic!("{error}") };
+    let CheckpointError::File(FileError { path, source, .. }) = error else { panic!("{error}") };
     assert_eq!(path, missing.join("config.json"));
     assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
 }

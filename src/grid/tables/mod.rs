@@ -23,7 +23,7 @@ use crate::run::folder::{FolderError, write_file};
 ///
 /// # Errors
 ///
-/// [`FolderError::Write`].
+/// [`FolderError::File`].
 pub fn write(analysis: &Analysis, results: &Results, dir: &Path) -> Result<(), FolderError> {
     let json = serde_json::to_string(analysis).expect("a plain struct serialises");
     let texts = [

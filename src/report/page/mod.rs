@@ -99,7 +99,7 @@ pub struct Link {
 ///
 /// # Errors
 ///
-/// [`FolderError::Write`]; an older file is then left as it was.
+/// [`FolderError::File`]; an older file is then left as it was.
 pub fn write(page: &Page, path: &Path) -> Result<(), FolderError> {
     write_file(path, html(page).as_bytes())
 }

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::learner::{Learner, steps_an_iteration};
 use crate::atomic::{self, NewFile};
+use crate::file_error::FileError;
 use crate::run::Context;
 use crate::run::error::Error;
-use crate::run::folder::{FolderError, Log, StageFolder, read_json};
+use crate::run::folder::{Log, StageFolder, read_json};
 use crate::run::metrics::{IterationMetrics, IterationTimings};
 use crate::run::progress::Stage;
 use crate::stage::evaluate::{Evaluation, Evaluator, Judged, Kept, Side};
@@ -93,7 +94,7 @@ impl<'a> Keeper<'a> {
             if state.best.is_some() {
                 let kept = checkpoint.dir.join(BEST);
                 let _ = fs::remove_file(&best_weights); // of a later iteration than the checkpoint's
-                link(&kept, &best_weights).map_err(writing(&best_weights))?;
+                link(&kept, &best_weights).map_err(FileError::writing(&best_weights))?;
             }
         }
         let (title, iterations) = (context.title("ppo"), context.settings.ppo.iterations);
@@ -162,7 +163,7 @@ impl<'a> Keeper<'a> {
             self.state.best = Some((iteration, evaluation.clone()));
             let path = &self.best_weights;
             atomic::write_with(path, |path| learner.policy.write_weights(path))
-                .map_err(writing(path))?;
+                .map_err(FileError::writing(path))?;
         }
         self.state.last = Some(evaluation);
         Ok(())
@@ -189,7 +190,7 @@ impl<'a> Keeper<'a> {
         {
             context.write_policy(dir, task, &model.valid(), &learner.config, base)?;
         }
-        fs::remove_file(&self.best_weights).map_err(writing(&self.best_weights))?;
+        fs::remove_file(&self.best_weights).map_err(FileError::writing(&self.best_weights))?;
         let last = self.state.last.expect("the last iteration is evaluated");
         let (best_iteration, best) = self.state.best.expect("the last iteration is evaluated");
         let (iterations, held_out) = (learner.iteration, self.evaluator.held_out);
@@ -204,11 +205,6 @@ impl<'a> Keeper<'a> {
 /// The gold reward where the truth is known, else the reward, on display.
 fn told(gold: Option<f64>, reward: f64) -> String {
     gold.map_or_else(|| format!("reward {reward:.2}"), |gold| format!("gold {gold:.2}"))
-}
-
-fn writing(path: &Path) -> impl Fn(io::Error) -> FolderError {
-    let path = path.to_owned();
-    move |source| FolderError::Write { path: path.clone(), source }
 }
 
 fn file<'a>(name: &str, fill: impl FnOnce(&Path) -> io::Result<()> + 'a) -> NewFile<'a> {
