@@ -295,7 +295,7 @@ impl Settings {
     ///
     /// [`SettingsError::File`].
     pub fn read(path: &Path) -> Result<(String, String), SettingsError> {
-        let text = std::fs::read_to_string(path).map_err(FileError::reading(&path))?;
+        let text = std::fs::read_to_string(path).map_err(FileError::reading(path))?;
         Ok((path.display().to_string(), text))
     }
 

@@ -213,7 +213,7 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
 
 /// Replaces the generated section of a README.
 fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
-    let text = std::fs::read_to_string(readme).map_err(FileError::reading(&readme))?;
+    let text = std::fs::read_to_string(readme).map_err(FileError::reading(readme))?;
     let Some(text) = tables::replace_section(&text, &tables::readme(analysis)) else {
         let [start, end] = tables::MARKERS;
         return Err(Error::Usage(format!(

@@ -34,7 +34,7 @@ pub struct Row {
 /// [`DataError::File`], [`DataError::Refused`]; for Parquet also [`DataError::Refused`], [`DataError::Refused`] and
 /// [`DataError::Refused`]; for an array what the iterator gives otherwise.
 pub fn rows(path: &Path) -> Result<Rows, DataError> {
-    let unreadable = FileError::reading(&path);
+    let unreadable = FileError::reading(path);
     let mut file = BufReader::new(File::open(path).map_err(&unreadable)?);
     let start = file.fill_buf().map_err(&unreadable)?;
     let source: Stream = if start.starts_with(b"PAR1") {
@@ -59,7 +59,7 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let unreadable = FileError::reading(&path);
+    let unreadable = FileError::reading(path);
     let entries = path.read_dir().map_err(&unreadable)?;
     let mut files = entries
         .map(|entry| entry.map(|entry| entry.path()))
@@ -127,7 +127,7 @@ impl Lines {
         loop {
             self.bytes.clear();
             let read = self.file.read_until(b'\n', &mut self.bytes);
-            if read.map_err(FileError::reading(&path))? == 0 {
+            if read.map_err(FileError::reading(path))? == 0 {
                 return Ok(None);
             }
             self.number += 1;
@@ -157,7 +157,7 @@ impl Iterator for Lines {
 
 fn array_rows(path: &Path, mut file: BufReader<File>) -> Result<Stream, DataError> {
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut file, &mut bytes).map_err(FileError::reading(&path))?;
+    io::Read::read_to_end(&mut file, &mut bytes).map_err(FileError::reading(path))?;
     let bytes = bytes.strip_prefix(MARK).unwrap_or(&bytes);
     let values: Vec<Value> =
         serde_json::from_slice(bytes).map_err(|error| DataError::json(path, 1, &error))?;

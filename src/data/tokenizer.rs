@@ -356,7 +356,7 @@ impl Tokenizer {
         if let PromptFormat::Roles(format) = &self.format {
             config.insert(ROLE_FORMAT.into(), json!(format));
         }
-        fs::create_dir_all(dir).map_err(FileError::writing(&dir))?;
+        fs::create_dir_all(dir).map_err(FileError::writing(dir))?;
         write(TOKENIZER, self.inner.to_string(true).expect("a tokenizer read from JSON is JSON"))?;
         write(CONFIG, format!("{:#}\n", Value::Object(config)))?;
         if let Some(template) = &self.files.template {

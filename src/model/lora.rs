@@ -502,7 +502,7 @@ pub fn save<M: Module>(
     };
     let targets = PROJECTIONS.iter().filter(adapted).map(|name| (*name).to_owned()).collect();
     let head = trained.contains_key(HEAD);
-    let base = base.canonicalize().map_err(FileError::reading(&base))?;
+    let base = base.canonicalize().map_err(FileError::reading(base))?;
     let adapter = AdapterConfig {
         peft_type: "LORA".into(),
         task_type: Some(if head { "SEQ_CLS" } else { "CAUSAL_LM" }.into()),

@@ -227,7 +227,7 @@ fn create(path: &Path) -> Result<File, LockError> {
     let parent = path.parent().unwrap_or(Path::new(""));
     atomic::create_dir_all(parent)
         .and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).open(path))
-        .map_err(|source| LockError::from(FileError::writing(&path)(source)))
+        .map_err(|source| LockError::from(FileError::writing(path)(source)))
 }
 
 #[cfg(test)]

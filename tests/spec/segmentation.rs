@@ -276,7 +276,7 @@ proptest! {
         (entropies, sentence_ends, ends_with_eos) in response(), cutoff in cutoff(),
     ) {
         let view = ResponseView { entropies: &entropies, sentence_ends: &sentence_ends, ends_with_eos };
-        let segment = Rule::Entropy { cutoff: cutoff };
+        let segment = Rule::Entropy { cutoff };
         for actions in [Rule::Whole, Rule::Sentence, Rule::Token, segment] {
             for eos in [EosPolicy::AsPublished, EosPolicy::Included, EosPolicy::Excluded] {
                 let left_out = usize::from(ends_with_eos && eos.excludes_eos(actions));
