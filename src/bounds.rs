@@ -1,4 +1,4 @@
-//! What settings may be: ranges of numbers with their names in errors, and [`section`], which puts a setting and its
+//! What settings may be: ranges of numbers with their names in errors, and `section!`, which puts a setting and its
 //! range side by side.
 
 use std::fmt;

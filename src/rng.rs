@@ -79,10 +79,6 @@ impl Fnv1a {
     }
 
     /// Takes in all that `reader` gives, and returns how many bytes that was.
-    ///
-    /// # Errors
-    ///
-    /// Those of `reader`.
     pub fn read(&mut self, mut reader: impl Read) -> io::Result<u64> {
         let (mut piece, mut bytes) = (vec![0; 1 << 20], 0);
         loop {
@@ -158,10 +154,6 @@ impl Lanes {
     }
 
     /// The hash of all that `reader` gives.
-    ///
-    /// # Errors
-    ///
-    /// Those of `reader`.
     pub fn of(mut reader: impl Read) -> io::Result<u64> {
         let (mut piece, mut lanes) = (vec![0; 1 << 20], Self::default());
         loop {

@@ -265,10 +265,6 @@ impl Settings {
     }
 
     /// These settings with `changes` over them, section by section; `origin` names the changes in errors.
-    ///
-    /// # Errors
-    ///
-    /// [`SettingsError`].
     pub fn with(&self, origin: &str, changes: &toml::Table) -> Result<Self, SettingsError> {
         let origin = origin.to_owned();
         let mut table = toml::Table::try_from(self).expect("settings serialise");
@@ -290,10 +286,6 @@ impl Settings {
     }
 
     /// The text of a settings file, named for errors.
-    ///
-    /// # Errors
-    ///
-    /// [`SettingsError::File`].
     pub fn read(path: &Path) -> Result<(String, String), SettingsError> {
         let text = std::fs::read_to_string(path).map_err(FileError::reading(path))?;
         Ok((path.display().to_string(), text))

@@ -38,7 +38,6 @@ pub struct Benchmark {
     pub max_new_tokens: usize,
     /// The layout of its answer file.
     pub layout: Layout,
-    /// The question in a row.
     pub read: fn(&Fields) -> Result<Question, BenchmarkError>,
     /// The entry of a question's answers, given the model's name and the time.
     pub write: fn(&Question, &[Answer], &str, f64) -> Value,
@@ -84,7 +83,6 @@ pub struct Request {
     pub out: PathBuf,
     /// The folder of the model that answers.
     pub model: PathBuf,
-    /// Its name in the answers.
     pub name: String,
     /// The limit of an answer, in place of the published one.
     pub max_new_tokens: Option<usize>,
@@ -130,10 +128,6 @@ pub fn run(
 }
 
 /// The questions of a benchmark's file.
-///
-/// # Errors
-///
-/// [`BenchmarkError::Stage`]; [`BenchmarkError::SameQuestion`].
 pub fn read_questions(path: &Path, benchmark: &Benchmark) -> Result<Vec<Question>, BenchmarkError> {
     let mut seen = HashSet::new();
     read_rows(path, benchmark.layouts, |row| {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::data::error::DataError;
 use crate::model::{CheckpointError, TooLong};
-use crate::run::error::{Error, wrap_stage_errors};
-use crate::run::folder::FolderError;
+use crate::run::error::wrap_stage_errors;
+use crate::run::{Error, FolderError};
 use crate::stop::Interrupted;
 
 /// Why a benchmark failed.

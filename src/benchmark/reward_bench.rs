@@ -89,7 +89,6 @@ const SECTIONS: [Section; 5] = [
 pub struct Accuracy {
     /// The subset, the section, or `Score`.
     pub name: String,
-    /// Pairs judged.
     pub pairs: usize,
     /// The share of pairs in which the chosen answer scores higher; for a section, the weighted mean.
     pub accuracy: f64,

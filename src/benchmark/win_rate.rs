@@ -89,28 +89,22 @@ pub struct Match {
     pub a: PathBuf,
     /// Those that they are compared with.
     pub b: PathBuf,
-    /// The question file.
     pub questions: Option<PathBuf>,
 }
 
 /// The win rate of A over B.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Questions that both answer.
     pub questions: usize,
     /// Questions that only one of them answers: left out.
     pub unmatched: usize,
-    /// A's wins.
     pub wins: usize,
     /// Ties, each half a win.
     pub ties: usize,
-    /// A's losses.
     pub losses: usize,
-    /// A's share of wins.
     pub win_rate: f64,
     /// Its standard error, over questions.
     pub win_rate_error: Option<f64>,
-    /// The share at equal lengths.
     pub length_controlled_win_rate: f64,
     /// Its standard error; none where lengths alone tell wins from losses.
     pub length_controlled_error: Option<f64>,
@@ -118,11 +112,9 @@ pub struct Report {
     pub length_coefficient: f64,
     /// Characters of A's answer to a question.
     pub mean_length_a: f64,
-    /// Characters of B's.
     pub mean_length_b: f64,
     /// The judge's score of A's answers.
     pub mean_score_a: f64,
-    /// That of B's.
     pub mean_score_b: f64,
 }
 

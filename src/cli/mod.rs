@@ -175,10 +175,6 @@ impl Common {
 
 impl Cli {
     /// Does what the arguments ask for.
-    ///
-    /// # Errors
-    ///
-    /// Every [`Error`].
     pub fn run(self) -> Result<(), Error> {
         let common = &self.common;
         let command = self.command.unwrap_or(Command::Reproduce { preset: grid::Preset::Quick });

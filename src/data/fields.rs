@@ -54,28 +54,16 @@ impl<'a> Fields<'a> {
     }
 
     /// The value of `key`, which must be there.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Refused`].
     pub fn require(&self, key: &str) -> Result<&Value, DataError> {
         self.get(key).ok_or_else(|| self.missing(key))
     }
 
     /// The text of `key`.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Refused`] and [`DataError::Refused`].
     pub fn text(&self, key: &str) -> Result<&str, DataError> {
         self.as_text(key, self.require(key)?)
     }
 
     /// The list of `key`, which holds something.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Refused`] and [`DataError::Refused`].
     pub fn list(&self, key: &str) -> Result<&[Value], DataError> {
         match self.require(key)? {
             Value::Array(list) if !list.is_empty() => Ok(list),
@@ -84,10 +72,6 @@ impl<'a> Fields<'a> {
     }
 
     /// The text of the turn `key`: a text itself, or an object with the text `content`.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Refused`] and [`DataError::Refused`].
     pub fn turn<'v>(&self, key: &str, turn: &'v Value) -> Result<&'v str, DataError> {
         match turn {
             Value::Object(object) => {
@@ -100,10 +84,6 @@ impl<'a> Fields<'a> {
     }
 
     /// The messages in `key`: a text is one of the user.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Refused`], [`DataError::Refused`] and [`DataError::Refused`].
     pub fn messages(&self, key: &str) -> Result<Vec<Message>, DataError> {
         match self.require(key)? {
             Value::String(text) => Ok(vec![Message { role: Role::User, content: text.clone() }]),
@@ -140,10 +120,6 @@ impl<'a> Fields<'a> {
     }
 
     /// The response in `key` and, where it is a conversation, what stands before it.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Fields::messages`], and [`DataError::Refused`].
     pub fn response(&self, key: &str) -> Result<(Option<Vec<Message>>, String), DataError> {
         if let Value::String(text) = self.require(key)? {
             return Ok((None, text.clone()));

@@ -217,10 +217,6 @@ pub struct StoreWriter<'a> {
 
 impl StoreWriter<'_> {
     /// Appends a row, whose whole prompt has this hash.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::File`].
     pub fn push(&mut self, row: &StoredRow, prompt_hash: u64) -> Result<(), DataError> {
         let count = |tokens: &[u32]| u32::try_from(tokens.len()).expect("limits are below 2^32");
         let [first, second] = &row.responses;
@@ -263,10 +259,6 @@ impl StoreWriter<'_> {
 
 impl Store {
     /// Makes the store `dir` of the rows that `fill` pushes; it appears whole or not at all.
-    ///
-    /// # Errors
-    ///
-    /// Those of `fill`, and [`DataError::File`].
     pub fn write(
         dir: &Path,
         fill: impl FnOnce(&mut StoreWriter) -> Result<Counts, DataError>,
@@ -290,10 +282,6 @@ impl Store {
     }
 
     /// The store `dir`, if it is there and undamaged. Its tokens are read once, in order.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::File`].
     pub fn open(dir: &Path) -> Result<Opened, DataError> {
         if !dir.exists() {
             return Ok(Opened::Missing);
@@ -362,10 +350,6 @@ impl Store {
 
     /// The row `i`, from 0.
     ///
-    /// # Errors
-    ///
-    /// [`DataError::File`].
-    ///
     /// # Panics
     ///
     /// If there is no such row.
@@ -432,10 +416,6 @@ impl<T: Clone + From<StoredRow>> Items<T> {
 
     /// The item `i`, from 0.
     ///
-    /// # Errors
-    ///
-    /// [`DataError::File`].
-    ///
     /// # Panics
     ///
     /// If there is no such item.
@@ -447,10 +427,6 @@ impl<T: Clone + From<StoredRow>> Items<T> {
     }
 
     /// The items with these numbers.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::File`].
     pub fn read(&self, items: impl IntoIterator<Item = usize>) -> Result<Vec<T>, DataError> {
         items.into_iter().map(|i| self.get(i)).collect()
     }

@@ -1,5 +1,6 @@
 //! Running a grid.
 
+use crate::run::Context;
 use std::sync::Mutex;
 
 use super::error::GridError;
@@ -7,7 +8,6 @@ use super::outlook::Board;
 use super::plan::Plan;
 use super::results::{Cell, Results, State};
 use super::schedule::{self, OnFailure, Outcome};
-use crate::run::Context;
 
 /// Runs the unfinished stages of a grid on `jobs` threads. Writes `grid.json` before and `results.json` after; with
 /// [`OnFailure::KeepGoing`] also shows the progress of the whole grid.

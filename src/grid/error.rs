@@ -8,8 +8,8 @@ use crate::data::error::DataError;
 use crate::device::DeviceError;
 use crate::file_error::FileError;
 use crate::model::CheckpointError;
-use crate::run::error::{Error, wrap_stage_errors};
-use crate::run::folder::FolderError;
+use crate::run::error::wrap_stage_errors;
+use crate::run::{Error, FolderError};
 use crate::settings::SettingsError;
 
 /// Why a grid stopped early.

@@ -40,7 +40,6 @@ const EMPTY: &str =
 /// An experiment with the resolved settings of every arm, except the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Planned {
-    /// The stem of its file.
     pub name: String,
     pub title: String,
     pub note: Option<String>,

@@ -103,7 +103,6 @@ impl fmt::Display for Reported {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Table {
-    /// Where it stands.
     pub source: Source,
     /// The model that training starts from; nothing where that is not known.
     pub model: Option<String>,
@@ -180,7 +179,6 @@ impl fmt::Display for Source {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
-    /// What the figures are of.
     pub of: Subject,
     /// AlpacaEval 2: length-controlled win rate, %.
     pub alpaca_lc: Option<f64>,
@@ -199,7 +197,6 @@ pub struct Row {
     /// Whether the row of a paper's table was compared with the official README.
     #[serde(default)]
     pub checked: bool,
-    /// What is suspect.
     pub note: Option<String>,
 }
 
@@ -247,7 +244,6 @@ pub struct CutoffSweep {
     pub segment_tokens: [f64; 2],
     /// The cutoffs that were best, nats.
     pub best_entropy_cutoff: [f64; 2],
-    /// What is missing.
     pub note: String,
 }
 
@@ -259,6 +255,5 @@ pub struct ReleasedFit {
     pub model: String,
     pub actions: Rule,
     pub normalizer: Normalizer,
-    /// What is wrong with it.
     pub note: Option<String>,
 }

@@ -47,7 +47,6 @@ impl Results {
 /// A table or figure: arms that differ in some settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
-    /// The stem of its file.
     pub name: String,
     pub title: String,
     pub note: Option<String>,
@@ -58,7 +57,6 @@ pub struct Experiment {
 /// One row of an experiment: settings, run with every seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Arm {
-    /// Its name in the experiment.
     pub name: String,
     /// Whether the paper has no such arm.
     pub ours: bool,
@@ -113,7 +111,6 @@ pub struct Figures {
     pub reward: reward::Summary,
     /// The normalizer; `statistics` is left empty here.
     pub normalizer: NormalizerFile,
-    /// The policy during training.
     pub policy: online::keep::Summary,
     /// The policy against the SFT model.
     pub evaluation: evaluate::Summary,

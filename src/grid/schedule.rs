@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::run::error::Error;
-use crate::run::folder::{self, FAILED, FolderError, TOOK, write_json};
+use crate::run::folder::{self, FAILED, TOOK, write_json};
 use crate::run::lock::{LockError, Locks};
-use crate::run::{Context, Stage};
+use crate::run::{Context, Error, FolderError, Stage};
 
 /// How long a worker waits before it tries a stage again that another process is running.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -275,7 +274,6 @@ pub struct Failure {
 /// The time that a stage took over all tries, in [`TOOK`] in its folder.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Took {
-    /// Wall-clock seconds.
     pub seconds: f64,
 }
 

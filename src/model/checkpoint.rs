@@ -141,10 +141,6 @@ pub(super) fn serialize(parameters: &BTreeMap<String, TensorData>) -> Vec<u8> {
 
 /// Writes a model of the family and shape that `config` names into the existing folder `dir`, each parameter in
 /// its own type.
-///
-/// # Errors
-///
-/// [`CheckpointError::File`].
 pub fn save<M: Module>(
     module: &M,
     config: &ModelConfig,

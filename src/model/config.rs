@@ -249,10 +249,6 @@ pub struct TooLong {
 
 impl LengthLimit {
     /// Refuses a sequence of more tokens; `origin` says where it comes from, and `remedy` what to do.
-    ///
-    /// # Errors
-    ///
-    /// [`TooLong`].
     pub fn check(
         self,
         tokens: usize,

@@ -211,10 +211,6 @@ impl CausalLm {
     }
 
     /// Reads the checkpoint in the folder `dir`.
-    ///
-    /// # Errors
-    ///
-    /// Every [`CheckpointError`] but `Write`.
     pub fn load(
         dir: &Path,
         placement: impl Into<Placement>,
@@ -228,10 +224,6 @@ impl CausalLm {
     }
 
     /// Writes the checkpoint into the existing folder `dir`.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::File`].
     pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
         checkpoint::save(self, config, Head::CausalLm, dir)
     }
@@ -288,10 +280,6 @@ impl CausalLm {
 
     /// Writes the adapters that training has given the model in the folder `base` into the existing folder
     /// `dir`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`lora::save`].
     pub fn save_adapter(
         &self,
         config: &ModelConfig,
@@ -365,10 +353,6 @@ impl ScalarModel {
     }
 
     /// The decoder of the language model in `dir` under a fresh head.
-    ///
-    /// # Errors
-    ///
-    /// Every [`CheckpointError`] but `Write`.
     pub fn from_language_model(
         dir: &Path,
         head: FreshHead<'_>,
@@ -378,10 +362,6 @@ impl ScalarModel {
     }
 
     /// Reads the scalar model in the folder `dir`.
-    ///
-    /// # Errors
-    ///
-    /// Every [`CheckpointError`] but `Write`.
     pub fn load(
         dir: &Path,
         placement: impl Into<Placement>,
@@ -410,10 +390,6 @@ impl ScalarModel {
     }
 
     /// Writes the scalar model into the existing folder `dir`.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::File`].
     pub fn save(&self, config: &ModelConfig, dir: &Path) -> Result<(), CheckpointError> {
         checkpoint::save(self, config, Head::Score, dir)
     }
@@ -457,10 +433,6 @@ impl ScalarModel {
     }
 
     /// As [`CausalLm::save_adapter`].
-    ///
-    /// # Errors
-    ///
-    /// Those of [`lora::save`].
     pub fn save_adapter(
         &self,
         config: &ModelConfig,

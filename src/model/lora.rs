@@ -312,10 +312,6 @@ pub struct Part {
 }
 
 /// The parts of the model in `dir`: its adapters from the top down, where it has them, and then the whole model.
-///
-/// # Errors
-///
-/// Those of [`Adapter::open`] and [`weights::files`].
 pub fn parts(dir: &Path) -> Result<Vec<Part>, CheckpointError> {
     let (mut dir, mut parts) = (dir.to_owned(), Vec::new());
     while let Some((_, base)) = read_config(&dir)? {
@@ -397,10 +393,6 @@ pub struct ModelSource<'a> {
 
 /// The adapters that stand on each other in the folder `dir`, the last trained first, and the folder of the
 /// whole model below them.
-///
-/// # Errors
-///
-/// Those of [`Adapter::open`].
 pub fn open(dir: &Path) -> Result<(Vec<Adapter>, PathBuf), CheckpointError> {
     let (mut adapters, mut base) = (Vec::new(), dir.to_owned());
     while let Some(adapter) = Adapter::open(&base)? {
@@ -413,10 +405,6 @@ pub fn open(dir: &Path) -> Result<(Vec<Adapter>, PathBuf), CheckpointError> {
 
 impl<'a> ModelSource<'a> {
     /// A source over what [`open()`] gave, for a decoder of this many layers, but for the parameter `fresh`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`FileSource`].
     pub fn new(
         (adapters, base): &'a (Vec<Adapter>, PathBuf),
         config: &ModelConfig,

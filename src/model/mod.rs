@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+#[doc(hidden)]
 pub mod config_json;
 pub mod decoder;
 pub mod error;
@@ -10,12 +11,16 @@ pub mod generate;
 pub mod grid;
 pub mod layers;
 pub mod lora;
+#[doc(hidden)]
 pub mod names;
 pub mod optim;
+#[doc(hidden)]
 pub mod recompute;
 pub mod rope;
 pub mod sampling;
+#[doc(hidden)]
 pub mod source;
+#[doc(hidden)]
 pub mod weights;
 
 pub use cache::KvCache;

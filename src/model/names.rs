@@ -21,7 +21,6 @@ pub struct Layout {
 /// The place of a parameter in a file: rows of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Place {
-    /// The tensor's name.
     pub name: String,
     /// How many rows the tensor has.
     pub rows: usize,

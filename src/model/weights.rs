@@ -102,13 +102,10 @@ pub struct FileSource<'a> {
 /// A parameter that is drawn anew instead of read.
 #[derive(Clone, Debug)]
 pub struct FreshParam {
-    /// Its name.
     pub name: &'static str,
     /// What it is drawn for: two heads of one run start differently.
     pub purpose: String,
-    /// The run's seed.
     pub seed: u64,
-    /// How it is drawn.
     pub init: Init,
 }
 

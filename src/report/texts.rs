@@ -6,8 +6,7 @@ use serde::Serialize;
 
 use crate::data::letters::{ClauseKind, EOS, Gold, RESPONSE_LIMIT};
 use crate::data::store::Items;
-use crate::run::Context;
-use crate::run::error::Error;
+use crate::run::{Context, Error};
 use crate::stage::preferences::{self, Pair};
 use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::segmented_text::SegmentedText;
@@ -31,10 +30,6 @@ pub struct ShadedText {
 ///
 /// On the embedded task the response is the first one preferred that has three to five clauses, welcome and
 /// unwelcome things, no broken place and no repetition.
-///
-/// # Errors
-///
-/// Every [`Error`].
 pub fn texts(segment: &Context, token: &Context) -> Result<Vec<ShadedText>, Error> {
     let task = Task::open(segment, Some(&segment.reference_dir()?))?;
     let pair = choose(&task, &preferences::load(segment, &task)?.0.held_out)?;

@@ -49,10 +49,6 @@ pub struct Context {
 
 impl Context {
     /// A run with the given settings in the folder `run`, on the embedded task.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Device`].
     pub fn new(settings: Settings, device_name: DeviceName, run: PathBuf) -> Result<Self, Error> {
         Ok(Self {
             settings,
@@ -119,10 +115,6 @@ impl Context {
 
     /// Opens the folder of a stage that depends on its settings and on `inputs`, each a name and a
     /// fingerprint.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError`].
     pub fn open(
         &self,
         stage: Stage,

@@ -168,10 +168,6 @@ impl StageFolder {
     }
 
     /// Marks the stage as finished, with its result, and removes its checkpoints.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError::File`].
     pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
         self.sync_logs()?;
         write_json(&self.dir.join(SUMMARY), summary)?;
@@ -254,10 +250,6 @@ impl StageFolder {
 
     /// The batches that a pass over a data set has given so far, under the name `name`. They are valid for the
     /// folder's settings and inputs, and go with the checkpoints. What a kill left of a last batch is dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError::File`].
     pub fn parts<T: DeserializeOwned>(&self, name: &str) -> Result<Parts<T>, FolderError> {
         let path = self.dir.join(CHECKPOINTS).join(format!("{name}.jsonl"));
         let bytes = read_if_there(&path)?.unwrap_or_default();
@@ -297,10 +289,6 @@ pub fn is_finished(dir: &Path) -> bool {
 
 /// Whether the stage in the folder `dir` is finished, nobody has it, and a kill left nothing in it: there is nothing
 /// to do but to read it.
-///
-/// # Errors
-///
-/// [`FolderError::File`].
 pub fn is_settled(dir: &Path) -> Result<bool, FolderError> {
     if !is_finished(dir) || lock::is_named(dir) || dir.join(CHECKPOINTS).exists() {
         return Ok(false);
@@ -310,10 +298,6 @@ pub fn is_settled(dir: &Path) -> Result<bool, FolderError> {
 
 /// Removes what a kill left half-written in the folder `dir`, and the checkpoints of a finished stage; for the holder
 /// of its lock.
-///
-/// # Errors
-///
-/// [`FolderError::File`].
 pub fn clear(dir: &Path) -> Result<(), FolderError> {
     for dir in [dir, &dir.join(CHECKPOINTS)] {
         atomic::remove_leftovers(dir).map_err(FileError::writing(dir))?;
@@ -322,10 +306,6 @@ pub fn clear(dir: &Path) -> Result<(), FolderError> {
 }
 
 /// Removes the checkpoints of the stage in the folder `dir`, and what its passes over data sets have given so far.
-///
-/// # Errors
-///
-/// [`FolderError::File`].
 pub fn remove_checkpoints(dir: &Path) -> Result<(), FolderError> {
     let checkpoints = dir.join(CHECKPOINTS);
     Ok(atomic::remove_dir(&checkpoints).map_err(FileError::writing(&checkpoints))?)
@@ -378,10 +358,6 @@ impl<T: Serialize> Parts<T> {
     }
 
     /// Adds the results of the next items.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError::File`].
     pub fn push(&mut self, batch: Vec<T>) -> Result<(), FolderError> {
         if let Some(path) = &self.path {
             if self.log.is_none() {
@@ -421,10 +397,6 @@ impl Log {
     }
 
     /// Appends one line.
-    ///
-    /// # Errors
-    ///
-    /// [`FolderError::File`].
     pub fn write<T: Serialize>(&mut self, line: &T) -> Result<(), FolderError> {
         let mut text = serde_json::to_string(line).expect("a plain struct serialises");
         text.push('\n');
@@ -463,19 +435,11 @@ impl Origin {
 }
 
 /// Writes `value` as JSON to `path`, whole or not at all.
-///
-/// # Errors
-///
-/// [`FolderError::File`].
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
     write_file(path, &serde_json::to_vec_pretty(value).expect("a plain struct serialises"))
 }
 
 /// Writes `bytes` to `path`, whole or not at all.
-///
-/// # Errors
-///
-/// [`FolderError::File`].
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
     Ok(atomic::write_file(path, bytes).map_err(FileError::writing(path))?)
 }

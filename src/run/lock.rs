@@ -46,11 +46,8 @@ pub enum LockError {
 /// Who holds a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// The machine.
     pub host: String,
-    /// The id of its process.
     pub process: u32,
-    /// When it got the lock.
     pub since: String,
 }
 
@@ -152,10 +149,6 @@ impl Locks {
     }
 
     /// The lock of the stage's folder `dir`, which need not be there yet.
-    ///
-    /// # Errors
-    ///
-    /// Every [`LockError`].
     pub fn take(&self, dir: &Path) -> Result<Arc<Lock>, LockError> {
         match &self.held {
             Some(lock) if lock.dir == dir => Ok(lock.clone()),

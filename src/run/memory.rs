@@ -6,18 +6,14 @@ use std::fmt;
 #[derive(Debug, thiserror::Error)]
 #[error("{need}, and {available} are free; {advice}")]
 pub struct MemoryError {
-    /// What it needs.
     pub need: Need,
-    /// What there is.
     pub available: Bytes,
-    /// What would bring it down.
     pub advice: Advice,
 }
 
 /// The most that a stage holds at one time, part by part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Need {
-    /// The stage.
     pub stage: &'static str,
     /// What is held, and its bytes.
     pub parts: Vec<(&'static str, f64)>,
@@ -38,11 +34,9 @@ impl Need {
 /// Settings that bring a need down.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advice {
-    /// `key=value`, as `--set` takes them.
     pub sets: Vec<String>,
     /// What is needed with them, in bytes.
     pub need: f64,
-    /// Whether that fits.
     pub fits: bool,
 }
 

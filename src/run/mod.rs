@@ -2,13 +2,18 @@
 
 pub mod context;
 pub mod error;
+#[doc(hidden)]
 pub mod fingerprint;
 pub mod folder;
+#[doc(hidden)]
 pub mod lock;
+#[doc(hidden)]
 pub mod memory;
 pub mod metrics;
 pub mod progress;
 pub mod stage;
 
 pub use context::{Context, Layout};
+pub use error::Error;
+pub use folder::FolderError;
 pub use stage::Stage;

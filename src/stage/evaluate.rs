@@ -10,11 +10,9 @@ use crate::equations::kl::k1;
 use crate::model::generate::{Rows, TokenView, generate};
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::streams;
-use crate::run::context::Context;
-use crate::run::error::Error;
 use crate::run::fingerprint::model_fingerprint;
 use crate::run::folder::{Parts, StageFolder};
-use crate::run::stage::Stage;
+use crate::run::{Context, Error, Stage};
 use crate::statistics::length_control::{Comparison, length_control};
 use crate::statistics::{mean, standard_error};
 use crate::systems::reward_model::SegmentRewards;
@@ -112,10 +110,6 @@ struct Judgement {
 
 impl Kept {
     /// What `folder` keeps under the name `name`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Folder`].
     pub fn open(folder: &StageFolder, name: &str) -> Result<Self, Error> {
         let responses = folder.parts(&format!("{name}-responses"))?;
         Ok(Self { responses, judgements: folder.parts(&format!("{name}-judgements"))? })
@@ -142,10 +136,6 @@ pub struct Evaluator<'a> {
 
 impl<'a> Evaluator<'a> {
     /// An evaluator on the first held-out prompts; where there is one prompt, on that, and a line says so.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Data`].
     pub fn new(context: &'a Context, task: &'a Task, scorer: &'a Scorer) -> Result<Self, Error> {
         let Split { held_out: prompts, what, .. } = task.prompts(context)?;
         what.tell(context);
@@ -299,10 +289,6 @@ pub struct Sample {
 }
 
 /// Evaluates the run's policy of the settings' method against the SFT model.
-///
-/// # Errors
-///
-/// Every [`Error`].
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let context = &context.within(Stage::Evaluate);
     let settings = &context.settings;

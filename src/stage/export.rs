@@ -11,8 +11,7 @@ use crate::atomic;
 use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
 use crate::model::{CausalLm, CheckpointError, Head, ModelConfig, Placement, ScalarModel, lora};
-use crate::run::context::Context;
-use crate::run::error::Error;
+use crate::run::{Context, Error};
 
 /// Which model of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -47,11 +46,8 @@ impl Weights {
 pub struct Summary {
     /// The model that it was made of.
     pub from: PathBuf,
-    /// The folder.
     pub hf: PathBuf,
-    /// The `model_type` of its config.json.
     pub model_type: &'static str,
-    /// The type of its weights.
     pub dtype: &'static str,
 }
 

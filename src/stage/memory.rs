@@ -132,9 +132,7 @@ fn relief(settings: &Settings) -> Vec<Vec<(&'static str, toml::Value)>> {
 /// The longest rows that a stage will meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
-    /// Tokens of a prompt.
     pub prompt: usize,
-    /// Tokens of a response.
     pub response: usize,
 }
 

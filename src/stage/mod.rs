@@ -10,32 +10,37 @@
 //! RUN/METHOD/evaluation      the policy against the SFT model
 //! ```
 
-mod cut;
 pub mod evaluate;
-pub mod export;
 pub mod fit_normalizer;
-pub mod memory;
-pub mod models;
 pub mod online;
 pub mod preferences;
 pub mod reward;
-pub mod score;
-pub mod score_text;
-pub mod segmented_text;
 pub mod sft;
+
+mod cut;
+#[doc(hidden)]
+pub mod export;
+#[doc(hidden)]
+pub mod memory;
+#[doc(hidden)]
+pub mod models;
+#[doc(hidden)]
+pub mod score;
+#[doc(hidden)]
+pub mod score_text;
+#[doc(hidden)]
+pub mod segmented_text;
 #[cfg(test)]
 mod stopping;
+#[doc(hidden)]
 pub mod supervised;
+#[doc(hidden)]
 pub mod task;
 
 use crate::run::error::Error;
 use crate::run::{Context, Stage};
 
 /// Runs a stage, unless its result is there.
-///
-/// # Errors
-///
-/// Every [`Error`].
 pub fn run(stage: Stage, context: &Context) -> Result<(), Error> {
     match stage {
         Stage::Sft => sft::run(context).map(drop),

@@ -14,23 +14,16 @@ use super::task::Task;
 use crate::model::lora::Adapter;
 use crate::model::recompute::is_adapted;
 use crate::model::{CausalLm, CheckpointError, FreshHead, ModelConfig, Placement, ScalarModel};
-use crate::run::context::Context;
-use crate::run::error::Error;
+use crate::run::{Context, Error};
 
 /// The model in the folder `dir`, whose tensors those that were trained over it can share.
 pub struct Base<'a> {
-    /// Where it was read from.
     pub dir: &'a Path,
-    /// The model, frozen.
     pub model: &'a CausalLm,
 }
 
 impl Base<'_> {
     /// The language model in `dir`: over this one where it is adapters of it.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError`].
     pub fn language_model(
         &self,
         dir: &Path,
@@ -43,10 +36,6 @@ impl Base<'_> {
     }
 
     /// The same of a scalar model.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError`].
     pub fn scalar_model(
         &self,
         dir: &Path,
@@ -72,10 +61,6 @@ impl Context {
 
     /// The model in the folder `dir` as a policy at the start of its training. With adapters it shares the
     /// tensors of `base`, the same model frozen, where that is loaded already.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError`].
     pub fn trained_policy(
         &self,
         dir: &Path,
@@ -92,10 +77,6 @@ impl Context {
     }
 
     /// The same as a critic or a reward model, with a fresh scalar head drawn for `purpose`.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError`].
     pub fn trained_scalar_model(
         &self,
         dir: &Path,
@@ -122,10 +103,6 @@ impl Context {
 
     /// Writes a trained policy and its tokenizer to `dir/model`: its adapters where it has any, which stand
     /// on the model in the folder `base`, else the whole.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Checkpoint`], [`Error::Data`] and [`Error::Folder`].
     pub fn write_policy(
         &self,
         dir: &Path,
@@ -141,10 +118,6 @@ impl Context {
     }
 
     /// The same of a trained scalar model.
-    ///
-    /// # Errors
-    ///
-    /// As [`Context::write_policy`].
     pub fn write_scalar_model(
         &self,
         dir: &Path,

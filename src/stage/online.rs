@@ -24,16 +24,11 @@ use crate::model::generate::{ReadAt, Rows, response_log_probs, to_vec};
 use crate::model::optim::Trainer;
 use crate::model::sampling::Sampling;
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
-use crate::run::error::Error;
 use crate::run::metrics::{IterationMetrics, IterationTimings};
-use crate::run::{Context, Stage};
+use crate::run::{Context, Error, Stage};
 use crate::systems::{Batch, Draw, Parts, Sample, System, SystemError};
 
 /// Trains the policy of the run's method.
-///
-/// # Errors
-///
-/// Every [`Error`].
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let context = &context.within(Stage::Ppo);
     let settings = &context.settings;
@@ -193,10 +188,6 @@ impl Learner<'_> {
 }
 
 /// Sample → score → credit: a response to each prompt, those of one prompt side by side, with its rewards and advantages.
-///
-/// # Errors
-///
-/// [`SystemError`].
 pub fn roll_out(
     system: &System<'_>,
     draw: &Draw<'_>,

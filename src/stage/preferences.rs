@@ -10,11 +10,9 @@ use crate::data::store::{Items, StoredRow};
 use crate::model::CausalLm;
 use crate::model::generate::generate;
 use crate::rng::{Stream, streams};
-use crate::run::context::Context;
-use crate::run::error::Error;
 use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
-use crate::run::folder::{FolderError, Parts, read_json_lines, write_file};
-use crate::run::stage::Stage;
+use crate::run::folder::{Parts, read_json_lines, write_file};
+use crate::run::{Context, Error, FolderError, Stage};
 
 /// A prompt, two responses, and the truth about them where it is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,10 +57,6 @@ pub struct Summary {
 }
 
 /// The run's pairs, and their fingerprint: read from `--data`, or sampled once into `RUN/preferences`.
-///
-/// # Errors
-///
-/// Every [`Error`].
 pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
     if let Some(pairs) = task.file_pairs(context)? {
         return Ok(pairs);
@@ -77,10 +71,6 @@ pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
 }
 
 /// Samples the embedded task's pairs from the reference model, unless that is done.
-///
-/// # Errors
-///
-/// Every [`Error`].
 pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     let context = &context.within(Stage::Preferences);
     let reference = context.reference_dir()?;

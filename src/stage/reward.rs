@@ -24,11 +24,9 @@ use crate::equations::segmentation::Rule;
 use crate::model::generate::{ReadAt, Rows, TokenView, pad_rows};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
-use crate::run::context::Context;
-use crate::run::error::Error;
 use crate::run::fingerprint::{REWARD_CARD, model_fingerprint};
 use crate::run::folder::{StageFolder, write_json};
-use crate::run::stage::Stage;
+use crate::run::{Context, Error, Stage};
 use crate::settings::RewardSettings;
 use crate::statistics::mean;
 use crate::stop::Stop;
@@ -206,10 +204,6 @@ impl Examples<'_> {
 }
 
 /// Trains the reward model of the run's method, or of the method whose reward model it uses.
-///
-/// # Errors
-///
-/// Every [`Error`].
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let context = &context.within(Stage::TrainReward);
     let settings = &context.settings;

@@ -9,10 +9,9 @@ use crate::equations::segment_reward::Aggregation;
 use crate::equations::segmentation::{EosPolicy, Rule};
 use crate::model::CausalLm;
 use crate::model::generate::{Rows, TokenView};
-use crate::run::Context;
-use crate::run::error::Error;
 use crate::run::fingerprint::{REWARD_CARD, model_fingerprint, reward_fingerprint};
 use crate::run::folder::read_json;
+use crate::run::{Context, Error};
 use crate::settings::Settings;
 use crate::systems::reward_model::SegmentRewards;
 use crate::systems::{Method, RewardModel, Segmenter};
@@ -32,7 +31,6 @@ pub fn segmenter(
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RewardCard {
-    /// The method it belongs to.
     pub method: Method,
     /// How its training cut responses.
     #[serde(rename = "actions")]
@@ -47,10 +45,6 @@ pub struct RewardCard {
 
 impl RewardCard {
     /// Reads the card of the reward stage in `dir`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Folder`].
     pub fn read(dir: &Path) -> Result<Self, Error> {
         Ok(read_json(&dir.join(REWARD_CARD), "train-reward")?)
     }
@@ -79,7 +73,6 @@ impl RewardCard {
 /// The fingerprints of the models that a [`Scorer`] reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprints {
-    /// That of the reference model.
     pub reference: String,
     /// That of the reward model with its card.
     pub reward_model: String,
@@ -113,7 +106,6 @@ pub struct Scorer {
     /// The reward model, and how the method reads it.
     pub reward_model: RewardModel,
     rows_at_once: usize,
-    /// The fingerprints of both models.
     pub fingerprints: Fingerprints,
 }
 
@@ -134,10 +126,6 @@ impl Scorer {
     }
 
     /// The same where the fingerprints of its models are known already.
-    ///
-    /// # Errors
-    ///
-    /// As [`Scorer::load`].
     pub fn of(
         context: &Context,
         fingerprints: Fingerprints,

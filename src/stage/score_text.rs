@@ -15,9 +15,8 @@ use crate::equations::normalizer::{Normalizer, location};
 use crate::equations::segmentation::{EosPolicy, Rule};
 use crate::model::generate::{Rows, TokenView};
 use crate::model::{CausalLm, LengthLimit, ModelConfig, ScalarModel};
-use crate::run::context::Context;
-use crate::run::error::Error;
 use crate::run::fingerprint::REWARD_CARD;
+use crate::run::{Context, Error};
 use crate::stage::segmented_text::SegmentedText;
 use crate::systems::reward_model::SegmentRewards;
 use crate::systems::{RewardModel, Segmenter};
@@ -27,18 +26,12 @@ use crate::systems::{RewardModel, Segmenter};
 pub struct TextRow {
     /// Where it stands in its file, from 1.
     pub place: usize,
-    /// The conversation before the response.
     pub prompt: Vec<Message>,
-    /// The response.
     pub response: String,
 }
 
 /// The texts in a file: rows of a `prompt` (a text or messages) and a `response`, or of `messages` that end
 /// with the response.
-///
-/// # Errors
-///
-/// [`DataError`].
 pub fn read_texts(path: &Path) -> Result<Vec<TextRow>, DataError> {
     const LAYOUTS: &str = "{\"prompt\", \"response\"}, or {\"messages\"}";
     read_rows(path, LAYOUTS, |row| {
@@ -55,18 +48,14 @@ pub fn read_texts(path: &Path) -> Result<Vec<TextRow>, DataError> {
 /// A prompt and a response to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
-    /// The conversation before the response.
     pub prompt: &'a [Message],
-    /// The response.
     pub response: &'a str,
 }
 
 /// Where a text stands, for errors.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// Its file.
     pub path: &'a Path,
-    /// Its row, from 1.
     pub row: usize,
 }
 
@@ -86,9 +75,7 @@ pub struct Encoded {
 pub struct Rating {
     /// The reference model's entropy at each token, nats; NaN where there is no reference model.
     pub entropies: Vec<f32>,
-    /// The segments.
     pub segments: Vec<std::ops::Range<usize>>,
-    /// The reward of each.
     pub rewards: Vec<f64>,
     /// e_φ.
     pub sequence_score: f64,
@@ -110,7 +97,6 @@ pub enum ReadAs {
 
 /// A reward model, the reference model where entropies are wanted, and their tokenizer.
 pub struct Rater {
-    /// The tokenizer of both.
     pub tokenizer: Tokenizer,
     reference: Option<CausalLm>,
     reward_model: RewardModel,
@@ -154,10 +140,6 @@ impl Rater {
     }
 
     /// The reward model of the run, or the reward stage in the folder of `--reward-model`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Scorer::load`].
     pub fn trained(context: &Context) -> Result<Self, Error> {
         let reference_dir = context.reference_dir()?;
         let tokenizer = model_tokenizer(&reference_dir)?;

@@ -8,9 +8,7 @@ use serde::Serialize;
 /// A response with what segmentation and reward model say of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct SegmentedText {
-    /// The prompt's text.
     pub prompt: String,
-    /// The response's tokens.
     pub tokens: Vec<Token>,
     /// Its segments, in order; tokens behind the last one (EOS) are in none.
     pub segments: Vec<Segment>,
@@ -21,9 +19,7 @@ pub struct SegmentedText {
 /// One token of a response.
 #[derive(Clone, Debug, Serialize)]
 pub struct Token {
-    /// Its id.
     pub id: u32,
-    /// The text that it adds.
     pub text: String,
     /// Entropy of the reference model's distribution that it was drawn from, nats; NaN (in JSON null)
     /// without a reference model.
@@ -33,11 +29,8 @@ pub struct Token {
 /// One segment of a response.
 #[derive(Clone, Debug, Serialize)]
 pub struct Segment {
-    /// First token.
     pub start: usize,
-    /// Behind the last token.
     pub end: usize,
-    /// Its text.
     pub text: String,
     /// The reward model's reward, where there is one.
     pub reward: Option<f64>,

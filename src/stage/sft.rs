@@ -16,10 +16,8 @@ use crate::file_error::FileError;
 use crate::model::generate::{Rows, response_log_probs};
 use crate::model::optim::Trainer;
 use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
-use crate::run::context::Context;
-use crate::run::error::Error;
 use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
-use crate::run::stage::Stage;
+use crate::run::{Context, Error, Stage};
 use crate::settings::PrecisionSettings;
 use crate::stop::Stop;
 
@@ -37,10 +35,6 @@ pub struct Summary {
 
 /// Fine-tunes `--model`, or a fresh model on the embedded task, on responses; the loss counts response
 /// tokens alone.
-///
-/// # Errors
-///
-/// Every [`Error`].
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let context = &context.within(Stage::Sft);
     let settings = &context.settings;
@@ -97,10 +91,6 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
 }
 
 /// Writes a model, by `save`, and its tokenizer to `dir/model`.
-///
-/// # Errors
-///
-/// [`Error::Checkpoint`], [`Error::Data`] and [`Error::Folder`].
 pub(super) fn write_model(
     dir: &Path,
     task: &Task,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Context, Stage};
 use crate::device::DeviceName;
 use crate::model::decoder::passes;
-use crate::run::error::Error;
+use crate::run::Error;
 use crate::settings::Settings;
 use crate::stop::Stop;
 

@@ -7,17 +7,14 @@ use serde::Serialize;
 use super::task::permutation;
 use crate::model::optim::Trainer;
 use crate::model::recompute::Trainable;
-use crate::run::context::Context;
-use crate::run::error::Error;
 use crate::run::folder::StageFolder;
+use crate::run::{Context, Error};
 
 /// How many items, how often, how many at a time.
 pub struct Epochs {
-    /// Number of items.
     pub items: usize,
     /// Passes over them.
     pub epochs: usize,
-    /// Items an optimizer step.
     pub batch: usize,
 }
 
@@ -62,7 +59,6 @@ struct Timing {
 
 /// What one batch gave.
 pub struct BatchResult {
-    /// Its loss.
     pub loss: f64,
     /// Tokens that it held, prompts included.
     pub tokens: usize,

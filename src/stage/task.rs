@@ -17,15 +17,12 @@ use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
 use crate::model::{LengthLimit, ModelConfig, TooLong};
 use crate::rng::{Fnv1a, stream};
-use crate::run::context::Context;
-use crate::run::error::Error;
 use crate::run::fingerprint::{MODEL_FILES, file_fingerprint, hash_file};
-use crate::run::folder::FolderError;
 use crate::run::lock::Turn;
+use crate::run::{Context, Error, FolderError};
 
 /// A tokenizer, and where data come from.
 pub struct Task {
-    /// The tokenizer of the model.
     pub tokenizer: Tokenizer,
     source: Source,
     /// The model's folder, which holds the tokenizer's files.
@@ -45,11 +42,9 @@ enum Source {
 /// A list of items to train on, and a list of items kept out.
 #[derive(Clone, Debug)]
 pub struct Split<L> {
-    /// To train on.
     pub train: L,
     /// Kept out of training, for evaluation.
     pub held_out: L,
-    /// What was kept out.
     pub what: HeldOut,
 }
 
@@ -169,10 +164,6 @@ impl Task {
     }
 
     /// Prompts and responses to fine-tune on.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Data`].
     pub fn conversations(&self, context: &Context) -> Result<Split<Items<Conversation>>, Error> {
         match &self.source {
             Source::File { data, .. } => {
@@ -205,10 +196,6 @@ impl Task {
 
     /// The user's preference pairs, and their fingerprint; those of the embedded task are sampled by their
     /// own stage.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Data`].
     pub(super) fn file_pairs<T>(&self, context: &Context) -> Result<Option<Data<T>>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
         let pairs = self.stored(context, data, Kind::Pairs, self.limits, 0, |writer| {
@@ -268,10 +255,6 @@ impl Task {
     }
 
     /// Prompts to roll out, and prompts to evaluate on.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Data`].
     pub fn prompts(&self, context: &Context) -> Result<Split<Items<Vec<u32>>>, Error> {
         match &self.source {
             Source::Letters => {
@@ -298,10 +281,6 @@ impl Task {
     }
 
     /// The tokens of the longest prompt of the user's data, and of the longest response that a policy may give.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Data`].
     pub(super) fn longest_rollout(
         &self,
         context: &Context,

@@ -41,11 +41,11 @@ pub struct Sample {
     pub normalized: Vec<f64>,
     /// e_φ, before normalization.
     pub sequence_score: f64,
-    /// r̃: the reward that each token earns, from [`Credit::assign`] on.
+    /// r̃: the reward that each token earns, from `Credit::assign` on.
     pub token_rewards: Vec<f64>,
-    /// A, from [`Credit::assign`] on.
+    /// A, from `Credit::assign` on.
     pub advantages: Vec<f64>,
-    /// The critic's targets, from [`Credit::assign`] on, where there is a critic.
+    /// The critic's targets, from `Credit::assign` on, where there is a critic.
     pub returns: Option<Vec<f64>>,
 }
 

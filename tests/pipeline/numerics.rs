@@ -9,9 +9,8 @@ use std::fs;
 use std::path::Path;
 
 use segment_rlhf::COMMIT;
-use segment_rlhf::run::error::Error;
-use segment_rlhf::run::folder::{FolderError, Origin};
-use segment_rlhf::run::{Context, Stage};
+use segment_rlhf::run::folder::Origin;
+use segment_rlhf::run::{Context, Error, FolderError, Stage};
 use segment_rlhf::systems::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

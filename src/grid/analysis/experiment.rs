@@ -22,7 +22,6 @@ pub const ONE_BETA: &str = "One β is not one strength: PPO divides advantages, 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Analysis {
-    /// The [`results::FORMAT`] of the results.
     pub format: u32,
     pub version: String,
     pub device: String,
@@ -43,7 +42,6 @@ pub struct Experiment {
     pub base: BTreeMap<Quantity, Estimate>,
     /// The arms, in the results' order.
     pub arms: Vec<Arm>,
-    /// Every pair of arms once.
     pub differences: Vec<Difference>,
     /// The claims of the paper's table, in the order of its rows; empty without `paper_table`.
     pub orderings: Vec<Ordering>,
@@ -53,7 +51,6 @@ pub struct Experiment {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arm {
-    /// Its name in the experiment.
     pub name: String,
     /// Whether the paper has no such arm.
     pub ours: bool,
@@ -81,11 +78,9 @@ pub struct Arm {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seeds {
-    /// All stages are finished.
     pub finished: Vec<u64>,
     /// A stage ended with an error.
     pub failed: Vec<u64>,
-    /// A file cannot be read.
     pub corrupt: Vec<u64>,
     /// Some stages are still to run.
     pub pending: Vec<u64>,
@@ -105,7 +100,6 @@ pub struct Problem {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Difference {
-    /// An arm.
     pub arm: String,
     /// The arm that is subtracted, which comes earlier in the experiment.
     pub baseline: String,
@@ -292,7 +286,6 @@ pub struct Claims {
     pub tables: Vec<u32>,
     /// The verdict on each, in the order of the experiments.
     pub verdicts: Vec<Verdict>,
-    /// Distinct arms that they compare.
     pub arms: usize,
 }
 

@@ -27,7 +27,6 @@ pub struct Ordering {
     pub worse: String,
     /// The paper's figures, in the order of [`Benchmark::ALL`].
     pub reported: Vec<ReportedPair>,
-    /// The outcome by gold reward.
     pub gold: Option<Outcome>,
     /// The outcome by the length-controlled win rate over the SFT model.
     pub length_controlled_win_rate: Option<Outcome>,
@@ -38,9 +37,7 @@ pub struct Ordering {
 #[serde(deny_unknown_fields)]
 pub struct ReportedPair {
     pub benchmark: Benchmark,
-    /// The figure of [`Ordering::better`].
     pub better: f64,
-    /// The figure of [`Ordering::worse`].
     pub worse: f64,
     /// The sign of their difference: 1, 0 or -1.
     pub sign: i8,

@@ -9,7 +9,8 @@ pub use markdown::{MARKERS, markdown, readme, replace_section};
 
 use super::analysis::Analysis;
 use super::results::Results;
-use crate::run::folder::{FolderError, write_file};
+use crate::run::FolderError;
+use crate::run::folder::write_file;
 
 /// Writes the statistics into `dir`, each file whole or not at all: `analysis.json`, `tables.md`, and as CSV
 ///
@@ -20,10 +21,6 @@ use crate::run::folder::{FolderError, write_file};
 /// - `orderings.csv`: a line for each ordering that the paper's tables claim;
 ///
 /// in both `no_difference` says whether the interval lies within the quantity's [margin](super::analysis::Quantity::margin).
-///
-/// # Errors
-///
-/// [`FolderError::File`].
 pub fn write(analysis: &Analysis, results: &Results, dir: &Path) -> Result<(), FolderError> {
     let json = serde_json::to_string(analysis).expect("a plain struct serialises");
     let texts = [

@@ -16,7 +16,8 @@ use serde::Serialize;
 use crate::grid::analysis::Analysis;
 use crate::grid::results::Results;
 use crate::report::texts::ShadedText;
-use crate::run::folder::{FolderError, write_file};
+use crate::run::FolderError;
+use crate::run::folder::write_file;
 use crate::stage::fit_normalizer::NormalizerFile;
 
 /// The content of the report.
@@ -24,7 +25,6 @@ use crate::stage::fit_normalizer::NormalizerFile;
 pub struct Page<'a> {
     pub results: &'a Results,
     pub analysis: &'a Analysis,
-    /// What the results lack.
     pub extras: &'a Extras,
 }
 
@@ -36,11 +36,8 @@ pub struct Extras {
     pub times: Vec<StageTime>,
     /// Normalizers with the statistics that they were fitted to.
     pub fits: Vec<Fit>,
-    /// Lengths of segments.
     pub segment_lengths: Vec<SegmentLengths>,
-    /// Texts with their rewards.
     pub texts: Vec<ShadedText>,
-    /// Answers before and after.
     pub samples: Vec<SampleText>,
     pub files: Vec<Link>,
 }
@@ -49,9 +46,7 @@ pub struct Extras {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StageTime {
     pub stage: String,
-    /// How often it ran.
     pub runs: usize,
-    /// All runs together, seconds.
     pub seconds: f64,
 }
 
@@ -60,7 +55,6 @@ pub struct StageTime {
 pub struct Fit {
     pub arm: String,
     pub seed: u64,
-    /// The normalizer, with its statistics.
     pub file: NormalizerFile,
 }
 
@@ -79,9 +73,7 @@ pub struct SampleText {
     pub arm: String,
     pub seed: u64,
     pub prompt: String,
-    /// The SFT model's answer.
     pub before: String,
-    /// The policy's answer.
     pub after: String,
     /// The gold reward of both, where it is known.
     pub gold: Option<[f64; 2]>,
@@ -91,7 +83,6 @@ pub struct SampleText {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Link {
     pub file: String,
-    /// What it holds.
     pub what: String,
 }
 

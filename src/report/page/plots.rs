@@ -61,7 +61,6 @@ pub struct Plot {
     pub y: String,
     /// The x axis's title, with its unit.
     pub x: String,
-    /// The description for screen readers.
     pub description: String,
     /// The range of the x axis, if not that of the points.
     pub x_range: Option<[f64; 2]>,

@@ -56,9 +56,7 @@ pub enum Block {
 /// A cell of a table.
 #[derive(Debug, Serialize)]
 pub struct Cell {
-    /// What it says.
     pub text: String,
-    /// Small print below.
     pub note: Option<String>,
     /// Its CSS class: `name`, `number`, `words`, or a verdict: `yes`, `perhaps`, `no`.
     pub class: &'static str,
@@ -163,7 +161,6 @@ pub struct ShadedRow {
 /// A piece of a text.
 pub struct Piece {
     pub text: String,
-    /// What it is shaded by.
     pub value: Option<f64>,
     /// Whether it repeats an earlier clause.
     pub repeated: bool,

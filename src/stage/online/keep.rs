@@ -9,11 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::learner::{Learner, steps_an_iteration};
 use crate::atomic::{self, NewFile};
 use crate::file_error::FileError;
-use crate::run::Context;
-use crate::run::error::Error;
 use crate::run::folder::{Log, StageFolder, read_json};
 use crate::run::metrics::{IterationMetrics, IterationTimings};
 use crate::run::progress::Stage;
+use crate::run::{Context, Error};
 use crate::stage::evaluate::{Evaluation, Evaluator, Judged, Kept, Side};
 use crate::stage::task::HeldOut;
 
