@@ -178,38 +178,34 @@ impl Cli {
     pub fn run(self) -> Result<(), Error> {
         let common = &self.common;
         let command = self.command.unwrap_or(Command::Reproduce { preset: grid::Preset::Quick });
-        let context = match &command {
-            Command::Settings => return show::out(DEFAULTS),
-            Command::Systems => return show::systems(),
-            Command::Reported => return show::reported(),
-            Command::Reproduce { preset } => return grid::reproduce(common, *preset),
-            Command::Ablate(args) => return grid::ablate(common, args),
-            Command::Status { run } => return grid::status(common, run.as_deref()),
-            Command::Report(args) => return grid::report(common, args),
-            command => context(common, command)?,
-        };
+        let stage = || context(common, false);
+        let cell = || context(common, true);
         match command {
-            Command::Sft => show::json(&sft::run(&context)?),
-            Command::Preferences => show::json(&preferences::run(&context)?.0),
-            Command::TrainReward => show::json(&reward::run(&context)?),
-            Command::FitNormalizer => show::json(&fit_normalizer::run(&context)?.normalizer),
-            Command::Ppo => show::json(&online::run(&context)?),
-            Command::Evaluate { benchmark: None } => show::json(&evaluate::run(&context)?),
-            Command::Evaluate { benchmark: Some(benchmark) } => benchmark.run(&context),
+            Command::Settings => show::out(DEFAULTS),
+            Command::Systems => show::systems(),
+            Command::Reported => show::reported(),
+            Command::Reproduce { preset } => grid::reproduce(common, preset),
+            Command::Ablate(args) => grid::ablate(common, &args),
+            Command::Status { run } => grid::status(common, run.as_deref()),
+            Command::Report(args) => grid::report(common, &args),
+            Command::Sft => show::json(&sft::run(&stage()?)?),
+            Command::Preferences if common.data.is_some() => Err(Error::Usage(
+                "preferences samples pairs of the embedded task: leave it out, the stages after it read --data"
+                    .into(),
+            )),
+            Command::Preferences => show::json(&preferences::run(&stage()?)?.0),
+            Command::TrainReward => show::json(&reward::run(&stage()?)?),
+            Command::FitNormalizer => show::json(&fit_normalizer::run(&stage()?)?.normalizer),
+            Command::Ppo => show::json(&online::run(&stage()?)?),
+            Command::Evaluate { benchmark: None } => show::json(&evaluate::run(&stage()?)?),
+            Command::Evaluate { benchmark: Some(benchmark) } => benchmark.run(&cell()?),
             Command::Export(ExportArgs { hf, what, dtype }) => {
-                show::json(&export::run(&context, &hf, what, dtype)?)
+                show::json(&export::run(&cell()?, &hf, what, dtype)?)
             }
-            Command::Generate(args) => show::generate(&context, &args),
-            Command::Segment(args) => show::segment(&context, &args),
-            Command::Score(args) => benchmark::score(&context, &args),
-            Command::Memory => show::memory(&context),
-            Command::Settings
-            | Command::Systems
-            | Command::Reported
-            | Command::Reproduce { .. }
-            | Command::Ablate(_)
-            | Command::Status { .. }
-            | Command::Report(_) => unreachable!("done above"),
+            Command::Generate(args) => show::generate(&cell()?, &args),
+            Command::Segment(args) => show::segment(&cell()?, &args),
+            Command::Score(args) => benchmark::score(&cell()?, &args),
+            Command::Memory => show::memory(&stage()?),
         }
     }
 }
@@ -222,17 +218,9 @@ fn use_threads(threads: Option<usize>) {
     }
 }
 
-/// The context of a single stage, or of a command that reads the results of stages.
-fn context(common: &Common, command: &Command) -> Result<Context, Error> {
+/// The context of a single stage, or of a command that reads a model: of a cell, if the folder is a grid's.
+fn context(common: &Common, reads: bool) -> Result<Context, Error> {
     let run = common.run.clone().unwrap_or_else(|| PathBuf::from("runs/default"));
-    let reads = matches!(
-        command,
-        Command::Generate(_)
-            | Command::Segment(_)
-            | Command::Score(_)
-            | Command::Export(_)
-            | Command::Evaluate { benchmark: Some(_) }
-    );
     let cell = if reads { grid::cell(common, &run)? } else { None };
     let base = cell.iter().map(|cell| {
         ("grid.json".to_owned(), toml::to_string(&cell.settings).expect("settings serialise"))
@@ -241,12 +229,6 @@ fn context(common: &Common, command: &Command) -> Result<Context, Error> {
     if common.prompts.is_some() && common.data.is_none() {
         return Err(Error::Usage(
             "--prompts goes with --data: the embedded task has its own".into(),
-        ));
-    }
-    if common.data.is_some() && matches!(command, Command::Preferences) {
-        return Err(Error::Usage(
-            "preferences samples pairs of the embedded task: leave it out, the stages after it read --data"
-                .into(),
         ));
     }
     use_threads(common.threads);
