@@ -1562,10 +1562,8 @@ fn errors_in(source: &str) -> Vec<String> {
         if let Some(name) = line.strip_prefix("pub enum ") {
             container = word(name);
         }
-        if let Some(name) = line.strip_prefix("pub(crate) fn ")
-            && container == "DataError"
-            && !name.starts_with("json(")
-        {
+        let fault = ["row ", "file ", "text "].iter().find_map(|kind| line.strip_prefix(kind));
+        if let Some(name) = fault.filter(|_| container == "DataError") {
             found.push(format!("{container}::{}", word(name)));
         }
         if !line.starts_with("#[error(") || line == "#[error(transparent)]" {
