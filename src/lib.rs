@@ -81,7 +81,6 @@
 pub mod data;
 pub mod device;
 pub mod equations;
-pub mod file_error;
 pub mod model;
 pub mod run;
 pub mod settings;
@@ -98,6 +97,8 @@ pub mod benchmark;
 pub mod bounds;
 #[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
+pub mod file_error;
 #[doc(hidden)]
 pub mod grid;
 #[doc(hidden)]
