@@ -91,10 +91,6 @@ pub struct Request {
 }
 
 /// Answers every question of a benchmark and returns their number.
-///
-/// # Errors
-///
-/// [`BenchmarkError`] for files that cannot be used, and [`BenchmarkError::Stage`] after a stop.
 pub fn run(
     context: &Context,
     benchmark: &Benchmark,

@@ -112,10 +112,6 @@ pub struct Report {
 }
 
 /// Judges every pair of the file at `path` with the reward model.
-///
-/// # Errors
-///
-/// [`BenchmarkError::Stage`] and [`BenchmarkError`] for the file, and those of [`Rater::rate`].
 pub fn run(context: &Context, rater: &Rater, path: &Path) -> Result<Report, BenchmarkError> {
     let pairs = read_rows(path, LAYOUT, pair)?;
     let stage = context.progress.stage(context.title("reward-bench"), pairs.len(), 0);

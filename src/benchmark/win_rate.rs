@@ -37,10 +37,6 @@ pub enum Judge {
 
 impl Judge {
     /// The judge that knows the embedded task.
-    ///
-    /// # Errors
-    ///
-    /// None in practice: the embedded tokenizer is valid, as a test shows.
     pub fn gold() -> Result<Self, BenchmarkError> {
         Ok(Self::Gold(Box::new(letters_tokenizer()?)))
     }
@@ -119,10 +115,6 @@ pub struct Report {
 }
 
 /// Compares the answers of two files.
-///
-/// # Errors
-///
-/// [`BenchmarkError::Stage`] and [`BenchmarkError`] for the files, and those of the judge.
 pub fn run(context: &Context, judge: &Judge, files: &Match) -> Result<Report, BenchmarkError> {
     let questions = files.questions.as_deref().map(read_questions).transpose()?;
     let read = |path: &Path| read_answers(path, questions.as_ref());

@@ -397,18 +397,6 @@ impl Normalizer {
         (reward - self.mean(p)) / self.std(p)
     }
 
-    /// The reward whose r̂ at location p is given.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use segment_rlhf::equations::normalizer::Normalizer;
-    /// assert_eq!(Normalizer::Scalar { mean: 1.0, std: 2.0 }.denormalize(2.0, 1.0), 5.0);
-    /// ```
-    pub fn denormalize(&self, normalized: f64, p: f64) -> f64 {
-        normalized * self.std(p) + self.mean(p)
-    }
-
     /// E5 for one response: r̂_t of its segment rewards r_t, t = 0 … T-1, at p = (t+1)/T.
     ///
     /// # Examples

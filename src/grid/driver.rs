@@ -11,11 +11,6 @@ use super::schedule::{self, OnFailure, Outcome};
 
 /// Runs the unfinished stages of a grid on `jobs` threads. Writes `grid.json` before and `results.json` after; with
 /// [`OnFailure::KeepGoing`] also shows the progress of the whole grid.
-///
-/// # Errors
-///
-/// [`GridError::Stage`] after a stop, for an unusable folder and, with [`OnFailure::Stop`], for the first stage that
-/// fails; [`GridError::Cells`] if cells failed or cannot be read, once all others are finished.
 pub fn run(plan: &Plan, jobs: usize, on_failure: OnFailure) -> Result<Results, GridError> {
     let Context { run, locks, .. } = &plan.cells[0].context;
     plan.grid.write(run, locks)?;

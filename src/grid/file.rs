@@ -79,10 +79,6 @@ mod as_toml {
 
 /// The experiments of the files `paths` and of those that they include, in their order; `overlays` and `sets` are
 /// the user's, as [`Settings::resolve`] takes them.
-///
-/// # Errors
-///
-/// [`GridError`]. Every file and every arm is checked.
 pub fn read(
     paths: &[impl AsRef<Path>],
     overlays: &[(String, String)],

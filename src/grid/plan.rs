@@ -59,11 +59,6 @@ pub struct Plan {
 
 impl Grid {
     /// The grid in the folder `run`.
-    ///
-    /// # Errors
-    ///
-    /// [`GridError::NoGrid`], [`GridError::EarlierLayout`], [`GridError::OtherFormat`], and [`GridError::Stage`] for a file
-    /// that cannot be read.
     pub fn read(run: &Path) -> Result<Self, GridError> {
         let path = path(run);
         if !path.exists() {
@@ -76,11 +71,6 @@ impl Grid {
 
     /// Writes the grid into the folder `run`. The stages of another grid there stay, and both share what they have in
     /// common.
-    ///
-    /// # Errors
-    ///
-    /// [`GridError::EarlierLayout`] and [`GridError::OtherFormat`] if another version wrote the folder;
-    /// [`GridError::Stage`] if it cannot be used.
     pub fn write(&self, run: &Path, locks: &Locks) -> Result<(), GridError> {
         check_layout(run)?;
         let path = path(run);
@@ -91,10 +81,6 @@ impl Grid {
     }
 
     /// The cells and stages of the grid in the folder `run`.
-    ///
-    /// # Errors
-    ///
-    /// [`GridError::Stage`] for the device, and for the user's model and data.
     pub fn plan(
         self,
         run: &Path,

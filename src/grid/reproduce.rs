@@ -39,10 +39,6 @@ pub fn experiment(name: &str, settings: &Settings) -> Planned {
 
 /// Runs the unfinished stages of the comparison, `jobs` at a time, and writes [`table`] to `table.md` beside
 /// `results.json`.
-///
-/// # Errors
-///
-/// [`GridError::Stage`]: the first error, once the stages that run beside it have ended.
 pub fn run(plan: &Plan, jobs: usize) -> Result<Results, GridError> {
     let results = driver::run(plan, jobs, OnFailure::Stop)?;
     let path = plan.cells[0].context.run.join("table.md");

@@ -88,10 +88,6 @@ pub enum OnFailure {
 /// Runs the tasks on `jobs` threads in the order of the list, and calls `finished` after each one. Waits for a stage
 /// that another process is running; a folder that cannot be locked fails its stage. The error of a failed stage stays
 /// in `failed.json` in its folder until the stage is tried again.
-///
-/// # Errors
-///
-/// [`Error::Interrupted`], after the running stages have written their checkpoints.
 pub fn run(
     tasks: &Tasks,
     jobs: usize,
@@ -291,10 +287,6 @@ impl Took {
 }
 
 /// Writes `value` as JSON to `path`, one process at a time.
-///
-/// # Errors
-///
-/// [`FolderError::Lock`] and [`FolderError::File`].
 pub fn write_in_turn<T: Serialize>(
     path: &Path,
     value: &T,

@@ -32,10 +32,6 @@ const FILES: [(&str, &str); 9] = [
 ];
 
 /// Collects what the report shows besides figures.
-///
-/// # Errors
-///
-/// Every [`Error`] of reading models and data; cells without figures in `results` are left out.
 pub fn extras(plan: &Plan, results: &Results) -> Result<Extras, Error> {
     let settings = plan.cells.first().map(|cell| {
         toml::to_string(&cell.context.settings).expect("settings are a table of plain values")

@@ -87,10 +87,6 @@ pub struct Link {
 }
 
 /// Writes the report to `path`.
-///
-/// # Errors
-///
-/// [`FolderError::File`]; an older file is then left as it was.
 pub fn write(page: &Page, path: &Path) -> Result<(), FolderError> {
     write_file(path, html(page).as_bytes())
 }
