@@ -28,7 +28,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_with(path, |path| fs::write(path, bytes))
 }
 
-/// The same with what `fill` writes to the temporary name that it is given.
+/// Writes what `fill` puts under the temporary name that it is given.
 ///
 /// # Errors
 ///

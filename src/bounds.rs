@@ -84,7 +84,7 @@ impl Limit<Option<f64>> for Bounds {
 /// The largest count: products of two fit in 64 bits.
 const MOST: usize = 100_000_000;
 
-/// A count of at least so many.
+/// A count of at least this.
 pub struct AtLeast(pub usize);
 
 impl Limit<usize> for AtLeast {

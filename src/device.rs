@@ -1,12 +1,11 @@
-//! The device that tensors live on, chosen at run time among those compiled in, and what is computed and
-//! kept there.
+//! The device that tensors live on, chosen at run time among those compiled in, and the precision on it.
 
 use std::process::Command;
 
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-/// A device that this build or this machine lacks.
+/// A device that this build or machine lacks.
 #[derive(Debug, thiserror::Error)]
 #[error("--device {name}: {problem}")]
 pub struct DeviceError {
@@ -62,7 +61,7 @@ impl DeviceName {
         }
     }
 
-    /// The bytes that are free on it, where it can be asked: the CPU through Linux, an NVIDIA GPU through its
+    /// The free bytes, if the device can be asked: the CPU through Linux, an NVIDIA GPU through its
     /// driver's `nvidia-smi`.
     pub fn free_memory(self) -> Option<u64> {
         match self {
@@ -81,7 +80,7 @@ impl DeviceName {
     }
 }
 
-/// The type of activations, and of models that are not trained. What is trained stays in f32, and so do
+/// The type of activations and frozen models. Trained weights stay in f32, and so do
 /// norms, softmax, entropies, scalar heads and losses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -110,15 +109,15 @@ impl Precision {
     }
 }
 
-/// What a forward pass keeps for the backward pass, and what that computes again instead.
+/// What a forward pass keeps for the backward pass; the rest is recomputed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Checkpointing {
     /// Everything is kept.
     None,
-    /// Burn's own: the results of cheap operations are computed again.
+    /// Burn's own: cheap operations are recomputed.
     Operations,
-    /// The input of each layer is kept, and the layer is computed again.
+    /// Only the input of each layer is kept; the layer is recomputed.
     Layers,
 }
 

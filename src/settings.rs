@@ -1,7 +1,7 @@
 //! Settings: read from TOML, overridden key by key, checked once.
 //!
-//! The defaults stand in one place that a person can read, `experiments/default.toml`; a settings file and
-//! `--set` override single keys of it. Unknown keys are refused.
+//! The defaults are in one file that a person can read, `experiments/default.toml`; a settings file and
+//! `--set` override single keys of it. Unknown keys are rejected.
 
 use std::path::Path;
 

@@ -13,7 +13,7 @@ pub fn markdown(header: &[impl AsRef<str>], rows: &[Vec<String>]) -> String {
     aligned(header, rows, |column| column > 0)
 }
 
-/// The same of words: every column is left-aligned.
+/// A table of words: every column is left-aligned.
 pub fn listing(header: &[&str], rows: &[Vec<String>]) -> String {
     aligned(header, rows, |_| false)
 }
@@ -60,7 +60,7 @@ pub fn with_error(mean: Option<f64>, error: Option<f64>) -> String {
     }
 }
 
-/// A share of `n` in words: `0.62 (n 384)`. Of one it is no rate, and says so: `1 of 1`.
+/// A share of `n` on display: `0.62 (n 384)`. A share of one is no rate: `1 of 1`.
 ///
 /// # Examples
 ///

@@ -41,7 +41,7 @@ const MOST_ELEMENTS: usize = MOST_VALUE / ELEMENT;
 const DEEPEST: usize = 100;
 /// The most operators of a template.
 const MOST_OPERATORS: usize = 10_000;
-/// So many bytes are looked through at the price of one that is made.
+/// Searching this many bytes costs as much as making one.
 const LOOKED_THROUGH: usize = 16;
 /// The most bytes in which a value is written, for each that it weighs: a control character within a list takes
 /// six.
@@ -79,7 +79,7 @@ fn add(counter: &AtomicUsize, bytes: usize, most: usize, what: &str) -> Result<(
     }
 }
 
-/// Whether a value may have so many bytes.
+/// Whether a value may have this many bytes.
 pub(super) fn fits(bytes: usize) -> Result<usize, Error> {
     match bytes <= MOST_VALUE {
         true => Ok(bytes),
@@ -87,12 +87,12 @@ pub(super) fn fits(bytes: usize) -> Result<usize, Error> {
     }
 }
 
-/// Whether a list may have so many elements.
+/// Whether a list may have this many elements.
 pub(super) fn fits_list(elements: usize) -> Result<usize, Error> {
     fits(elements.saturating_mul(ELEMENT))
 }
 
-/// Pays for a value of so many bytes, before it is made or once it is.
+/// Pays for a value of this many bytes, before or after it is made.
 pub(super) fn pay(state: &State, bytes: usize) -> Result<(), Error> {
     add(&spent(state).made, fits(bytes)?, MOST_MADE, "its values take")
 }

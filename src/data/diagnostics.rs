@@ -89,9 +89,9 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 /// How well segment starts match phrase starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Boundaries {
-    /// The share of segment starts that are phrase starts; 0 where there is no segment start.
+    /// The share of segment starts that are phrase starts; 0 if there is no segment start.
     pub precision: f64,
-    /// The share of phrase starts that are segment starts; 0 where there is no phrase start.
+    /// The share of phrase starts that are segment starts; 0 if there is no phrase start.
     pub recall: f64,
     /// The harmonic mean of the two, 2 · hits / (segment starts + phrase starts); 0 where both are 0.
     pub f1: f64,
@@ -152,7 +152,7 @@ pub fn segment_credits(segments: &[Range<usize>], credits: &[f64]) -> Vec<f64> {
     segments.iter().map(|segment| credits[segment.clone()].iter().sum()).collect()
 }
 
-/// Learned rewards beside the true credits that they stand for, gathered over responses.
+/// Learned rewards beside the true credits, gathered over responses.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LearnedCredits {
     /// Of each segment: its reward, and the sum of the credits of its tokens.
@@ -167,7 +167,7 @@ pub struct LearnedCredits {
     /// Of each topic word at which a segment starts that holds no other phrase: the segment's reward, and
     /// its credit. Longer segments, such as sentences, say nothing of a single word.
     pub topics: Vec<(f64, f64)>,
-    /// The same of each quality word.
+    /// As `topics`, of each quality word.
     pub qualities: Vec<(f64, f64)>,
 }
 
@@ -210,7 +210,7 @@ pub fn rank_correlation(points: &[(f64, f64)]) -> Option<f64> {
 /// How much of the advantage lies on the tokens that caused the reward.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CreditAssignment {
-    /// Σ |A| over tokens with a credit other than 0, as a share of Σ |A| over all; `None` where that is 0.
+    /// Σ |A| over tokens with a credit other than 0, as a share of Σ |A| over all; `None` if that is 0.
     pub advantage_share: Option<f64>,
     /// The share of tokens with a credit other than 0: the share above if all |A| were equal; `None` without
     /// a token.

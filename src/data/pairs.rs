@@ -64,7 +64,7 @@ pub struct PreferencePair {
     pub chosen: Vec<u32>,
     /// The worse response; the last token is EOS.
     pub rejected: Vec<u32>,
-    /// The score of the better less that of the worse, where the row has scores.
+    /// The better response's score less the worse one's, if the row has scores.
     pub score_gap: Option<f32>,
 }
 
@@ -164,7 +164,7 @@ impl From<DataError> for Refusal {
     }
 }
 
-/// A hash of a prompt's tokens. That of a whole prompt, before cutting, says on which side of the held-out split it is.
+/// A hash of a prompt's tokens. The hash of a whole prompt, before cutting, decides its side of the held-out split.
 pub fn prompt_hash(prompt: &[u32]) -> u64 {
     let mut hash = Fnv1a::default();
     prompt.iter().for_each(|token| hash.write(&token.to_le_bytes()));

@@ -142,7 +142,7 @@ struct Summary {
     index_hash: String,
     fingerprint: String,
     counts: Counts,
-    /// That of this summary while it is empty.
+    /// The hash of this summary while this field is empty.
     summary_hash: String,
 }
 
@@ -187,7 +187,7 @@ pub enum Opened {
     Whole(Store),
     /// Nothing.
     Missing,
-    /// A store in which this file was changed, is gone, or is that of an older version.
+    /// A store whose file here was changed, is gone, or is of an older version.
     Damaged(PathBuf),
 }
 

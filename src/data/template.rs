@@ -58,7 +58,7 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template `source`, which stands in the file `path`; it may name `special_tokens`, such as
+    /// The template `source` of the file `path`; it may name `special_tokens`, such as
     /// `bos_token`.
     ///
     /// # Errors

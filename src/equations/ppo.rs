@@ -14,7 +14,7 @@ use burn::tensor::{Bool, Tensor, assert_shape};
 pub struct PolicyLoss {
     /// The loss, `[1]`.
     pub loss: Tensor<1>,
-    /// The share of tokens whose clipped term was the lesser, and so gave no gradient, `[1]`, detached.
+    /// The share of tokens whose clipped term was the lesser, so that they gave no gradient, `[1]`, detached.
     pub clip_fraction: Tensor<1>,
     /// The mean of ρ, `[1]`, detached: exactly 1 for a policy that has not moved yet.
     pub ratio: Tensor<1>,

@@ -72,7 +72,7 @@ pub fn aggregate(rewards: &[f64], aggregation: Aggregation) -> f64 {
 
 /// The weights that turn per-token scores into a response's score: `e_φ = Σ_i weight_i · score_i`.
 ///
-/// f's weight stands at the last token of each segment, 0 at each of the other of `len` tokens.
+/// f's weight at the last token of each segment, 0 at the other of `len` tokens.
 ///
 /// # Panics
 ///

@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! title = "Table 1: what one action is"
-//! paper_table = 1                # optional: the table of the paper that it stands beside
+//! paper_table = 1                # optional: the paper's table to compare with
 //! note = "…"                     # optional: what to know about it
 //! base = "quick.toml"            # optional: a settings file over the defaults, relative to this file
 //! ours = ["short"]               # optional: arms that the paper does not have
@@ -15,7 +15,7 @@
 //! "task.pairs" = [1000, 4000]    # token, pairs 1000; token, pairs 4000; short, pairs 1000; …
 //! ```
 //!
-//! A file with `include = ["table1.toml", …]` stands for the files that it names, relative to itself.
+//! A file with `include = ["table1.toml", …]` means the files that it names, relative to itself.
 //!
 //! Later settings override earlier ones: the defaults, the base, the user's settings files, the user's `--set`, the
 //! arm. No arm sets the seed: all run with the same seeds.

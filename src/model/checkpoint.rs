@@ -26,7 +26,7 @@ pub fn parameters<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     collect(module, |_| true)
 }
 
-/// The same of those whose names `keep` holds for.
+/// Parameters whose names satisfy `keep`, as f32.
 pub(super) fn collect<M: Module>(
     module: &M,
     keep: impl Fn(&str) -> bool,

@@ -46,7 +46,7 @@ impl Family {
         }
     }
 
-    /// Whether LayerNorm, with a bias, stands where the others have RMSNorm.
+    /// Whether it has LayerNorm, with a bias, instead of RMSNorm.
     pub fn has_layer_norm(self) -> bool {
         self == Self::GptNeox
     }
@@ -261,7 +261,7 @@ impl LengthLimit {
         Err(TooLong { origin: origin.to_string(), tokens, limit: self, remedy })
     }
 
-    /// The lower of two limits: that of two models which read the same sequence.
+    /// The lower of two limits, for two models that read the same sequence.
     pub fn min(self, other: Self) -> Self {
         if other.tokens < self.tokens { other } else { self }
     }

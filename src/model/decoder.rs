@@ -34,7 +34,7 @@ pub struct Decoder {
     /// How far back each layer sees.
     #[module(skip)]
     windows: Vec<Option<usize>>,
-    /// The type of activations, where it is not that of the parameters.
+    /// The type of activations, if it differs from the parameters'.
     #[module(skip)]
     compute: Option<Precision>,
     /// Where each layer is computed again in the backward pass: what its forward pass keeps for that.
@@ -61,7 +61,7 @@ impl Decoder {
         self.compute.map_or_else(|| self.embed_tokens.weight.dtype(), Precision::dtype)
     }
 
-    /// The same with activations in `precision`, and with the layers computed again in the backward pass if
+    /// With activations in `precision`, and with the layers recomputed in the backward pass if
     /// `checkpointing` says so.
     fn computing(self, precision: Precision, checkpointing: Checkpointing) -> Self {
         let tape = (checkpointing == Checkpointing::Layers).then(Tape::default);
@@ -167,7 +167,7 @@ impl Positions {
     }
 }
 
-/// `model` without autodiff, in `dtype` but for what stays in 32 bits: adapters and a scalar head.
+/// `model` without autodiff, in `dtype`; adapters and a scalar head stay in 32 bits.
 fn inference<M: Module>(model: &M, dtype: DType) -> M {
     struct Cast {
         dtype: DType,
@@ -234,7 +234,7 @@ impl CausalLm {
         self.head(hidden.slice_dim(1, columns))
     }
 
-    /// The same with a cache, for columns that follow those already seen; logits of the last one only,
+    /// With a cache, for the columns that follow those already seen; logits of the last one only,
     /// `[B, 1, vocabulary]`.
     pub fn next_logits(
         &self,
@@ -257,7 +257,7 @@ impl CausalLm {
         self.model.dtype()
     }
 
-    /// The same with activations in `precision`, whatever the type of the parameters, and with the layers
+    /// With activations in `precision`, whatever the type of the parameters, and with the layers
     /// computed again in the backward pass if `checkpointing` says so.
     pub fn computing(self, precision: Precision, checkpointing: Checkpointing) -> Self {
         Self { model: self.model.computing(precision, checkpointing), ..self }

@@ -9,7 +9,7 @@ use super::rope::{Rope, Rotation};
 /// Rows of tokens placed on a rectangle of `width` columns; the rest is padding.
 ///
 /// Prompts are padded on the left and responses on the right, so that the first response token of every
-/// row stands in the same column. Padding never changes what a model computes for a row's own tokens.
+/// row is in the same column. Padding never changes what a model computes for a row's own tokens.
 #[derive(Clone, Debug)]
 pub struct Grid {
     rows: Vec<Row>,

@@ -40,7 +40,7 @@ pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub const PROJECTIONS: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
-/// The target that stands for all of [`PROJECTIONS`].
+/// The target that means all of [`PROJECTIONS`].
 pub const ALL_LINEAR: &str = "all-linear";
 
 section! {
@@ -227,7 +227,7 @@ impl Adapter {
         Ok(AdapterSource { settings: &self.settings, file })
     }
 
-    /// `model`, which stands on the base, with these adapters, frozen. The base's tensors are shared.
+    /// `model`, over the base, with these adapters, frozen. The base's tensors are shared.
     ///
     /// # Errors
     ///
@@ -336,7 +336,7 @@ fn placeless_config(dir: &Path) -> Result<String, CheckpointError> {
     Ok(serde_json::Value::Object(keys).to_string())
 }
 
-/// Adapters may stand on adapters, but not in a circle.
+/// Adapters may have adapters as their base, but not in a circle.
 fn check_depth(depth: usize, dir: &Path) -> Result<(), CheckpointError> {
     const DEEPEST: usize = 8;
     if depth <= DEEPEST {
@@ -391,7 +391,7 @@ pub struct ModelSource<'a> {
     fresh_head: bool,
 }
 
-/// The adapters that stand on each other in the folder `dir`, the last trained first, and the folder of the
+/// The chain of adapters in the folder `dir`, the last trained first, and the folder of the
 /// whole model below them.
 pub fn open(dir: &Path) -> Result<(Vec<Adapter>, PathBuf), CheckpointError> {
     let (mut adapters, mut base) = (Vec::new(), dir.to_owned());

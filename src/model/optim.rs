@@ -79,7 +79,7 @@ pub struct NonFinite {
 
 /// A model under training.
 pub struct Trainer<M: Trainable> {
-    /// There but for the moment of a step.
+    /// `None` only during `update`.
     model: Option<M>,
     adamw: ModuleOptimizer,
     gradients: GradientsAccumulator<M>,
@@ -126,7 +126,7 @@ impl<M: Trainable> Trainer<M> {
         self.settings.rate(self.step, self.total)
     }
 
-    /// Adds the gradient of `loss` to that of the next step, and returns the loss.
+    /// Adds the gradient of `loss` to the next step's, and returns the loss.
     ///
     /// # Errors
     ///

@@ -39,7 +39,7 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(std::iter::once(index).chain(shards).collect())
 }
 
-/// The type of the weights of the model in the folder `dir`: that of the largest tensor.
+/// The type of the weights of the model in the folder `dir`: its largest tensor's.
 ///
 /// # Errors
 ///
@@ -175,7 +175,7 @@ impl<'a> FileSource<'a> {
         Self { path, shards, held_by, layout, placement, fresh: None, used, problems }
     }
 
-    /// The same but for the parameter `fresh`, if any.
+    /// Without the parameter `fresh`, if any.
     pub fn with_fresh(self, fresh: Option<FreshParam>) -> Self {
         Self { fresh, ..self }
     }

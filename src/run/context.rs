@@ -1,4 +1,4 @@
-//! What every stage of a run shares: settings, device, folders, stop and progress.
+//! What the stages of a run share: settings, device, folders, stop and progress.
 
 use std::path::PathBuf;
 
@@ -29,21 +29,21 @@ pub struct Context {
     pub run: PathBuf,
     /// Where in it the stages live.
     pub layout: Layout,
-    /// The model to start from, in place of the run's own SFT model.
+    /// The model to start from, instead of the run's own SFT model.
     pub model: Option<PathBuf>,
-    /// The reward model's folder, in place of the run's own.
+    /// The reward model's folder, instead of the run's own.
     pub reward_model: Option<PathBuf>,
-    /// Preference pairs or conversations in JSON Lines or Parquet, in place of the embedded task.
+    /// Preference pairs or conversations in JSON Lines or Parquet, instead of the embedded task.
     pub data: Option<PathBuf>,
-    /// Prompts in JSON Lines or Parquet, in place of those of `data`.
+    /// Prompts in JSON Lines or Parquet, instead of those in `data`.
     pub prompts: Option<PathBuf>,
-    /// Keeps other processes out of the stages' folders.
+    /// Keeps other processes out of the folders of stages.
     pub locks: Locks,
     /// Asks the run to end.
     pub stop: Stop,
     /// Shows how far it is.
     pub progress: Progress,
-    /// Written before stage names on display, to tell parallel runs apart.
+    /// Shown before stage names, to tell parallel runs apart.
     pub label: String,
 }
 
@@ -136,7 +136,7 @@ impl Context {
         if self.label.is_empty() { stage.to_owned() } else { format!("{} {stage}", self.label) }
     }
 
-    /// The same for the work of `stage`, whose folder a stop names.
+    /// The context of `stage`: a stop names its folder.
     #[must_use]
     pub(crate) fn within(&self, stage: Stage) -> Self {
         Self { stop: self.stop.saving_in(&self.dir(stage)), ..self.clone() }
@@ -192,7 +192,7 @@ impl Layout {
 }
 
 impl Context {
-    /// The stages that the run takes: with the user's model, data or reward model, those that give them fall away.
+    /// The stages of the run: the user's model, data or reward model replaces the stage that makes it.
     pub fn stages(&self) -> impl Iterator<Item = Stage> {
         let given = [
             (Stage::Sft, self.model.is_some()),
@@ -220,7 +220,7 @@ impl Context {
         }
     }
 
-    /// A hash of the user's inputs and of what `stage` and those before it depend on.
+    /// A hash of the user's inputs and of what `stage` and the stages before it depend on.
     fn key(&self, stage: Stage, inputs: &str) -> u64 {
         let mut hash = Fnv1a::default();
         hash.write(inputs.as_bytes());
@@ -232,7 +232,7 @@ impl Context {
         hash.finish()
     }
 
-    /// What the result of `stage` depends on: the device, the number format, the stage's numerics, settings and seed.
+    /// What the result of `stage` depends on: device, number format, the stage's numerics, settings and seed.
     fn record(&self, stage: Stage) -> toml::Table {
         let mut record = toml::Table::new();
         let mut put = |key: &str, value: &str| record.insert(key.into(), value.into());

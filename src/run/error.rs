@@ -1,4 +1,4 @@
-//! Everything that can end a stage.
+//! What can end a stage.
 
 use std::path::PathBuf;
 
@@ -47,10 +47,10 @@ pub enum Error {
          set temperature = 1, top_k = 0 and top_p = 1 (now {}, {} and {})", .0.temperature, .0.top_k, .0.top_p
     )]
     SamplingForPpo(Sampling),
-    /// Training left the numbers.
+    /// A loss, gradient or reward was NaN or infinite.
     #[error(transparent)]
     NonFinite(#[from] NonFinite),
-    /// A file made for one model was given with another.
+    /// A file was made for another model or method.
     #[error("{path}: made for the {what} {expected}, but this run has {found}; {remedy}")]
     Mismatch {
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum Error {
         found: String,
         remedy: &'static str,
     },
-    /// A device that this build or this machine lacks.
+    /// A device that this build or machine lacks.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The stage needs more memory than the device has.

@@ -10,8 +10,7 @@ use crate::file_error::FileError;
 use crate::model::{CheckpointError, lora};
 use crate::rng::Fnv1a;
 
-/// The files of a model's folder besides its parameters: what it computes with them, how a text becomes its tokens,
-/// and which of these end a response.
+/// The files of a model's folder besides its parameters: architecture, tokenizer and stop tokens.
 pub const MODEL_FILES: [&str; 5] = [
     "config.json",
     "generation_config.json",
@@ -20,8 +19,8 @@ pub const MODEL_FILES: [&str; 5] = [
     "chat_template.jinja",
 ];
 
-/// Takes `content` into a hash under `name`, or that there is none. The lengths come last: read from its end, what
-/// was hashed has one meaning, so that no two lists of names and contents run together.
+/// Hashes `content` under `name`, or that there is none. The lengths come last, so that no two lists of names and
+/// contents hash alike.
 fn hash_content(hash: &mut Fnv1a, name: &str, content: Option<impl Read>) -> io::Result<()> {
     let length = content.map(|content| hash.read(content)).transpose()?;
     hash.write(name.as_bytes());
@@ -30,7 +29,7 @@ fn hash_content(hash: &mut Fnv1a, name: &str, content: Option<impl Read>) -> io:
     Ok(())
 }
 
-/// Takes the file `name` of the folder `dir` into a hash, or that it is not there.
+/// Hashes the file `name` of the folder `dir`, or that it is missing.
 pub(crate) fn hash_file(hash: &mut Fnv1a, dir: &Path, name: &str) -> io::Result<()> {
     let content = match File::open(dir.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -39,7 +38,7 @@ pub(crate) fn hash_file(hash: &mut Fnv1a, dir: &Path, name: &str) -> io::Result<
     hash_content(hash, name, content)
 }
 
-/// A fingerprint of the data file at `path`, or of the files in a folder: of what they hold, not of where.
+/// A fingerprint of the content of the data file at `path`, or of the files in a folder.
 ///
 /// # Errors
 ///
@@ -53,8 +52,8 @@ pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
     Ok(format!("{:016x}", hash.finish()))
 }
 
-/// A fingerprint of all that the model in the folder `dir` computes depends on: its parameters and its
-/// [`MODEL_FILES`], and where it is adapters what they are and the same of their base, wherever that is.
+/// A fingerprint of the model in the folder `dir`: its parameters and its [`MODEL_FILES`], and for adapters also those
+/// of their base, wherever that is.
 ///
 /// # Errors
 ///
@@ -65,7 +64,7 @@ pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
     Ok(format!("{:016x}", hash.finish()))
 }
 
-/// Takes all that [`model_fingerprint`] is of into a hash.
+/// Hashes what [`model_fingerprint`] depends on.
 pub(crate) fn hash_model(hash: &mut Fnv1a, dir: &Path) -> Result<(), CheckpointError> {
     for lora::Part { dir, adapter_config, weights } in lora::parts(dir)? {
         for name in MODEL_FILES {
@@ -85,8 +84,7 @@ pub(crate) fn hash_model(hash: &mut Fnv1a, dir: &Path) -> Result<(), CheckpointE
 /// The file beside a reward model that says how the model is read.
 pub const REWARD_CARD: &str = "reward.json";
 
-/// A fingerprint of the reward stage in the folder `dir`: of its model, and of its card, which says how the model
-/// is read.
+/// A fingerprint of the reward stage in the folder `dir`: of its model and its card.
 ///
 /// # Errors
 ///

@@ -421,7 +421,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// That of the stage in the folder `dir`.
+    /// The origin of the stage in the folder `dir`.
     ///
     /// # Errors
     ///

@@ -162,7 +162,7 @@ impl Locks {
         Self { held: Some(lock), ..self.clone() }
     }
 
-    /// The turn that the file `path` stands for, unless another process has it.
+    /// The turn of the file `path`, unless another process has it.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl Locks {
         Ok(Some(Turn { _file: file }))
     }
 
-    /// Waits for a turn, which the file `path` stands for.
+    /// Waits for the turn of the file `path`.
     ///
     /// # Errors
     ///
@@ -202,7 +202,7 @@ pub fn is_held(dir: &Path) -> bool {
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
-/// Whether somebody's name is at the lock of the folder `dir`: its holder's, or that of a process that was killed.
+/// Whether the lock of the folder `dir` has an owner's name: its holder's, or a killed process's.
 pub(super) fn is_named(dir: &Path) -> bool {
     owner_path(dir).exists()
 }

@@ -1,4 +1,4 @@
-//! What a stage needs of memory, and what brings that down, to be told.
+//! The memory that a stage needs, and the settings that reduce it.
 
 use std::fmt;
 

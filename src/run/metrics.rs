@@ -23,18 +23,18 @@ pub struct IterationMetrics {
     pub kl_k3: f64,
     /// β in force.
     pub kl_coefficient: f64,
-    /// A + V of a token, mean over tokens; this and what else is of a critic is absent without one.
+    /// A + V of a token, mean over tokens. Absent without a critic, like its other figures.
     pub return_mean: Option<f64>,
     /// Its standard deviation over tokens.
     pub return_std: Option<f64>,
     /// Standard deviation of a token's advantage before whitening, over the iteration's tokens. Whitening divides
     /// by it, the KL term included: β / this is the strength of that term in units of the whitened advantage.
     pub advantage_spread: f64,
-    /// Mean whitened advantage of a token; 0 but for rounding.
+    /// Mean advantage of a token, whitened with a critic: then 0 up to rounding.
     pub advantage_mean: f64,
-    /// Its standard deviation; 1 but for rounding.
+    /// Its standard deviation; with a critic 1 up to rounding.
     pub advantage_std: f64,
-    /// The largest |whitened advantage|.
+    /// The largest |advantage|.
     pub advantage_max: f64,
     /// Share of tokens whose policy loss was clipped, mean over optimizer steps.
     pub clip_fraction: f64,

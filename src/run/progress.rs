@@ -43,7 +43,7 @@ impl Progress {
         Self { bars, mode: Mode::Silent, keep: true }
     }
 
-    /// The same for many stages, whose bars go when they are finished.
+    /// For many stages: bars of finished ones disappear.
     #[must_use]
     pub fn of_many(mut self) -> Self {
         self.keep = false;
@@ -103,7 +103,7 @@ impl Default for Progress {
 pub struct Gauge(ProgressBar);
 
 impl Gauge {
-    /// So many are done, with what to show beside.
+    /// Sets the count and the message beside the bar.
     pub fn set(&self, done: usize, message: String) {
         self.0.set_position(done as u64);
         self.0.set_message(message);

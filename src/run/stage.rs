@@ -63,7 +63,7 @@ impl Stage {
         }
     }
 
-    /// The settings that its result depends on, and no others.
+    /// The settings that its result depends on.
     pub(super) fn settings(self, all: &Settings) -> toml::Table {
         let Settings { seed, method, model, lora, heads, task, data, segmentation, sft, .. } = all;
         let Settings { reward, normalizer, sampling, ppo, systems, evaluation, .. } = all;
@@ -83,7 +83,7 @@ impl Stage {
             Self::Ppo => {
                 let mut table =
                     keys![seed, method, data, segmentation, lora, heads, sampling, ppo, evaluation];
-                // Those of the method's system, where it has any.
+                // The system's own settings, if it has any.
                 table.extend(systems.section(*method).map(|own| ("system".to_owned(), own)));
                 table
             }
@@ -91,8 +91,8 @@ impl Stage {
         }
     }
 
-    /// The number of its numerics: with another one, the same settings and inputs give other results. It goes
-    /// into the stage's record and key, so that no result of an earlier program passes for this one's.
+    /// The number of its numerics, raised when the same settings and inputs give other results. It goes
+    /// into the stage's record and key, so no result of an earlier program passes for this one's.
     /// `tests/pipeline/numerics.rs` pins what each stage computes to it.
     pub fn numerics(self) -> u32 {
         match self {

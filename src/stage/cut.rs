@@ -1,15 +1,15 @@
-//! The segments of a response, remembered in one bit a token.
+//! The segments of a response, in one bit a token.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// Segments that follow each other without a gap: bit t says that one starts or ends before token t.
+/// Contiguous segments: bit t says that one starts or ends before token t.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut(Vec<u8>);
 
 impl Cut {
-    /// Remembers the segments of a response of `tokens` tokens.
+    /// Packs the segments of a response of `tokens` tokens.
     pub fn new(segments: &[Range<usize>], tokens: usize) -> Self {
         let mut bits = vec![0; tokens / 8 + 1];
         let edges = segments.iter().flat_map(|segment| [segment.start, segment.end]);

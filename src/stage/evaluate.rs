@@ -22,7 +22,7 @@ use crate::table::rate;
 /// over prompts, whose samples are averaged first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Responses, to all prompts together: what every share below is a share of.
+    /// Responses to all prompts together, of which the shares below are shares.
     pub responses: usize,
     /// Gold reward, where the truth is known.
     pub gold: Option<f64>,
@@ -54,7 +54,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// What policies are compared by: the gold reward where the truth is known, else e_φ.
+    /// What policies are compared by: the gold reward if it is known, else e_φ.
     pub fn score(&self) -> f64 {
         self.gold.unwrap_or(self.sequence_score)
     }
@@ -66,14 +66,14 @@ pub struct Judged {
     pub prompts: Vec<Vec<u32>>,
     /// The responses' tokens.
     pub responses: Vec<Vec<u32>>,
-    /// What the judge says of each: gold reward, or e_φ.
+    /// The judge's score of each: gold reward, or e_φ.
     pub scores: Vec<f64>,
     /// The figures, without the win rate.
     pub evaluation: Evaluation,
 }
 
-/// Whose responses are sampled: each side of a comparison draws from streams of its own, so that a win rate
-/// compares independent responses and not the same draws before and after an update.
+/// Whose responses are sampled. Each side of a comparison has its own random streams, so a win rate compares independent
+/// responses, not the same draws before and after an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The policy.
@@ -91,7 +91,7 @@ impl Side {
     }
 }
 
-/// What is done of judging one model, kept in the stage's folder if a stop is not to lose it.
+/// The progress of judging one model, kept in the stage's folder so that a stop does not lose it.
 #[derive(Default)]
 pub struct Kept {
     responses: Parts<Vec<u32>>,
@@ -121,7 +121,7 @@ impl Kept {
     }
 }
 
-/// Evaluation of models on one set of prompts, with the same random draws for every model of one [`Side`].
+/// Evaluates models on one set of prompts, with the same random draws for every model of one [`Side`].
 pub struct Evaluator<'a> {
     /// Settings and seed.
     pub context: &'a Context,

@@ -1,7 +1,7 @@
-//! How much memory a stage will need, told before it runs.
+//! How much memory a stage will need, estimated before it runs.
 //!
-//! What is held is counted: weights, gradients, moments, caches, and the tensors that a forward pass keeps for
-//! the backward pass. The counts stand for the CPU backend, where
+//! It counts weights, gradients, moments, caches, and the tensors that a forward pass keeps for
+//! the backward pass. The counts are for the CPU backend, where
 //! `cargo test --release --test cli -- --ignored --nocapture memory` compares them with measured peaks of models
 //! of three sizes.
 
@@ -20,8 +20,8 @@ const WIDE: f64 = 4.0;
 /// The program with its tokenizer, and what the allocator keeps of what was freed.
 const PROGRAM: f64 = 70e6;
 
-/// Tells what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need` of an
-/// estimator and the longest prompt and response, where `longest` knows them.
+/// Prints what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need` of an
+/// estimator and the longest prompt and response, if `longest` knows them.
 ///
 /// # Errors
 ///
@@ -92,8 +92,8 @@ pub fn advise(settings: &Settings, available: f64, need: impl Fn(&Settings) -> f
     Advice { sets, need: with(&taken), fits }
 }
 
-/// What lowers a need, step by step: first what costs time alone, then precision, then adapters in place of all weights,
-/// at last shorter rows. A step holds only what these settings do not have yet.
+/// Settings that lower a need, step by step: first what only costs time, then precision, then adapters instead of all
+/// weights, last shorter rows. A step holds only what these settings do not have yet.
 fn relief(settings: &Settings) -> Vec<Vec<(&'static str, toml::Value)>> {
     let Settings { sft, reward, ppo, sampling, precision, lora, data, .. } = settings;
     let lower = |counts: &[(&'static str, usize, usize)]| -> Vec<(&'static str, toml::Value)> {

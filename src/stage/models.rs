@@ -1,11 +1,11 @@
-//! The models of a run: in which type each is kept, what of it is trained, and what they share.
+//! The models of a run: their types, which parts are trained, and what they share.
 //!
 //! ```text
 //! lora.rank = 0   policy, critic and reward model: all weights trained, in f32
 //! lora.rank > 0   one frozen base for all, in the compute type; each trains its own adapters, in f32
 //! ```
 //!
-//! The reference model, and every model that is not trained, is kept in the compute type.
+//! Frozen models, such as the reference model, are kept in the compute type.
 
 use std::path::Path;
 
@@ -16,14 +16,14 @@ use crate::model::recompute::is_adapted;
 use crate::model::{CausalLm, CheckpointError, FreshHead, ModelConfig, Placement, ScalarModel};
 use crate::run::{Context, Error};
 
-/// The model in the folder `dir`, whose tensors those that were trained over it can share.
+/// A loaded model, whose tensors can be shared by models trained over it.
 pub struct Base<'a> {
     pub dir: &'a Path,
     pub model: &'a CausalLm,
 }
 
 impl Base<'_> {
-    /// The language model in `dir`: over this one where it is adapters of it.
+    /// The language model in `dir`: over this one if it is adapters of it.
     pub fn language_model(
         &self,
         dir: &Path,
@@ -35,7 +35,7 @@ impl Base<'_> {
         }
     }
 
-    /// The same of a scalar model.
+    /// The scalar model in `dir`: over this one if it is adapters of it.
     pub fn scalar_model(
         &self,
         dir: &Path,
@@ -53,7 +53,7 @@ impl Base<'_> {
 }
 
 impl Context {
-    /// Where models that are not trained live, and in which type.
+    /// The device and type of frozen models.
     pub fn frozen(&self) -> Placement {
         let dtype = self.settings.precision.compute.dtype();
         Placement { device: self.device.clone(), dtype }
@@ -76,7 +76,7 @@ impl Context {
         Ok(model.computing(precision.compute, precision.checkpointing))
     }
 
-    /// The same as a critic or a reward model, with a fresh scalar head drawn for `purpose`.
+    /// The model in `dir` as a critic or a reward model at the start, with a fresh scalar head drawn for `purpose`.
     pub fn trained_scalar_model(
         &self,
         dir: &Path,
@@ -117,7 +117,7 @@ impl Context {
         })
     }
 
-    /// The same of a trained scalar model.
+    /// Writes a trained scalar model in the same way.
     pub fn write_scalar_model(
         &self,
         dir: &Path,

@@ -225,7 +225,7 @@ struct Means {
     policy_loss: f64,
     value_loss: f64,
     norms: [f64; 2],
-    /// Of each batch its share of a step, and on the device what is read at the end: one transfer an iteration.
+    /// Each batch's share of a step; the tensors stay on the device and are read at the end, in one transfer.
     shares: Vec<f64>,
     clip_fractions: Vec<Tensor<1>>,
     ratios: Vec<Tensor<1>>,

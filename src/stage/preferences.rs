@@ -14,7 +14,7 @@ use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
 use crate::run::folder::{Parts, read_json_lines, write_file};
 use crate::run::{Context, Error, FolderError, Stage};
 
-/// A prompt, two responses, and the truth about them where it is known.
+/// A prompt and two responses, with their gold rewards if known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
     /// The prompt's tokens.
@@ -26,7 +26,7 @@ pub struct Pair {
     /// The gold rewards of chosen and rejected.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub gold: Option<[f64; 2]>,
-    /// What the preferred one scores more than the other, where the data say so.
+    /// The preferred response's score less the other's, if the data have scores.
     #[serde(skip)]
     pub score_gap: Option<f32>,
 }
@@ -56,7 +56,7 @@ pub struct Summary {
     pub label_agreement: f64,
 }
 
-/// The run's pairs, and their fingerprint: read from `--data`, or sampled once into `RUN/preferences`.
+/// The run's pairs and their fingerprint: from `--data`, or sampled once into `RUN/preferences`.
 pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
     if let Some(pairs) = task.file_pairs(context)? {
         return Ok(pairs);

@@ -42,14 +42,14 @@ pub struct Summary {
     pub held_out: HeldOut,
     /// Share of pairs whose chosen response scores higher; ties count half.
     pub accuracy: f64,
-    /// The same with the gold reward in place of the label, where it is known, over the pairs that it decides.
+    /// As `accuracy`, by the gold reward instead of the label, if it is known, over the pairs that it decides.
     pub gold_accuracy: Option<f64>,
-    /// Pairs that the gold reward decides: what `gold_accuracy` is a share of, where that is known.
+    /// Pairs that the gold reward decides, of which `gold_accuracy` is a share.
     pub gold_pairs: Option<usize>,
     /// Spearman's rank correlation of the sequence score with the gold reward, over responses, where that is
     /// known and the correlation defined.
     pub sequence_rank_correlation: Option<f64>,
-    /// The same of segment rewards with the true credit of their tokens; absent where every response is one
+    /// As above, of segment rewards with the true credit of their tokens; absent if every response is one
     /// segment, as for the bandit.
     pub rank_correlation: Option<f64>,
     /// The same over [clauses](LearnedCredits::clauses): of the sums of the rewards of the segments that

@@ -74,7 +74,7 @@ impl RewardCard {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprints {
     pub reference: String,
-    /// That of the reward model with its card.
+    /// Of the reward model with its card.
     pub reward_model: String,
 }
 
@@ -125,7 +125,7 @@ impl Scorer {
         Self::of(context, Fingerprints::of(context)?, sentence_ends, stops, rows_at_once)
     }
 
-    /// The same where the fingerprints of its models are known already.
+    /// The scorer, if the fingerprints of its models are known already.
     pub fn of(
         context: &Context,
         fingerprints: Fingerprints,

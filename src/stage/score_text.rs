@@ -1,4 +1,4 @@
-//! Scoring any text: a prompt and a response, with a trained reward stage or a reward model as published.
+//! Scores any text, a prompt and a response, with a trained reward stage or a published reward model.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use crate::systems::{RewardModel, Segmenter};
 /// A row to be scored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextRow {
-    /// Where it stands in its file, from 1.
+    /// Its row in the file, from 1.
     pub place: usize,
     pub prompt: Vec<Message>,
     pub response: String,
@@ -52,7 +52,7 @@ pub struct Text<'a> {
     pub response: &'a str,
 }
 
-/// Where a text stands, for errors.
+/// The place of a text, for errors.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     pub path: &'a Path,
@@ -66,11 +66,11 @@ pub struct Encoded {
     pub prompt: Vec<u32>,
     /// The response; its last token ends it.
     pub response: Vec<u32>,
-    /// Whether it lost tokens at its left to fit the model.
+    /// Whether tokens were cut at the left to fit the model.
     pub cut: bool,
 }
 
-/// What models say of a response.
+/// A response's entropies, segments and rewards.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rating {
     /// The reference model's entropy at each token, nats; NaN where there is no reference model.
@@ -81,7 +81,7 @@ pub struct Rating {
     pub sequence_score: f64,
 }
 
-/// How a reward model as published is read.
+/// How a published reward model is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadAs {
@@ -95,7 +95,7 @@ pub enum ReadAs {
     Segment,
 }
 
-/// A reward model, the reference model where entropies are wanted, and their tokenizer.
+/// A reward model, a reference model if entropies are wanted, and their tokenizer.
 pub struct Rater {
     pub tokenizer: Tokenizer,
     reference: Option<CausalLm>,
@@ -103,9 +103,9 @@ pub struct Rater {
     rows_at_once: usize,
     /// The fingerprint of a reward stage of this program; a published model has none.
     fingerprint: Option<String>,
-    /// How long a text may be for each of the models.
+    /// The longest text that all models can read.
     length_limit: LengthLimit,
-    /// The tokens that a longer text is cut to; where there are none, it is refused.
+    /// The tokens that a longer text is cut to; `None` rejects it.
     cut_to: Option<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! The loop that SFT and reward training share: epochs of shuffled batches, logged and checkpointed.
+//! The loop of SFT and reward training: epochs of shuffled batches, logged and checkpointed.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::model::recompute::Trainable;
 use crate::run::folder::StageFolder;
 use crate::run::{Context, Error};
 
-/// How many items, how often, how many at a time.
+/// Epochs of batches over a number of items.
 pub struct Epochs {
     pub items: usize,
     /// Passes over them.
@@ -113,11 +113,11 @@ pub fn train<M: Trainable>(
     Ok(trainer)
 }
 
-/// `result`; where it was interrupted, after a checkpoint of the steps that `trainer` has done.
+/// `result`; if it was interrupted, after a checkpoint of the steps that `trainer` has done.
 ///
 /// # Errors
 ///
-/// That of `result`, and what the folder says.
+/// The error of `result`, or the folder's.
 pub fn or_save<M: Trainable, T>(
     folder: &StageFolder,
     trainer: &Trainer<M>,

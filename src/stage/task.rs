@@ -1,4 +1,4 @@
-//! What the stages learn from: the embedded task, or a user's files.
+//! What stages learn from: the embedded task, or a user's files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::run::fingerprint::{MODEL_FILES, file_fingerprint, hash_file};
 use crate::run::lock::Turn;
 use crate::run::{Context, Error, FolderError};
 
-/// A tokenizer, and where data come from.
+/// A tokenizer, and the source of the data.
 pub struct Task {
     pub tokenizer: Tokenizer,
     source: Source,
@@ -48,7 +48,7 @@ pub struct Split<L> {
     pub what: HeldOut,
 }
 
-/// What figures that are called held-out were kept out of training by.
+/// What is held out of training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeldOut {
@@ -64,7 +64,7 @@ pub enum HeldOut {
 }
 
 impl HeldOut {
-    /// What to know of the figures, where no prompts are held out.
+    /// A caution about the figures, if no prompts are held out.
     pub fn caution(self) -> Option<&'static str> {
         match self {
             Self::Prompts => None,
@@ -83,7 +83,7 @@ impl HeldOut {
         }
     }
 
-    /// Shows the caution, where there is one.
+    /// Shows the caution, if there is one.
     pub(super) fn tell(self, context: &Context) {
         if let Some(caution) = self.caution() {
             context.progress.line(caution);
@@ -91,7 +91,7 @@ impl HeldOut {
     }
 }
 
-/// What the rows of a user's file are read as.
+/// How the rows of a user's file are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Pairs,
@@ -100,7 +100,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// What the name of their store starts with.
+    /// The start of their store's name.
     fn name(self) -> &'static str {
         match self {
             Self::Pairs => "pairs",
@@ -157,7 +157,7 @@ impl Task {
         Ok(task)
     }
 
-    /// Refuses sequences longer than the model was made for.
+    /// Rejects sequences longer than the model was made for.
     fn check_length(&self, longest: usize, origin: impl ToString) -> Result<(), TooLong> {
         let remedy = "lower data.total_tokens, sampling.prompt_tokens or sampling.max_new_tokens";
         self.length_limit.map_or(Ok(()), |limit| limit.check(longest, origin, remedy))
@@ -370,7 +370,7 @@ pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     Ok(Tokenizer::from_json(&letters::tokenizer_json(), "<eos>", "<pad>", format)?)
 }
 
-/// Waits for the turn that the file `path` stands for, unless a stop was asked for.
+/// Waits for the turn of the file `path`, unless a stop was asked for.
 fn turn(context: &Context, path: &Path) -> Result<Turn, Error> {
     loop {
         if let Some(turn) = context.locks.turn(path).map_err(FolderError::from)? {

@@ -144,7 +144,7 @@ fn solve([[a, b], [c, d]]: [[f64; 2]; 2], [u, v]: [f64; 2]) -> [f64; 2] {
 }
 
 /// The variance of θ: information⁻¹ · Σ_i (y_i - p_i)² x_i x_iᵀ · information⁻¹, which holds whatever the
-/// variance of a preference is (that of a tie is not that of a coin).
+/// variance of a preference is (a tie's is not a coin's).
 fn variance_of_model(x: &[f64], y: &[f64], theta: f64, phi: f64) -> f64 {
     let [a, b] = solve(curvature(x, y, [theta, phi]).information, [1.0, 0.0]); // its first row, inverted
     let terms = x.iter().zip(y).map(|(x, y)| {

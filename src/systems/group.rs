@@ -1,4 +1,4 @@
-//! Group-relative PPO without a critic: the baseline of a response is that of the others to its prompt.
+//! Group-relative PPO without a critic: a response's baseline comes from the other responses to its prompt.
 //!
 //! | method | advantage of a response | loss | KL |
 //! | --- | --- | --- | --- |
@@ -9,8 +9,8 @@
 //! GRPO is Shao et al. 2024 (arXiv 2402.03300), Dr. GRPO Liu et al. 2025 (arXiv 2503.20783), RLOO Ahmadian et al. 2024
 //! (arXiv 2402.14740); where a paper leaves something open, TRL 1.16.0 decides. Rewards are the bandit's: one a response.
 //! Deviations, from TRL's defaults:
-//! - the reward is normalized by the run's normalizer, for which the group's baseline makes up but for its scale;
-//! - β is 0.04, that of GRPO's paper, for all three (TRL: 0 for GRPO, 0.05 for RLOO);
+//! - the reward is normalized by the run's normalizer; the group's baseline cancels all of it but its scale;
+//! - β is 0.04, as in GRPO's paper, for all three (TRL: 0 for GRPO, 0.05 for RLOO);
 //! - the mean over tokens is the paper's (TRL's `dapo` is over all tokens of the batch).
 
 use super::error::SystemError;

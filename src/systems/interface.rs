@@ -21,7 +21,7 @@ use crate::stop::{Interrupted, Stop};
 pub enum Rollouts {
     /// One response a prompt.
     Single,
-    /// So many responses a prompt, side by side.
+    /// This many responses a prompt, side by side.
     Group(usize),
 }
 

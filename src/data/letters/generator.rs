@@ -14,7 +14,7 @@ use crate::rng::Stream;
 const CLAUSES: [f64; 6] = [0.15, 0.20, 0.20, 0.15, 0.15, 0.15];
 /// The chance that a careful writer's next clause is on an asked, the disliked, no, the neutral topic.
 const CAREFUL: [f64; 4] = [0.95, 0.0, 0.05, 0.0];
-/// The same for a careless writer; every letter is by one or the other, evenly.
+/// A careless writer; half of the letters are by each.
 const CARELESS: [f64; 4] = [0.30, 0.25, 0.20, 0.25];
 /// The chance that a clause which is not the first copies an earlier one.
 const COPY: f64 = 0.12;

@@ -20,7 +20,7 @@
 //! - **No clause.** Where a clause should begin and none of the twenty does, the first token is the
 //!   broken place, and reading goes on after the next join. A join that follows a join (or the greeting)
 //!   is such a text of one token.
-//! - **Missing join.** The broken place is the token that stands where the join should, and the next
+//! - **Missing join.** The broken place is the token in place of the join, and the next
 //!   clause begins there. Nothing is missing where the letter ends: then `<eos>` must follow a `.`, or is
 //!   itself the broken place.
 //! - **Length.** What follows the first `<eos>`, or the first 64 tokens, has no credit. An empty response

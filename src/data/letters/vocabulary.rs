@@ -217,9 +217,9 @@ pub(super) struct Form {
 }
 
 impl Form {
-    /// Where the head word of a topic clause, `topic : head verb Q noun`, stands in it.
+    /// The place of the head word in a topic clause, `topic : head verb Q noun`.
     pub const HEAD: usize = 2;
-    /// Where the quality word of a topic clause stands in it.
+    /// The place of the quality word in a topic clause.
     pub const QUALITY: usize = 4;
 
     /// Whether `text` begins with this clause.

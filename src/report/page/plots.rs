@@ -62,7 +62,7 @@ pub struct Plot {
     /// The x axis's title, with its unit.
     pub x: String,
     pub description: String,
-    /// The range of the x axis, if not that of the points.
+    /// The range of the x axis, if not the points'.
     pub x_range: Option<[f64; 2]>,
     /// Whether the x axis is labelled with squares: 9 at 3.
     pub x_squares: bool,

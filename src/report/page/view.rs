@@ -78,7 +78,7 @@ impl Cell {
         Self { text: text.into(), note: None, class: "words" }
     }
 
-    /// The same with small print below.
+    /// With small print below.
     pub fn with_note(mut self, note: Option<String>) -> Self {
         self.note = note;
         self
@@ -99,7 +99,7 @@ impl Cell {
         Self::number(format!("{mean:.decimals$}{error}")).with_note(note.map(|note| minus(&note)))
     }
 
-    /// The same for a difference, with its sign; `none` marks it as no difference.
+    /// A difference, with its sign; `none` marks it as no difference.
     pub fn difference(estimate: Option<&Estimate>, decimals: usize, none: bool) -> Self {
         let mut cell = Self::estimate(estimate, decimals);
         if estimate.is_some_and(|e| e.mean > 0.0) {
