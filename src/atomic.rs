@@ -198,7 +198,7 @@ mod disk {
         fs::rename(from, to)
     }
 
-    /// Makes the names in the folder `dir` durable, where the platform can open a folder.
+    /// Makes the names in the folder `dir` durable, if the platform can open a folder.
     pub(super) fn sync_folder(dir: &Path) -> io::Result<()> {
         note(format_args!("sync folder {}", name(dir)));
         if !cfg!(unix) {

@@ -12,7 +12,7 @@ pub enum Action {
     Write,
 }
 
-/// The system refused to read or write a file.
+/// The system rejected to read or write a file.
 #[derive(Debug)]
 #[allow(missing_docs)] // the names say it
 pub struct FileError {

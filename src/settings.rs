@@ -28,7 +28,7 @@ pub const QUICK: &str = include_str!("../experiments/quick.toml");
 /// The preset `full`, as overrides of [`DEFAULTS`].
 pub const FULL: &str = include_str!("../experiments/full.toml");
 
-/// Why settings were refused.
+/// Why settings were rejected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs)] // the fields' names say it
@@ -392,7 +392,7 @@ fn parse_set(set: &str) -> Result<toml::Table, String> {
 /// The line of the TOML `text`, from 1, whose key cannot be laid over `table`: an unknown one, or a value
 /// of the wrong type.
 fn refused_line(table: &toml::Table, text: &str) -> Option<usize> {
-    /// Where the first refused key below the sections `path` stands; `entries` and `values` hold the keys
+    /// Where the first rejected key below the sections `path` stands; `entries` and `values` hold the keys
     /// there, with their places and with their values.
     fn refused(
         table: &toml::Table,

@@ -107,7 +107,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The estimate from these values; nothing from none, or where one is not finite.
+    /// The estimate from these values; nothing from none, or if one is not finite.
     ///
     /// # Examples
     ///

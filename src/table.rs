@@ -42,7 +42,7 @@ fn aligned(
     [&header, &rule].into_iter().chain(rows).map(|row| line(row)).collect()
 }
 
-/// `mean ± error` with two decimals; the error is left out where there is none.
+/// `mean ± error` with two decimals; the error is left out if there is none.
 ///
 /// # Examples
 ///

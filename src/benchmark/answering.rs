@@ -84,9 +84,9 @@ pub struct Request {
     /// The folder of the model that answers.
     pub model: PathBuf,
     pub name: String,
-    /// The limit of an answer, in place of the published one.
+    /// The limit of an answer, instead of the published one.
     pub max_new_tokens: Option<usize>,
-    /// The temperature, in place of the published ones.
+    /// The temperature, instead of the published ones.
     pub temperature: Option<f64>,
 }
 
@@ -327,7 +327,7 @@ impl Answers {
     }
 }
 
-/// The whole lines of a file of answers so far, none where there is no such file.
+/// The whole lines of a file of answers so far, none if there is no such file.
 fn read_partial(path: &Path) -> Result<Vec<Value>, DataError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,

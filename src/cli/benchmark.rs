@@ -51,7 +51,7 @@ pub(super) struct AnswerArgs {
     /// The sampling temperature [default: 0, the most likely token; for MT-Bench by category, as published]
     #[arg(long, value_name = "T", value_parser = temperature)]
     temperature: Option<f64>,
-    /// Ask the run's reference model in place of the policy
+    /// Ask the run's reference model instead of the policy
     #[arg(long)]
     reference: bool,
 }
@@ -97,7 +97,7 @@ pub(super) struct ScoreArgs {
     /// Rows of a prompt and a response, or of messages: JSONL, a JSON list or Parquet
     #[arg(required_unless_present = "prompt", conflicts_with = "prompt")]
     file: Option<PathBuf>,
-    /// What the user says, in place of a file
+    /// What the user says, instead of a file
     #[arg(long, value_name = "TEXT", requires = "response")]
     prompt: Option<String>,
     /// The response to score

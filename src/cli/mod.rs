@@ -125,14 +125,14 @@ struct Common {
     /// model.safetensors or shards with an index, tokenizer.json
     #[arg(long, global = true, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The folder of a train-reward stage, in place of the run's own; for evaluate and score also a published reward
+    /// The folder of a train-reward stage, instead of the run's own; for evaluate and score also a published reward
     /// model
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
-    /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, in place of the embedded task
+    /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, instead of the embedded task
     #[arg(long, global = true, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Prompts for ppo and evaluate in such a file or folder, in place of those of --data
+    /// Prompts for ppo and evaluate in such a file or folder, instead of those of --data
     #[arg(long, global = true, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// CPU threads of one tensor operation [default: 1 for reproduce, else all]

@@ -86,7 +86,7 @@ impl RoleFormat {
     ///
     /// # Errors
     ///
-    /// [`DataError::Refused`] where one does not hold exactly one `{}`.
+    /// [`DataError::Refused`] if one does not hold exactly one `{}`.
     pub fn new(
         system: impl Into<String>,
         user: impl Into<String>,

@@ -9,7 +9,7 @@ use crate::statistics::mean;
 
 /// Pearson's correlation of `x` and `y`, in [-1, 1].
 ///
-/// `None` where it is not defined: fewer than two points, a side on which all values are equal, or one that
+/// `None` if it is not defined: fewer than two points, a side on which all values are equal, or one that
 /// is not finite.
 ///
 /// # Formula
@@ -48,7 +48,7 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
 
 /// Spearman's rank correlation of `x` and `y`, in [-1, 1]; equal values share the mean of their ranks.
 ///
-/// `None` where it is not defined: fewer than two points, a side on which all values are equal, or a NaN.
+/// `None` if it is not defined: fewer than two points, a side on which all values are equal, or a NaN.
 ///
 /// # Formula
 ///

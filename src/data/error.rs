@@ -17,7 +17,7 @@ pub enum DataError {
     /// A file cannot be read or written.
     #[error("{0}; {advice}", advice = .0.advice("check the path and its permissions"))]
     File(#[from] FileError),
-    /// What a file holds, or what was asked for, is refused: the file and line, what is wrong, and what to do.
+    /// What a file holds, or what was asked for, is rejected: the file and line, what is wrong, and what to do.
     #[error("{0}")]
     Refused(String),
 }

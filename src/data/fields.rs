@@ -119,7 +119,7 @@ impl<'a> Fields<'a> {
         Ok(Message { role, content: text("content")?.into() })
     }
 
-    /// The response in `key` and, where it is a conversation, what stands before it.
+    /// The response in `key` and, where it is a conversation, what precedes it.
     pub fn response(&self, key: &str) -> Result<(Option<Vec<Message>>, String), DataError> {
         if let Value::String(text) = self.require(key)? {
             return Ok((None, text.clone()));

@@ -259,7 +259,7 @@ fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
-/// `text` without the `marks` (white space, where there are none) at its ends.
+/// `text` without the `marks` (white space, if there are none) at its ends.
 fn trimmed<'a>(text: &'a str, marks: Option<&str>, left: bool, right: bool) -> &'a str {
     let mut sorted: Vec<char> = marks.unwrap_or_default().chars().collect();
     sorted.sort_unstable();
@@ -386,7 +386,7 @@ fn text_method(
     Ok(Some(result))
 }
 
-/// `str.split`, or from the right `str.rsplit`: at each `mark`, or at white space where there is none.
+/// `str.split`, or from the right `str.rsplit`: at each `mark`, or at white space if there is none.
 fn split(
     text: &str,
     mark: Option<&str>,

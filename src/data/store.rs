@@ -39,7 +39,7 @@ pub struct StoredRow {
     pub prompt: Vec<u32>,
     /// The responses' tokens; those that are not there are empty.
     pub responses: [Vec<u32>; 2],
-    /// What the first scores more than the second, where that is known.
+    /// What the first scores more than the second, if that is known.
     pub score_gap: Option<f32>,
 }
 
@@ -100,7 +100,7 @@ struct Place {
     start: u64,
     prompt: u32,
     responses: [u32; 2],
-    /// NaN where there are no scores.
+    /// NaN if there are no scores.
     score_gap: f32,
 }
 
@@ -406,7 +406,7 @@ impl<T: Clone + From<StoredRow>> Items<T> {
         self.len() == 0
     }
 
-    /// The tokens of the longest prompt and of the longest response in the store, where there is one.
+    /// The tokens of the longest prompt and of the longest response in the store, if there is one.
     pub fn longest_parts(&self) -> Option<(usize, usize)> {
         match self {
             Self::Memory(_) => None,

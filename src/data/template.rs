@@ -63,7 +63,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`DataError::Refused`] where it does not compile.
+    /// [`DataError::Refused`] if it does not compile.
     pub fn new(
         source: &str,
         path: &Path,
@@ -105,7 +105,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`DataError::Refused`] where the template raises an exception, fails, or makes more text than it may.
+    /// [`DataError::Refused`] if the template raises an exception, fails, or makes more text than it may.
     ///
     /// # Examples
     ///

@@ -77,7 +77,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// A [`DataError`] where a file cannot be read or understood, a named token is not in the
+    /// A [`DataError`] if a file cannot be read or understood, a named token is not in the
     /// vocabulary, the template does not compile, or no file names EOS ([`DataError::Refused`]).
     pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
         let path = dir.join(TOKENIZER);
@@ -199,7 +199,7 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`DataError::Refused`] where the chat template refuses the messages, [`DataError::Refused`]
-    /// where the vocabulary has no token for a part of the text.
+    /// if the vocabulary has no token for a part of the text.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, DataError> {
         self.encode(&self.prompt_text(messages)?)
     }
@@ -223,7 +223,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// Those of [`Tokenizer::encode_prompt`], and [`DataError::Refused`] where the template
+    /// Those of [`Tokenizer::encode_prompt`], and [`DataError::Refused`] if the template
     /// writes a conversation that does not begin with its prompt.
     pub fn encode_conversation(
         &self,
@@ -268,7 +268,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`DataError::Refused`] where the vocabulary has no token for a part of the text.
+    /// [`DataError::Refused`] if the vocabulary has no token for a part of the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         match self.inner.encode_fast(text, false) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
@@ -337,13 +337,13 @@ impl Tokenizer {
         &self.sentence_ends
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json`, and where they are needed
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, and if they are needed
     /// `chat_template.jinja` and `generation_config.json`, such that [`Tokenizer::from_dir`] gives
     /// the same tokenizer; other keys of the files it came from are kept.
     ///
     /// # Errors
     ///
-    /// [`DataError::File`] where a file cannot be written.
+    /// [`DataError::File`] if a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), DataError> {
         let write = |name: &str, text: String| {
             let path = dir.join(name);
@@ -419,7 +419,7 @@ fn not_a_tokenizer(path: &Path, error: &tokenizers::Error) -> DataError {
     DataError::tokenizer(path, error.to_string())
 }
 
-/// The object in a settings file, or `None` where there is no such file.
+/// The object in a settings file, or `None` if there is no such file.
 fn read_settings(path: &Path) -> Result<Option<Map<String, Value>>, DataError> {
     match fs::read(path) {
         Ok(text) => serde_json::from_slice(text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text))
@@ -430,7 +430,7 @@ fn read_settings(path: &Path) -> Result<Option<Map<String, Value>>, DataError> {
     }
 }
 
-/// The text of a template file, or `None` where there is none.
+/// The text of a template file, or `None` if there is none.
 fn read_template(path: &Path) -> Result<Option<String>, DataError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),

@@ -1,4 +1,4 @@
-//! Group baselines: the advantage of a response over the others to the same prompt, in place of a critic.
+//! Group baselines: the advantage of a response over the others to the same prompt, instead of a critic.
 //!
 //! ```text
 //! GRPO       A_k = (R_k - mean R) / (std R + 1e-4)

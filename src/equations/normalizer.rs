@@ -337,7 +337,7 @@ pub enum Normalizer {
         w_std: f64,
         /// b_σ, the standard deviation at the last segment.
         b_std: f64,
-        /// The least Std(p), where one is wanted: max(Std(p), floor).
+        /// The least Std(p), if one is wanted: max(Std(p), floor).
         #[serde(default)]
         std_floor: Option<f64>,
     },

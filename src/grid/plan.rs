@@ -28,7 +28,7 @@ pub struct Grid {
     pub device: DeviceName,
     /// The seeds, the same for every arm.
     pub seeds: Vec<u64>,
-    /// The user's model, in place of the run's own SFT model.
+    /// The user's model, instead of the run's own SFT model.
     pub model: Option<PathBuf>,
     pub reward_model: Option<PathBuf>,
     pub data: Option<PathBuf>,
@@ -264,7 +264,7 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
     })
 }
 
-/// The table with text in place of the numbers that JSON lacks, such as an infinite cutoff.
+/// The table with text instead of the numbers that JSON lacks, such as an infinite cutoff.
 fn for_json(mut table: toml::Table) -> toml::Table {
     for (_, value) in table.iter_mut() {
         *value = match std::mem::replace(value, false.into()) {

@@ -167,7 +167,7 @@ pub enum RopeScaling {
         short_factor: Vec<f64>,
         /// The factors beyond the original length: kept for whoever reads the model.
         long_factor: Vec<f64>,
-        /// What queries and keys are scaled by, where it does not follow from the lengths.
+        /// What queries and keys are scaled by, if it does not follow from the lengths.
         attention_factor: Option<f64>,
         /// The original length in tokens.
         original: usize,
@@ -248,7 +248,7 @@ pub struct TooLong {
 }
 
 impl LengthLimit {
-    /// Refuses a sequence of more tokens; `origin` says where it comes from, and `remedy` what to do.
+    /// Rejects a sequence of more tokens; `origin` says where it comes from, and `remedy` what to do.
     pub fn check(
         self,
         tokens: usize,

@@ -157,7 +157,7 @@ impl ModelConfig {
             (None, _) => hf.hidden_size / heads.max(1),
         };
         let max_position_embeddings = hf.max_position_embeddings.unwrap_or(2048);
-        // As transformers: an older file's `rope_scaling` stands in place of `rope_parameters`.
+        // As transformers: an older file's `rope_scaling` stands instead of `rope_parameters`.
         let rope = hf.rope_scaling.or(hf.rope_parameters).unwrap_or_default();
         let theta = [rope.rope_theta, hf.rope_theta, hf.rotary_emb_base];
         let fraction = [rope.partial_rotary_factor, hf.partial_rotary_factor, hf.rotary_pct];
@@ -331,7 +331,7 @@ fn family(model_type: Option<&str>) -> Result<Family, String> {
     })
 }
 
-/// Refuses classifiers of several labels.
+/// Rejects classifiers of several labels.
 fn labels(hf: &HfConfig) -> Result<(), String> {
     let labels = hf.num_labels.or(hf.id2label.as_ref().map(Map::len));
     match labels.filter(|_| hf.is_classifier()) {

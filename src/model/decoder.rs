@@ -155,7 +155,7 @@ impl Decoder {
 struct Positions {
     /// True where a query must not see a key.
     hidden: Tensor<4, Bool>,
-    /// The same in layers with a sliding window, where it reaches less far back than the columns do.
+    /// The same in layers with a sliding window, if it reaches less far back than the columns do.
     hidden_by_window: Option<Tensor<4, Bool>>,
     rotation: Rotation,
 }

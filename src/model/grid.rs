@@ -65,7 +65,7 @@ impl Grid {
         self.rows.iter().map(|row| row.tokens.len()).sum()
     }
 
-    /// The token ids of `columns`, 0 where there is no token, `[B, S]`.
+    /// The token ids of `columns`, 0 if there is no token, `[B, S]`.
     pub fn token_ids(&self, columns: Range<usize>, device: &Device) -> Tensor<2, Int> {
         let ids: Vec<i64> = self.cells(&columns).map(|(row, c)| i64::from(row.at(c))).collect();
         Tensor::from_data(TensorData::new(ids, [self.rows(), columns.len()]), device)

@@ -202,7 +202,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// The adapters in the folder `dir`; none where it holds a whole model.
+    /// The adapters in the folder `dir`; none if it holds a whole model.
     ///
     /// # Errors
     ///
@@ -263,7 +263,7 @@ impl Adapter {
     }
 }
 
-/// The settings of the adapters in `dir` and the folder of their base; none where it holds a whole model.
+/// The settings of the adapters in `dir` and the folder of their base; none if it holds a whole model.
 fn read_config(dir: &Path) -> Result<Option<(LoraSettings, PathBuf)>, CheckpointError> {
     let path = dir.join(ADAPTER_CONFIG);
     let whole = [weights::WEIGHTS, weights::INDEX].iter().any(|name| dir.join(name).exists());

@@ -20,7 +20,7 @@ use crate::file_error::FileError;
 /// The file that holds a model's parameters, where they are in one.
 pub const WEIGHTS: &str = "model.safetensors";
 
-/// The file that names the shards of a model's parameters, where there are more.
+/// The file that names the shards of a model's parameters, if there are more.
 pub const INDEX: &str = "model.safetensors.index.json";
 
 /// The files that hold the parameters of the model in the folder `dir`: [`WEIGHTS`], else [`INDEX`] and the

@@ -20,7 +20,7 @@ use crate::systems::SystemError;
 #[non_exhaustive]
 #[allow(missing_docs)] // the fields' names say it
 pub enum Error {
-    /// Data or a tokenizer was refused.
+    /// Data or a tokenizer was rejected.
     #[error(transparent)]
     Data(DataError),
     /// A model could not be read or written.

@@ -76,7 +76,7 @@ pub struct StageFolder {
     dir: PathBuf,
     /// Keeps other processes out while the stage runs; a finished stage is read without it.
     _lock: Option<Arc<Lock>>,
-    /// What a damaged checkpoint was, where the one before it was used instead.
+    /// What a damaged checkpoint was, if the one before it was used instead.
     pub warnings: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ impl Entry {
 impl StageFolder {
     /// Opens `dir` for a stage with the given `record` (settings, inputs, device, seed), creating it if it is
     /// not there, and keeps it locked; what a kill left there goes. A folder that holds nothing but another record,
-    /// since its stage was refused before it began, gets the new one. A finished stage is opened whoever else
+    /// since its stage was rejected before it began, gets the new one. A finished stage is opened whoever else
     /// has it open.
     ///
     /// # Errors
@@ -311,7 +311,7 @@ pub fn remove_checkpoints(dir: &Path) -> Result<(), FolderError> {
     Ok(atomic::remove_dir(&checkpoints).map_err(FileError::writing(&checkpoints))?)
 }
 
-/// Whether the folder of a stage holds more than its settings and what is noted of a try that was refused.
+/// Whether the folder of a stage holds more than its settings and what is noted of a try that was rejected.
 fn has_begun(dir: &Path) -> Result<bool, FolderError> {
     let begun =
         |name: &str| !atomic::is_temporary(name) && ![SETTINGS, TOOK, FAILED].contains(&name);
@@ -416,7 +416,7 @@ impl Log {
 pub struct Origin {
     /// The number of the stage's numerics.
     pub numerics: u32,
-    /// The program's commit, where it was known.
+    /// The program's commit, if it was known.
     pub commit: Option<String>,
 }
 
@@ -465,7 +465,7 @@ pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Folde
         .collect()
 }
 
-/// Reads JSON from `path`; `command` is what makes the file where it is missing.
+/// Reads JSON from `path`; `command` is what makes the file if it is missing.
 ///
 /// # Errors
 ///

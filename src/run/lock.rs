@@ -77,7 +77,7 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// What to do where the file system has no locks.
+/// What to do if the file system has no locks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unsupported {
     /// Refuse to run.
@@ -248,7 +248,7 @@ mod tests {
         let since = chrono::NaiveDateTime::parse_from_str(&owner.since, "%Y-%m-%d %H:%M:%S UTC");
         let age = chrono::Utc::now().naive_utc() - since.unwrap();
         assert!((0..60).contains(&age.num_seconds()), "{owner}");
-        // The file is not the lock: without it, the second is refused all the same.
+        // The file is not the lock: without it, the second is rejected all the same.
         fs::remove_file(owner_path(&dir)).unwrap();
         let error = locks.take(&dir).unwrap_err();
         assert!(matches!(error, LockError::Held { owner: None, .. }));

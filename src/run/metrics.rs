@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct IterationMetrics {
     /// Iteration, from 0.
     pub iteration: usize,
-    /// Gold reward, where the truth is known (embedded task).
+    /// Gold reward, if the truth is known (embedded task).
     pub gold: Option<f64>,
     /// e_φ: the reward model's sequence score, before normalization.
     pub sequence_score: f64,
@@ -57,7 +57,7 @@ pub struct IterationMetrics {
     pub segment_tokens: f64,
     /// Share of responses that ended in EOS.
     pub eos_rate: f64,
-    /// Share of Σ |A| that lies on tokens with a true credit, over the batch; where the truth is known.
+    /// Share of Σ |A| that lies on tokens with a true credit, over the batch; if the truth is known.
     pub cause_advantage_share: Option<f64>,
     /// Share of tokens that have a true credit: what the share of |A| would be if all |A| were equal.
     pub cause_token_share: Option<f64>,

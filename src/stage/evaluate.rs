@@ -24,7 +24,7 @@ use crate::table::rate;
 pub struct Evaluation {
     /// Responses to all prompts together, of which the shares below are shares.
     pub responses: usize,
-    /// Gold reward, where the truth is known.
+    /// Gold reward, if the truth is known.
     pub gold: Option<f64>,
     /// Its standard error.
     pub gold_error: Option<f64>,
@@ -33,7 +33,7 @@ pub struct Evaluation {
     /// Its standard error.
     pub sequence_score_error: Option<f64>,
     /// Share of responses that beat the SFT model's to the same prompt (ties count half), by gold reward
-    /// where it is known, else by e_φ; absent for the SFT model itself.
+    /// if it is known, else by e_φ; absent for the SFT model itself.
     pub win_rate: Option<f64>,
     /// Its standard error.
     pub win_rate_error: Option<f64>,
@@ -47,7 +47,7 @@ pub struct Evaluation {
     pub tokens: f64,
     /// Segments of a response.
     pub segments: f64,
-    /// Clauses that repeat an earlier one, a response; where the truth is known.
+    /// Clauses that repeat an earlier one, a response; if the truth is known.
     pub repeats: Option<f64>,
     /// Share of responses that ended in EOS.
     pub eos_rate: f64,
@@ -125,7 +125,7 @@ impl Kept {
 pub struct Evaluator<'a> {
     /// Settings and seed.
     pub context: &'a Context,
-    /// The truth, where it is known.
+    /// The truth, if it is known.
     pub task: &'a Task,
     /// Reference and reward model.
     pub scorer: &'a Scorer,
@@ -135,7 +135,7 @@ pub struct Evaluator<'a> {
 }
 
 impl<'a> Evaluator<'a> {
-    /// An evaluator on the first held-out prompts; where there is one prompt, on that, and a line says so.
+    /// An evaluator on the first held-out prompts; if there is one prompt, on that, and a line says so.
     pub fn new(context: &'a Context, task: &'a Task, scorer: &'a Scorer) -> Result<Self, Error> {
         let Split { held_out: prompts, what, .. } = task.prompts(context)?;
         what.tell(context);

@@ -196,7 +196,7 @@ fn fit(
     Ok((normalizer, statistics))
 }
 
-/// 1 - residual / total sum of squares, over (actual, fitted); nothing where the actual do not vary.
+/// 1 - residual / total sum of squares, over (actual, fitted); nothing if the actual do not vary.
 fn r_squared(points: &[(f64, f64)]) -> Option<f64> {
     let mean = points.iter().map(|(actual, _)| actual).sum::<f64>() / points.len() as f64;
     let total: f64 = points.iter().map(|(actual, _)| (actual - mean).powi(2)).sum();

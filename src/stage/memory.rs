@@ -53,7 +53,7 @@ pub fn announce(
 }
 
 /// The settings that bring `need`, in bytes, down to `available`: first those that cost time alone, then precision,
-/// then adapters in place of all weights, at last shorter rows; none that can be spared. All of them where they do
+/// then adapters instead of all weights, at last shorter rows; none that can be spared. All of them where they do
 /// not suffice.
 pub fn advise(settings: &Settings, available: f64, need: impl Fn(&Settings) -> f64) -> Advice {
     let steps = relief(settings);
@@ -219,7 +219,7 @@ impl<'a> Estimator<'a> {
         self.need("fit-normalizer", parts)
     }
 
-    /// `ppo`: policy, critic where there is one, reference and reward model.
+    /// `ppo`: policy, critic if there is one, reference and reward model.
     pub fn ppo(&self, lengths: Lengths) -> Need {
         let ppo = &self.settings.ppo;
         let models: &[Model] = match self.settings.method.0.critic {

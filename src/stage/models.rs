@@ -60,7 +60,7 @@ impl Context {
     }
 
     /// The model in the folder `dir` as a policy at the start of its training. With adapters it shares the
-    /// tensors of `base`, the same model frozen, where that is loaded already.
+    /// tensors of `base`, the same model frozen, if that is loaded already.
     pub fn trained_policy(
         &self,
         dir: &Path,
@@ -101,7 +101,7 @@ impl Context {
         loaded.map_or_else(|| Ok(CausalLm::load(dir, self.frozen())?.0), |base| Ok(base.clone()))
     }
 
-    /// Writes a trained policy and its tokenizer to `dir/model`: its adapters where it has any, which stand
+    /// Writes a trained policy and its tokenizer to `dir/model`: its adapters if it has any, which stand
     /// on the model in the folder `base`, else the whole.
     pub fn write_policy(
         &self,

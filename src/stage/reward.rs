@@ -256,7 +256,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     Ok(summary)
 }
 
-/// Refuses `reward.margin_scale` for pairs without scores, and tells how many of a file's have none.
+/// Rejects `reward.margin_scale` for pairs without scores, and tells how many of a file's have none.
 fn check_scores(context: &Context, pairs: &Items<Pair>) -> Result<(), Error> {
     let scale = context.settings.reward.margin_scale;
     let (scored, all) = match pairs {
@@ -279,7 +279,7 @@ fn check_scores(context: &Context, pairs: &Items<Pair>) -> Result<(), Error> {
     Ok(())
 }
 
-/// m of E4 for each pair; nothing where it is 0 for all.
+/// m of E4 for each pair; nothing if it is 0 for all.
 fn margins(settings: &RewardSettings, examples: &[Example]) -> Option<Vec<f32>> {
     let RewardSettings { margin, margin_scale, .. } = *settings;
     let gap = |example: &Example| f64::from(example.pair.score_gap.unwrap_or(0.0));
@@ -410,7 +410,7 @@ mod tests {
         Example { pair, segments: [vec![0..1, 1..2], vec![0..1, 1..2]] }
     }
 
-    /// The loss of these pairs where the model scores every response the same.
+    /// The loss of these pairs if the model scores every response the same.
     fn loss(sets: &[&str], gaps: &[Option<f32>]) -> f64 {
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
         let settings = Settings::resolve(&[], &sets).unwrap();

@@ -49,7 +49,7 @@ impl RewardCard {
         Ok(read_json(&dir.join(REWARD_CARD), "train-reward")?)
     }
 
-    /// Refuses the reward model in `dir` for a run that has another reference model or cuts otherwise.
+    /// Rejects the reward model in `dir` for a run that has another reference model or cuts otherwise.
     fn check(&self, dir: &Path, settings: &Settings, reference: &str) -> Result<(), Error> {
         let rule = settings.method.reward_rule(settings.segmentation.entropy_cutoff);
         let eos = settings.segmentation.eos;

@@ -73,7 +73,7 @@ pub struct Encoded {
 /// A response's entropies, segments and rewards.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rating {
-    /// The reference model's entropy at each token, nats; NaN where there is no reference model.
+    /// The reference model's entropy at each token, nats; NaN if there is no reference model.
     pub entropies: Vec<f32>,
     pub segments: Vec<std::ops::Range<usize>>,
     pub rewards: Vec<f64>,
@@ -112,7 +112,7 @@ pub struct Rater {
 impl Rater {
     /// The reward model of the run, or of `--reward-model`: a reward stage, or a published model's folder,
     /// which is read as `read_as` says (if nothing, as a bandit's). Texts are cut to `cut_to` tokens, or to as many
-    /// as the models were made for; without it, one that is longer than they were made for is refused.
+    /// as the models were made for; without it, one that is longer than they were made for is rejected.
     ///
     /// # Errors
     ///
@@ -294,11 +294,11 @@ impl Rater {
         Ok(views.into_iter().zip(rewards).map(rating).collect())
     }
 
-    /// Rated texts for display, with normalized rewards where there is a normalizer.
+    /// Rated texts for display, with normalized rewards if there is a normalizer.
     ///
     /// # Errors
     ///
-    /// Those of [`Rater::rate`]; [`Error::Normalizer`] where a response has more segments than the normalizer
+    /// Those of [`Rater::rate`]; [`Error::Normalizer`] if a response has more segments than the normalizer
     /// can serve.
     pub fn show(
         &self,

@@ -12,7 +12,7 @@ pub struct SegmentedText {
     pub tokens: Vec<Token>,
     /// Its segments, in order; tokens behind the last one (EOS) are in none.
     pub segments: Vec<Segment>,
-    /// e_φ, where there is a reward model.
+    /// e_φ, if there is a reward model.
     pub sequence_score: Option<f64>,
 }
 
@@ -32,9 +32,9 @@ pub struct Segment {
     pub start: usize,
     pub end: usize,
     pub text: String,
-    /// The reward model's reward, where there is one.
+    /// The reward model's reward, if there is one.
     pub reward: Option<f64>,
-    /// The normalized reward, where there is a normalizer.
+    /// The normalized reward, if there is a normalizer.
     pub normalized: Option<f64>,
 }
 

@@ -29,7 +29,7 @@ pub struct Task {
     dir: Option<PathBuf>,
     limits: Limits,
     held_out_share: f64,
-    /// How long a sequence may be, where there is a model, and the longest response to a prompt.
+    /// How long a sequence may be, if there is a model, and the longest response to a prompt.
     length_limit: Option<LengthLimit>,
     new_tokens: usize,
 }
@@ -206,7 +206,7 @@ impl Task {
     }
 
     /// The rows of `data` as token ids, and their fingerprint: from a store of the run, which `fill` makes
-    /// where it is not there yet. The store's name tells its format, the data, the tokenizer and the limits apart. A row
+    /// if it is not there yet. The store's name tells its format, the data, the tokenizer and the limits apart. A row
     /// with `new_tokens` more must not be longer than the model was made for.
     fn stored<T>(
         &self,
@@ -289,7 +289,7 @@ impl Task {
         Ok(prompts.longest_parts().map(|(prompt, _)| (prompt, self.new_tokens)))
     }
 
-    /// The truth about a response, where it is known.
+    /// The truth about a response, if it is known.
     pub fn gold(&self, prompt: &[u32], response: &[u32]) -> Option<Gold> {
         match self.source {
             Source::File { .. } => None,

@@ -76,7 +76,7 @@ pub fn length_control(comparisons: &[Comparison]) -> LengthControl {
     LengthControl { model, length, win_rate, standard_error }
 }
 
-/// x_i of each comparison: 0 for all where the differences are the same.
+/// x_i of each comparison: 0 for all if the differences are the same.
 fn covariates(comparisons: &[Comparison]) -> Vec<f64> {
     let d: Vec<f64> = comparisons.iter().map(|c| c.length_difference).collect();
     assert!(d.iter().all(|d| d.is_finite()), "a length is a number");

@@ -119,7 +119,7 @@ pub struct Parts<'a> {
     pub method: Method,
     /// The section `[ppo]`.
     pub ppo: &'a PpoSettings,
-    /// The system's own section, where it has one.
+    /// The system's own section, if it has one.
     pub section: Option<toml::Value>,
     /// The longest response, in tokens.
     pub max_new_tokens: usize,
@@ -137,7 +137,7 @@ pub struct Row {
     pub about: &'static str,
     /// Where it was published.
     pub paper: &'static str,
-    /// The method whose reward model it uses, where that is not its own.
+    /// The method whose reward model it uses, if that is not its own.
     pub reward_model: Option<Method>,
     /// Which continuations are sampled, in words.
     pub rollouts: &'static str,

@@ -53,7 +53,7 @@ impl SystemsSettings {
         Some((format!("systems.{}.{key}", method.0.section?), problem))
     }
 
-    /// The section of a method's system, where it has one.
+    /// The section of a method's system, if it has one.
     pub fn section(&self, method: Method) -> Option<toml::Value> {
         let all = toml::Table::try_from(self).expect("settings serialise");
         method.0.section.map(|name| all[name].clone())

@@ -31,7 +31,7 @@ pub struct Sample {
     pub entropies: Vec<f32>,
     /// ln π_SFT, nats.
     pub ref_log_probs: Vec<f32>,
-    /// V of the state before each token, where the system has a critic.
+    /// V of the state before each token, if the system has a critic.
     pub values: Option<Vec<f32>>,
     /// The segments.
     pub segments: Vec<Range<usize>>,
@@ -45,7 +45,7 @@ pub struct Sample {
     pub token_rewards: Vec<f64>,
     /// A, from `Credit::assign` on.
     pub advantages: Vec<f64>,
-    /// The critic's targets, from `Credit::assign` on, where there is a critic.
+    /// The critic's targets, from `Credit::assign` on, if there is a critic.
     pub returns: Option<Vec<f64>>,
 }
 

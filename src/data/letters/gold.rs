@@ -20,7 +20,7 @@
 //! - **No clause.** Where a clause should begin and none of the twenty does, the first token is the
 //!   broken place, and reading goes on after the next join. A join that follows a join (or the greeting)
 //!   is such a text of one token.
-//! - **Missing join.** The broken place is the token in place of the join, and the next
+//! - **Missing join.** The broken place is the token found where a join should be, and the next
 //!   clause begins there. Nothing is missing where the letter ends: then `<eos>` must follow a `.`, or is
 //!   itself the broken place.
 //! - **Length.** What follows the first `<eos>`, or the first 64 tokens, has no credit. An empty response
@@ -59,11 +59,11 @@ pub struct Clause {
     pub range: Range<usize>,
     /// What it is to the reader.
     pub kind: ClauseKind,
-    /// The position of the topic word, where the clause is on a topic.
+    /// The position of the topic word, if the clause is on a topic.
     pub topic_word: Option<usize>,
     /// The position of the head word: of a filler its first token, of broken text none.
     pub head: Option<usize>,
-    /// The position of the quality word, where the clause is on a topic.
+    /// The position of the quality word, if the clause is on a topic.
     pub quality: Option<usize>,
     /// The sum of the credits of its tokens.
     pub credit: f64,

@@ -75,7 +75,7 @@ pub struct SampleText {
     pub prompt: String,
     pub before: String,
     pub after: String,
-    /// The gold reward of both, where it is known.
+    /// The gold reward of both, if it is known.
     pub gold: Option<[f64; 2]>,
 }
 

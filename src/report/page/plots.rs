@@ -66,9 +66,9 @@ pub struct Plot {
     pub x_range: Option<[f64; 2]>,
     /// Whether the x axis is labelled with squares: 9 at 3.
     pub x_squares: bool,
-    /// Names in place of the numbers 1, 2, … on the x axis.
+    /// Names instead of the numbers 1, 2, … on the x axis.
     pub x_names: &'static [&'static str],
-    /// Names of the rows in place of a y axis, from the top.
+    /// Names of the rows instead of a y axis, from the top.
     pub rows: Vec<String>,
     /// Further values that the y axis must include.
     pub y_holds: Vec<f64>,
@@ -403,7 +403,7 @@ fn text() -> TextStyle<'static> {
     ("sans-serif", FONT * f64::from(SCALE)).into_font().color(&INK)
 }
 
-/// The drawing with classes in place of colours and fonts, a title, and no size of its own.
+/// The drawing with classes instead of colours and fonts, a title, and no size of its own.
 fn classes(svg: &str, description: &str, height: i32) -> String {
     let mut out = svg.to_owned();
     let mut replace = |colour: RGBColor, class: &str| {

@@ -122,7 +122,7 @@ impl<'a> Keeper<'a> {
         })
     }
 
-    /// Keeps an iteration: its metrics, an evaluation where one is due, and a checkpoint; ends the run after it where a
+    /// Keeps an iteration: its metrics, an evaluation if one is due, and a checkpoint; ends the run after it where a
     /// stop was asked for.
     pub(super) fn keep(
         &mut self,
@@ -201,7 +201,7 @@ impl<'a> Keeper<'a> {
     }
 }
 
-/// The gold reward where the truth is known, else the reward, on display.
+/// The gold reward if the truth is known, else the reward, on display.
 fn told(gold: Option<f64>, reward: f64) -> String {
     gold.map_or_else(|| format!("reward {reward:.2}"), |gold| format!("gold {gold:.2}"))
 }
@@ -210,7 +210,7 @@ fn file<'a>(name: &str, fill: impl FnOnce(&Path) -> io::Result<()> + 'a) -> NewF
     (name.to_owned(), Box::new(fill))
 }
 
-/// Gives the content of the file `from` the name `to`, too: without a copy where the file system can.
+/// Gives the content of the file `from` the name `to`, too: without a copy if the file system can.
 fn link(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop))
 }
