@@ -6,6 +6,7 @@ pub mod chat;
 pub mod diagnostics;
 pub mod error;
 pub mod fields;
+mod layouts;
 pub mod letters;
 #[cfg(feature = "parquet")]
 mod pages;

@@ -32,11 +32,11 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::chat::{Message, Role};
 use super::error::DataError;
 use super::fields::Fields;
+use super::layouts::{Refusal, Sides, Skip};
 use super::rows::{Row, files, rows};
 use super::tokenizer::Tokenizer;
 use crate::rng::Fnv1a;
@@ -45,12 +45,6 @@ const PAIR: &str =
     "{\"chosen\", \"rejected\"} of message lists, or {\"prompt\", \"chosen\", \"rejected\"}";
 const PROMPT: &str = "{\"prompt\"}, or a preference pair";
 const CONVERSATION: &str = "{\"messages\"}, {\"prompt\", \"response\"}, or a preference pair";
-
-/// The keys of the chosen and the rejected response's score.
-const SCORES: [[&str; 2]; 2] =
-    [["chosen_score", "rejected_score"], ["score_chosen", "score_rejected"]];
-/// The largest score or margin: larger ones would leave f32.
-const MOST_SCORE: f64 = 1e30;
 
 /// Rows that are tokenised at the same time.
 const BLOCK: usize = 256;
@@ -133,13 +127,6 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Why a row is skipped.
-enum Skip {
-    Empty,
-    Equal,
-    Parted,
-}
-
 impl From<Skip> for Counts {
     fn from(skip: Skip) -> Self {
         let mut counts = Self::default();
@@ -149,18 +136,6 @@ impl From<Skip> for Counts {
             Skip::Parted => counts.parted = 1,
         }
         counts
-    }
-}
-
-/// Why a row gives nothing.
-enum Refusal {
-    Skip(Skip),
-    Error(DataError),
-}
-
-impl From<DataError> for Refusal {
-    fn from(error: DataError) -> Self {
-        Self::Error(error)
     }
 }
 
@@ -340,113 +315,6 @@ fn for_each_row<T: Send>(
     Ok(())
 }
 
-/// A prompt with two responses, as texts.
-struct Sides {
-    prompt: Vec<Message>,
-    chosen: String,
-    rejected: String,
-}
-
-/// A row of preference pairs, prompts or conversations.
-impl Fields<'_> {
-    /// Whether `key` holds a text.
-    fn is_text(&self, key: &str) -> bool {
-        self.get(key).is_some_and(Value::is_string)
-    }
-
-    /// The length of the list that `key` holds, else 0.
-    fn turns(&self, key: &str) -> usize {
-        self.get(key).and_then(Value::as_array).map_or(0, Vec::len)
-    }
-
-    /// What the chosen response scores more than the rejected one.
-    fn score_gap(&self) -> Result<Option<f32>, DataError> {
-        let number = |key: &str| match self.get(key) {
-            None => Ok(None),
-            Some(value) => match value.as_f64().filter(|number| number.abs() <= MOST_SCORE) {
-                None => Err(self.wrong_type(key, "a number within ±1e30", value)),
-                number => Ok(number),
-            },
-        };
-        if let Some(margin) = number("margin")? {
-            return Ok(Some(margin as f32));
-        }
-        for [chosen, rejected] in SCORES {
-            match (number(chosen)?, number(rejected)?) {
-                (None, None) => {}
-                (Some(better), Some(worse)) => return Ok(Some((better - worse) as f32)),
-                (None, Some(_)) => return Err(self.missing(chosen)),
-                (Some(_), None) => return Err(self.missing(rejected)),
-            }
-        }
-        Ok(None)
-    }
-
-    /// The prompt and the chosen and rejected responses of a preference pair.
-    fn pair(&self) -> Result<Sides, Refusal> {
-        let explicit = self.prompt()?;
-        if let (None, Some(Value::String(chosen)), Some(Value::String(rejected))) =
-            (&explicit, self.get("chosen"), self.get("rejected"))
-        {
-            return self.shared_start(chosen, rejected);
-        }
-        let (prompt, chosen) = self.side("chosen", explicit.as_deref())?;
-        let (other, rejected) = self.side("rejected", explicit.as_deref())?;
-        match prompt == other {
-            true => Ok(Sides { prompt, chosen, rejected }),
-            false => Err(Refusal::Skip(Skip::Parted)),
-        }
-    }
-
-    /// The pair of two texts that start with their prompt.
-    fn shared_start(&self, chosen: &str, rejected: &str) -> Result<Sides, Refusal> {
-        if chosen == rejected {
-            return Err(Refusal::Skip(Skip::Equal));
-        }
-        let same = chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b);
-        let length = same.map(|(a, _)| a.len_utf8()).sum();
-        let start = &chosen[..length];
-        let start = start.strip_suffix(' ').unwrap_or(start);
-        if start.trim().is_empty() {
-            return Err(self.missing("prompt").into());
-        }
-        let prompt = vec![Message { role: Role::User, content: start.into() }];
-        let [chosen, rejected] = [chosen, rejected].map(|text| text[start.len()..].to_owned());
-        Ok(Sides { prompt, chosen, rejected })
-    }
-
-    /// The messages of the key `prompt`, if it is there; a text is one message of the user.
-    fn prompt(&self) -> Result<Option<Vec<Message>>, DataError> {
-        self.get("prompt").map(|_| self.messages("prompt")).transpose()
-    }
-
-    /// The prompt and the response that `key` holds, given what the key `prompt` holds.
-    fn side(
-        &self,
-        key: &'static str,
-        explicit: Option<&[Message]>,
-    ) -> Result<(Vec<Message>, String), DataError> {
-        let value = self.get(key).ok_or_else(|| self.missing(key))?;
-        if let (Value::String(response), true) = (value, key != "messages") {
-            let prompt = explicit.ok_or_else(|| self.missing("prompt"))?;
-            return Ok((prompt.to_vec(), response.clone()));
-        }
-        let mut prompt = self.message_list(key, value)?;
-        let Some(Message { role: Role::Assistant, content: response }) = prompt.pop() else {
-            let (path, line) = (self.path(), self.place);
-            return Err(DataError::no_response(path, line, key));
-        };
-        match explicit {
-            Some(explicit) if prompt.is_empty() => Ok((explicit.to_vec(), response)),
-            Some(explicit) if prompt != explicit && !self.is_text("prompt") => {
-                let (path, line) = (self.path(), self.place);
-                Err(DataError::prompt_mismatch(path, line, "prompt", key))
-            }
-            _ => Ok((prompt, response)),
-        }
-    }
-}
-
 /// Messages to token ids within the limits, counting cuts.
 struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
@@ -525,25 +393,4 @@ impl<'a> Encoder<'a> {
 /// The tokenizer's error, with the row that it met.
 fn at(line: &Fields, error: DataError) -> DataError {
     DataError::encode_line(line.path(), line.place, error)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn two_texts_may_differ_inside_a_word() {
-        let row = Row { place: 1, object: serde_json::Map::new() };
-        let line = Fields::new(Path::new("data.jsonl"), row, PAIR);
-        let sides = |chosen, rejected| match line.shared_start(chosen, rejected) {
-            Ok(Sides { prompt, chosen, rejected }) => (prompt[0].content.clone(), chosen, rejected),
-            Err(_) => panic!("{chosen:?} {rejected:?}"),
-        };
-        let texts = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
-        assert_eq!(
-            sides("The sky is blue.", "The sky is green."),
-            texts("The sky is", " blue.", " green.")
-        );
-        assert_eq!(sides("naïve été", "naïve étonné"), texts("naïve ét", "é", "onné"));
-    }
 }
