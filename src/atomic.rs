@@ -20,19 +20,11 @@ const NEW: &str = "tmp";
 const OLD: &str = "old";
 
 /// Writes `bytes` to `path`: a reader finds the old content or the new, never a part.
-///
-/// # Errors
-///
-/// Whatever the system says, a full disk for instance; `path` is then whole, too.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_with(path, |path| fs::write(path, bytes))
 }
 
 /// Writes what `fill` puts under the temporary name that it is given.
-///
-/// # Errors
-///
-/// Those of `fill`, and whatever the system says; `path` is then whole, too.
 pub fn write_with(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     remove_abandoned(path, NEW);
     let temporary = sibling(path, NEW);
@@ -47,10 +39,6 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io
 }
 
 /// Fills a new folder by `fill` and then gives it the name `dir`, replacing a folder that is there.
-///
-/// # Errors
-///
-/// Those of `fill`, and whatever the system says, through `io`; `dir` is then whole, too.
 pub fn write_dir<E>(
     dir: &Path,
     io: impl Fn(io::Error) -> E,
@@ -87,10 +75,6 @@ fn replace(dir: &Path, new: &Path) -> io::Result<()> {
 }
 
 /// Makes the folder `dir` and those above it that are not there, so that a power loss does not take them away.
-///
-/// # Errors
-///
-/// Whatever the system says.
 pub fn create_dir_all(dir: &Path) -> io::Result<()> {
     if dir.as_os_str().is_empty() || dir.is_dir() {
         return Ok(());
@@ -103,10 +87,6 @@ pub fn create_dir_all(dir: &Path) -> io::Result<()> {
 }
 
 /// Removes the folder `dir` if it is there.
-///
-/// # Errors
-///
-/// Whatever the system says, except that the folder is not there.
 pub fn remove_dir(dir: &Path) -> io::Result<()> {
     match disk::remove_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -115,10 +95,6 @@ pub fn remove_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Makes the content of `file` durable.
-///
-/// # Errors
-///
-/// Whatever the system says.
 pub fn sync(file: &Path) -> io::Result<()> {
     disk::sync(file)
 }
@@ -131,10 +107,6 @@ pub fn is_temporary(name: &str) -> bool {
 
 /// Removes everything in the folder `dir` that is half-written, whoever wrote it: for a process that has the folder
 /// to itself.
-///
-/// # Errors
-///
-/// Whatever the system says, except that the folder is not there.
 pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

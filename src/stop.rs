@@ -66,10 +66,6 @@ impl Stop {
     }
 
     /// Ends the work if a stop was asked for; called before each forward pass.
-    ///
-    /// # Errors
-    ///
-    /// [`Interrupted`].
     pub fn check(&self) -> Result<(), Interrupted> {
         if self.requested.load(Ordering::SeqCst) { Err(self.interrupted()) } else { Ok(()) }
     }

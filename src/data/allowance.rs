@@ -174,11 +174,6 @@ fn kept(state: &State, value: Value, namespace: Value) -> Result<Value, Error> {
 
 /// The source with each product multiplied by a variable that is 1: the engine computes products of constants
 /// while it compiles, when nothing weighs them.
-///
-/// # Errors
-///
-/// Where there are more than [`MOST_OPERATORS`]: the engine looks for constants in all of a sum, then in all but
-/// its last term, and so on.
 pub(super) fn without_constant_products(
     source: &str,
     config: &TemplateConfig,

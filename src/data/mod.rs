@@ -16,3 +16,4 @@ pub mod rows;
 pub mod store;
 pub mod template;
 pub mod tokenizer;
+mod tokenizer_files;

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`segmentation`] | E1: entropies, and what one action is |
 //! | [`segment_reward`], [`bt_loss`] | E2 to E4: segment rewards, sequence scores, the Bradley-Terry loss |
-//! | [`normalizer`] | E5: mean and standard deviation by location, and their fit |
+//! | [`normalizer`], [`regression`] | E5: mean and standard deviation by location, and their fit |
 //! | [`interpolation`], [`kl`] | E6 and E7: the reward of each token |
 //! | [`gae`] | E8: advantages and returns |
 //! | [`ppo`] | E9 and E10: the losses of policy and critic |
@@ -21,5 +21,6 @@ pub mod interpolation;
 pub mod kl;
 pub mod normalizer;
 pub mod ppo;
+pub mod regression;
 pub mod segment_reward;
 pub mod segmentation;

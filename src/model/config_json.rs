@@ -24,10 +24,6 @@ pub enum Head {
 
 impl Head {
     /// What the model in `dir` is for, as its `config.json` says.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::File`] and [`CheckpointError::Json`].
     pub fn of(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;
@@ -117,11 +113,6 @@ const REPLACED: [&str; 12] = [
 
 impl ModelConfig {
     /// Reads `config.json` in `dir`, in the spellings of today's transformers and of older ones.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::File`] and [`CheckpointError::Json`] for a missing or malformed file;
-    /// [`CheckpointError::Unsupported`] for an architecture or option that this decoder lacks.
     pub fn from_dir(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;

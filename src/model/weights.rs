@@ -25,11 +25,6 @@ pub const INDEX: &str = "model.safetensors.index.json";
 
 /// The files that hold the parameters of the model in the folder `dir`: [`WEIGHTS`], else [`INDEX`] and the
 /// shards that it names.
-///
-/// # Errors
-///
-/// [`CheckpointError::File`], [`CheckpointError::Json`] and [`CheckpointError::Format`] for an index that
-/// cannot be used. Where neither is there, [`WEIGHTS`] is returned all the same: reading it will say so.
 pub fn files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let (single, index) = (dir.join(WEIGHTS), dir.join(INDEX));
     if single.exists() || !index.exists() {
@@ -40,10 +35,6 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
 }
 
 /// The type of the weights of the model in the folder `dir`: its largest tensor's.
-///
-/// # Errors
-///
-/// Those of [`files`], and [`CheckpointError::Format`].
 pub fn stored_type(dir: &Path) -> Result<DType, CheckpointError> {
     let paths = files(dir)?;
     let shard = Shard::open(paths.last().expect("at least one file"))?;
@@ -111,12 +102,6 @@ pub struct FreshParam {
 
 impl<'a> FileSource<'a> {
     /// A source over the files of the model in the folder `dir`.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::File`] for a file that is not there, [`CheckpointError::Format`] for one that is
-    /// no safetensors file, [`CheckpointError::Json`] for an index that is none, and
-    /// [`CheckpointError::Tensors`] for one that does not agree with its shards.
     pub fn open(
         dir: &Path,
         config: &ModelConfig,
@@ -144,19 +129,11 @@ impl<'a> FileSource<'a> {
     }
 
     /// A source over the safetensors file `path` whose tensors have our own names.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::File`] and [`CheckpointError::Format`].
     pub fn of_file(path: &Path, placement: Placement) -> Result<Self, CheckpointError> {
         Ok(Self::over(path.to_owned(), vec![Shard::open(path)?], Layout::plain(), placement))
     }
 
     /// A source over `bytes`, the content of the safetensors file `path`.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Format`] when `bytes` are no safetensors file.
     pub fn from_bytes(
         path: &Path,
         bytes: &'a [u8],
@@ -192,10 +169,6 @@ impl<'a> FileSource<'a> {
     }
 
     /// Fails if any tensor was missing, misshaped, or left over; those named in `ignored` may be left.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Tensors`] with all of them.
     pub fn finish(mut self, ignored: &[&str]) -> Result<(), CheckpointError> {
         let ignored: Vec<String> =
             ignored.iter().map(|name| self.layout.place(name, 0).name).collect();

@@ -39,10 +39,6 @@ pub(crate) fn hash_file(hash: &mut Fnv1a, dir: &Path, name: &str) -> io::Result<
 }
 
 /// A fingerprint of the content of the data file at `path`, or of the files in a folder.
-///
-/// # Errors
-///
-/// [`Error::Data`] when it cannot be read.
 pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
     let mut hash = Fnv1a::default();
     for path in files(path)? {
@@ -54,10 +50,6 @@ pub fn file_fingerprint(path: &Path) -> Result<String, Error> {
 
 /// A fingerprint of the model in the folder `dir`: its parameters and its [`MODEL_FILES`], and for adapters also those
 /// of their base, wherever that is.
-///
-/// # Errors
-///
-/// [`Error::Checkpoint`] when it cannot be read.
 pub fn model_fingerprint(dir: &Path) -> Result<String, Error> {
     let mut hash = Fnv1a::default();
     hash_model(&mut hash, dir)?;
@@ -85,10 +77,6 @@ pub(crate) fn hash_model(hash: &mut Fnv1a, dir: &Path) -> Result<(), CheckpointE
 pub const REWARD_CARD: &str = "reward.json";
 
 /// A fingerprint of the reward stage in the folder `dir`: of its model and its card.
-///
-/// # Errors
-///
-/// [`Error::Checkpoint`] when it cannot be read.
 pub fn reward_fingerprint(dir: &Path) -> Result<String, Error> {
     let mut hash = Fnv1a::default();
     hash_model(&mut hash, &dir.join("model"))?;

@@ -14,53 +14,21 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
-use std::ops::Range;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::lock::{self, Lock, LockError, Locks};
+pub use super::files::{FolderError, read_json, read_json_lines, write_file, write_json};
+use super::files::{parse, read_if_there};
+use super::lock::{self, Lock, Locks};
+pub use super::log::{Log, Parts};
 use crate::atomic::{self, NewFile};
-use crate::file_error::{Action, FileError};
+use crate::file_error::FileError;
 use crate::rng::Fnv1a;
-
-/// Why a run folder could not be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[allow(missing_docs)] // the fields' names say it
-pub enum FolderError {
-    /// A file or folder could not be read or written: a full disk, for instance.
-    #[error("{0}; {advice}", advice = advice(.0))]
-    File(#[from] FileError),
-    /// A file in the folder is not what it should be.
-    #[error(
-        "{path}: not the expected content: {detail}; remove the folder of this file to run its stage again"
-    )]
-    Corrupt { path: PathBuf, detail: String },
-    /// The folder was started with other settings.
-    #[error("{dir}: started with other settings:{}\nname another folder with --run, remove this one, or give the same settings", differences.iter().map(|d| format!("\n  {d}")).collect::<String>())]
-    OtherSettings { dir: PathBuf, differences: Vec<String> },
-    /// Another process uses the folder, or it cannot be locked.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// A stage needs another one's result.
-    #[error("{dir}: not there or not finished; run `segment-rlhf {command}` first")]
-    Missing { dir: PathBuf, command: String },
-    /// Every checkpoint is damaged.
-    #[error(
-        "{dir}: no checkpoint can be used: {detail}; remove the folder to start the stage again"
-    )]
-    NoGoodCheckpoint { dir: PathBuf, detail: String },
-}
-
-fn advice(error: &FileError) -> String {
-    let intact = if error.action == Action::Write { ": the last checkpoint is intact" } else { "" };
-    format!("{}{intact}", error.advice("check the path and its permissions"))
-}
 
 /// The file whose presence says that a stage is finished.
 const SUMMARY: &str = "summary.json";
@@ -239,7 +207,7 @@ impl StageFolder {
         Err(FolderError::NoGoodCheckpoint { dir, detail: damaged.join("; ") })
     }
 
-    /// Opens the log `name` and drops what stands behind its first `lines` lines, half a line for instance.
+    /// Opens the log `name` and drops what follows its first `lines` lines, half a line for instance.
     ///
     /// # Errors
     ///
@@ -251,13 +219,7 @@ impl StageFolder {
     /// The batches that a pass over a data set has given so far, under the name `name`. They are valid for the
     /// folder's settings and inputs, and go with the checkpoints. What a kill left of a last batch is dropped.
     pub fn parts<T: DeserializeOwned>(&self, name: &str) -> Result<Parts<T>, FolderError> {
-        let path = self.dir.join(CHECKPOINTS).join(format!("{name}.jsonl"));
-        let bytes = read_if_there(&path)?.unwrap_or_default();
-        let batches: Vec<Vec<T>> =
-            whole_lines(&bytes).map_while(|line| serde_json::from_slice(line).ok()).collect();
-        let count = batches.len();
-        let items = batches.into_iter().flatten().collect();
-        Ok(Parts { path: Some(path), log: None, items, batches: count })
+        Parts::read(self.dir.join(CHECKPOINTS).join(format!("{name}.jsonl")))
     }
 
     fn checkpoint_dirs(&self) -> Result<Vec<PathBuf>, FolderError> {
@@ -318,99 +280,6 @@ fn has_begun(dir: &Path) -> Result<bool, FolderError> {
     Ok(entries(dir)?.iter().any(|path| begun(&name(path))))
 }
 
-/// The lines of `bytes` that end.
-fn whole_lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"))
-}
-
-/// The results of a pass over a data set, kept batch by batch, so that a stage that was stopped goes on behind them.
-pub struct Parts<T> {
-    /// Where they are kept; `None` for a pass that starts again.
-    path: Option<PathBuf>,
-    /// Open from the first batch on.
-    log: Option<Log>,
-    items: Vec<T>,
-    batches: usize,
-}
-
-impl<T> Default for Parts<T> {
-    /// Those of a pass that starts again after a stop.
-    fn default() -> Self {
-        Self { path: None, log: None, items: Vec::new(), batches: 0 }
-    }
-}
-
-impl<T: Serialize> Parts<T> {
-    /// The results, when they are complete.
-    pub fn into_items(self) -> Vec<T> {
-        self.items
-    }
-
-    /// Batches so far.
-    pub fn batches(&self) -> usize {
-        self.batches
-    }
-
-    /// The next items of `total`, at most `size` of them; `None` when all are done.
-    pub fn left(&self, total: usize, size: usize) -> Option<Range<usize>> {
-        let start = self.items.len();
-        (start < total).then(|| start..total.min(start + size.max(1)))
-    }
-
-    /// Adds the results of the next items.
-    pub fn push(&mut self, batch: Vec<T>) -> Result<(), FolderError> {
-        if let Some(path) = &self.path {
-            if self.log.is_none() {
-                let dir = path.parent().expect("a file is in a folder");
-                atomic::create_dir_all(dir).map_err(FileError::writing(dir))?;
-                self.log = Some(Log::open(path.clone(), self.batches)?);
-            }
-            self.log.as_mut().expect("opened above").write(&batch)?;
-        }
-        self.items.extend(batch);
-        self.batches += 1;
-        Ok(())
-    }
-}
-
-/// A file of JSON lines that grows.
-pub struct Log {
-    path: PathBuf,
-    file: File,
-    lines: usize,
-}
-
-impl Log {
-    /// Opens the log `path` behind its first `lines` lines.
-    fn open(path: PathBuf, lines: usize) -> Result<Self, FolderError> {
-        let text = read_if_there(&path)?.unwrap_or_default();
-        let kept: Vec<&[u8]> = whole_lines(&text).take(lines).collect();
-        if kept.len() < lines {
-            let detail =
-                format!("{} lines, but the checkpoint was written after {lines}", kept.len());
-            return Err(FolderError::Corrupt { path, detail });
-        }
-        write_file(&path, &kept.concat())?;
-        let file =
-            OpenOptions::new().append(true).open(&path).map_err(FileError::writing(&path))?;
-        Ok(Self { path, file, lines })
-    }
-
-    /// Appends one line.
-    pub fn write<T: Serialize>(&mut self, line: &T) -> Result<(), FolderError> {
-        let mut text = serde_json::to_string(line).expect("a plain struct serialises");
-        text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(FileError::writing(&self.path))?;
-        self.lines += 1;
-        Ok(())
-    }
-
-    /// Lines written so far.
-    pub fn lines(&self) -> usize {
-        self.lines
-    }
-}
-
 /// Which program began a stage, as its `settings.toml` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
@@ -431,63 +300,6 @@ impl Origin {
         let text = fs::read_to_string(&path).map_err(FileError::reading(&path))?;
         toml::from_str(&text)
             .map_err(|error| FolderError::Corrupt { path, detail: error.to_string() })
-    }
-}
-
-/// Writes `value` as JSON to `path`, whole or not at all.
-pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
-    write_file(path, &serde_json::to_vec_pretty(value).expect("a plain struct serialises"))
-}
-
-/// Writes `bytes` to `path`, whole or not at all.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
-    Ok(atomic::write_file(path, bytes).map_err(FileError::writing(path))?)
-}
-
-/// Reads a file of JSON Lines.
-///
-/// # Errors
-///
-/// [`FolderError::File`], and [`FolderError::Corrupt`] with the line.
-pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, FolderError> {
-    let parse = |(number, line): (usize, io::Result<String>)| {
-        serde_json::from_str(&line.map_err(FileError::reading(path))?).map_err(|error| {
-            FolderError::Corrupt {
-                path: path.to_owned(),
-                detail: format!("line {}: {error}", number + 1),
-            }
-        })
-    };
-    BufReader::new(File::open(path).map_err(FileError::reading(path))?)
-        .lines()
-        .enumerate()
-        .map(parse)
-        .collect()
-}
-
-/// Reads JSON from `path`; `command` is what makes the file if it is missing.
-///
-/// # Errors
-///
-/// [`FolderError::Missing`], [`FolderError::File`] and [`FolderError::Corrupt`].
-pub fn read_json<T: DeserializeOwned>(path: &Path, command: &str) -> Result<T, FolderError> {
-    let bytes = read_if_there(path)?.ok_or_else(|| FolderError::Missing {
-        dir: path.to_owned(),
-        command: command.to_owned(),
-    })?;
-    parse(path, &bytes)
-}
-
-fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, FolderError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| FolderError::Corrupt { path: path.to_owned(), detail: error.to_string() })
-}
-
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(FileError::reading(path)(source).into()),
     }
 }
 
@@ -542,6 +354,7 @@ fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::lock::LockError;
     use tempfile::TempDir;
 
     /// The folder of a stage with the seed `seed`.

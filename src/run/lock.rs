@@ -163,10 +163,6 @@ impl Locks {
     }
 
     /// The turn of the file `path`, unless another process has it.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Unsupported`] and [`LockError::File`].
     pub fn turn(&self, path: &Path) -> Result<Option<Turn>, LockError> {
         let file = create(path)?;
         match file.try_lock() {
@@ -178,10 +174,6 @@ impl Locks {
     }
 
     /// Waits for the turn of the file `path`.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Unsupported`] and [`LockError::File`].
     pub fn wait(&self, path: &Path) -> Result<Turn, LockError> {
         let file = create(path)?;
         loop {

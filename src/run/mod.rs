@@ -2,11 +2,13 @@
 
 pub mod context;
 pub mod error;
+mod files;
 #[doc(hidden)]
 pub mod fingerprint;
 pub mod folder;
 #[doc(hidden)]
 pub mod lock;
+mod log;
 #[doc(hidden)]
 pub mod memory;
 pub mod metrics;

@@ -57,11 +57,6 @@ type Save = Box<dyn FnOnce(&ModelConfig, &Path) -> Result<(), CheckpointError>>;
 /// Writes the model in the folder `--model` names, else the run's policy or reward model, into the new or
 /// empty folder `hf`: config.json, generation_config.json, the weights (adapters merged, of type `weights`,
 /// else of the type that the model's files have), and the tokenizer's files.
-///
-/// # Errors
-///
-/// [`Error::Usage`] when `hf` holds something; every error of reading the model; [`Error::Folder`],
-/// [`Error::Checkpoint`] and [`Error::Data`] when a file cannot be written. Nothing is then left behind.
 pub fn run(
     context: &Context,
     hf: &Path,

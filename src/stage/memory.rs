@@ -22,10 +22,6 @@ const PROGRAM: f64 = 70e6;
 
 /// Prints what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need` of an
 /// estimator and the longest prompt and response, if `longest` knows them.
-///
-/// # Errors
-///
-/// [`MemoryError`] when the device has less free.
 pub fn announce(
     context: &Context,
     dir: &Path,

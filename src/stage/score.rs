@@ -80,10 +80,6 @@ pub struct Fingerprints {
 
 impl Fingerprints {
     /// Those of the run's models; reads each once.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Folder`] and [`Error::Checkpoint`] when one is not there or cannot be read.
     pub fn of(context: &Context) -> Result<Self, Error> {
         let (reference, reward) = (context.reference_dir()?, context.reward_dir()?);
         Ok(Self {
@@ -111,11 +107,6 @@ pub struct Scorer {
 
 impl Scorer {
     /// The scorer of the run's method.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Mismatch`] when the reward model was trained with another rule or reference model;
-    /// [`Error::Checkpoint`] and [`Error::Folder`].
     pub fn load(
         context: &Context,
         sentence_ends: &[bool],
@@ -159,11 +150,6 @@ impl Scorer {
     }
 
     /// What the reference model says of each response, and the rewards of its segments.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Segmentation`]; [`Error::NonFinite`] for a reward that is NaN or infinite;
-    /// [`Error::Interrupted`] when the run's stop is asked for.
     pub fn score(
         &self,
         rows: &[(&[u32], &[u32])],

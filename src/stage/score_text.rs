@@ -113,10 +113,6 @@ impl Rater {
     /// The reward model of the run, or of `--reward-model`: a reward stage, or a published model's folder,
     /// which is read as `read_as` says (if nothing, as a bandit's). Texts are cut to `cut_to` tokens, or to as many
     /// as the models were made for; without it, one that is longer than they were made for is rejected.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Scorer::load`]; [`Error::Usage`] where arguments and models do not go together.
     pub fn load(
         context: &Context,
         read_as: Option<ReadAs>,
@@ -221,10 +217,6 @@ impl Rater {
     }
 
     /// The normalizer that the run fitted for this reward model.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`NormalizerFile::read`]; [`Error::Usage`] for a published model, which has none.
     pub fn normalizer(&self, context: &Context) -> Result<Normalizer, Error> {
         match &self.fingerprint {
             Some(fingerprint) => {
@@ -241,11 +233,6 @@ impl Rater {
 
     /// The tokens of a text. One that is cut loses tokens at the left, as RewardBench cuts, but keeps a token of
     /// the prompt.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Refused`] and [`DataError::Refused`]; [`Error::TooLong`] for a text that is longer than
-    /// the models were made for, where texts are not cut.
     pub fn encode(&self, text: Text, place: Place) -> Result<Encoded, Error> {
         let (path, line) = (place.path, place.row);
         let at_place = |source: DataError| DataError::encode_line(path, line, source);
@@ -269,11 +256,6 @@ impl Rater {
     }
 
     /// Cuts and scores responses.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Segmentation`]; [`Error::NonFinite`] for a reward that is NaN or infinite;
-    /// [`Error::Interrupted`] when the run's stop is asked for.
     pub fn rate(&self, texts: &[Encoded]) -> Result<Vec<Rating>, Error> {
         let rows: Vec<(&[u32], &[u32])> =
             texts.iter().map(|text| (&text.prompt[..], &text.response[..])).collect();
@@ -295,11 +277,6 @@ impl Rater {
     }
 
     /// Rated texts for display, with normalized rewards if there is a normalizer.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Rater::rate`]; [`Error::Normalizer`] if a response has more segments than the normalizer
-    /// can serve.
     pub fn show(
         &self,
         texts: &[Encoded],

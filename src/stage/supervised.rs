@@ -66,11 +66,6 @@ pub struct BatchResult {
 
 /// Trains to the end, from the folder's last checkpoint if it has one. `accumulate` adds the gradient of
 /// the given items to the trainer's.
-///
-/// # Errors
-///
-/// [`Error::Interrupted`] after a checkpoint, when a stop was asked for; [`Error::NonFinite`]; what the
-/// folder says; and what `accumulate` says. A step that a stop cuts short is begun again.
 pub fn train<M: Trainable>(
     context: &Context,
     folder: &mut StageFolder,
@@ -114,10 +109,6 @@ pub fn train<M: Trainable>(
 }
 
 /// `result`; if it was interrupted, after a checkpoint of the steps that `trainer` has done.
-///
-/// # Errors
-///
-/// The error of `result`, or the folder's.
 pub fn or_save<M: Trainable, T>(
     folder: &StageFolder,
     trainer: &Trainer<M>,

@@ -115,12 +115,6 @@ pub type Data<T> = (Split<Items<T>>, String);
 
 impl Task {
     /// The run's task, for the model in `model_dir` (for `sft` from nothing, `None`).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Data`] for a tokenizer that cannot be used; [`Error::Usage`] when the embedded task meets a
-    /// model that does not speak its language; [`Error::TooLong`] when it is asked for responses longer than the
-    /// model was made for.
     pub fn open(context: &Context, model_dir: Option<&Path>) -> Result<Self, Error> {
         let settings = &context.settings.data;
         let limits = Limits {
@@ -341,11 +335,6 @@ impl Task {
 }
 
 /// The tokenizer of the model in the folder `dir`.
-///
-/// # Errors
-///
-/// [`Error::Data`] and [`Error::Checkpoint`] for files that cannot be used; [`Error::Usage`] when the model
-/// has no embedding for some of the tokenizer's tokens.
 pub fn model_tokenizer(dir: &Path) -> Result<Tokenizer, Error> {
     let embeddings = ModelConfig::from_dir(dir)?.vocab_size;
     let tokenizer = Tokenizer::from_dir(dir)?;
@@ -361,10 +350,6 @@ pub fn model_tokenizer(dir: &Path) -> Result<Tokenizer, Error> {
 }
 
 /// The tokenizer of the embedded task.
-///
-/// # Errors
-///
-/// [`Error::Data`]: never, as its test shows.
 pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     let format = RoleFormat::new("{} ", "<user> {} ", "<answer> {}")?;
     Ok(Tokenizer::from_json(&letters::tokenizer_json(), "<eos>", "<pad>", format)?)

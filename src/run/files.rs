@@ -1,0 +1,95 @@
+//! The files of a run's folders, and what can be wrong with them.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::lock::LockError;
+use crate::atomic;
+use crate::file_error::{Action, FileError};
+
+/// Why a run folder could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // the fields' names say it
+pub enum FolderError {
+    /// A file or folder could not be read or written: a full disk, for instance.
+    #[error("{0}; {advice}", advice = advice(.0))]
+    File(#[from] FileError),
+    /// A file in the folder is not what it should be.
+    #[error(
+        "{path}: not the expected content: {detail}; remove the folder of this file to run its stage again"
+    )]
+    Corrupt { path: PathBuf, detail: String },
+    /// The folder was started with other settings.
+    #[error("{dir}: started with other settings:{}\nname another folder with --run, remove this one, or give the same settings", differences.iter().map(|d| format!("\n  {d}")).collect::<String>())]
+    OtherSettings { dir: PathBuf, differences: Vec<String> },
+    /// Another process uses the folder, or it cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A stage needs another one's result.
+    #[error("{dir}: not there or not finished; run `segment-rlhf {command}` first")]
+    Missing { dir: PathBuf, command: String },
+    /// Every checkpoint is damaged.
+    #[error(
+        "{dir}: no checkpoint can be used: {detail}; remove the folder to start the stage again"
+    )]
+    NoGoodCheckpoint { dir: PathBuf, detail: String },
+}
+
+fn advice(error: &FileError) -> String {
+    let intact = if error.action == Action::Write { ": the last checkpoint is intact" } else { "" };
+    format!("{}{intact}", error.advice("check the path and its permissions"))
+}
+
+/// Writes `value` as JSON to `path`, whole or not at all.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
+    write_file(path, &serde_json::to_vec_pretty(value).expect("a plain struct serialises"))
+}
+
+/// Writes `bytes` to `path`, whole or not at all.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
+    Ok(atomic::write_file(path, bytes).map_err(FileError::writing(path))?)
+}
+
+/// Reads a file of JSON Lines.
+pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, FolderError> {
+    let parse = |(number, line): (usize, io::Result<String>)| {
+        serde_json::from_str(&line.map_err(FileError::reading(path))?).map_err(|error| {
+            FolderError::Corrupt {
+                path: path.to_owned(),
+                detail: format!("line {}: {error}", number + 1),
+            }
+        })
+    };
+    BufReader::new(File::open(path).map_err(FileError::reading(path))?)
+        .lines()
+        .enumerate()
+        .map(parse)
+        .collect()
+}
+
+/// Reads JSON from `path`; `command` is what makes the file if it is missing.
+pub fn read_json<T: DeserializeOwned>(path: &Path, command: &str) -> Result<T, FolderError> {
+    let bytes = read_if_there(path)?.ok_or_else(|| FolderError::Missing {
+        dir: path.to_owned(),
+        command: command.to_owned(),
+    })?;
+    parse(path, &bytes)
+}
+
+pub(super) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, FolderError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| FolderError::Corrupt { path: path.to_owned(), detail: error.to_string() })
+}
+
+pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FileError::reading(path)(source).into()),
+    }
+}
