@@ -156,8 +156,8 @@ fn every_way_to_name_a_module_is_an_arrow() {
         let to = paths.iter().filter_map(|path| resolve(path, &sources));
         to.map(|module| module.join("::")).collect::<Vec<_>>()
     };
-    assert_eq!(to("use crate::run::folder::{Log, Parts};"), ["run::folder"; 2]);
-    assert_eq!(to("use crate::run::{Context, folder::Log};"), ["run::context", "run::folder"]);
+    assert_eq!(to("use crate::run::lock::{Lock, Locks};"), ["run::lock"; 2]);
+    assert_eq!(to("use crate::run::{Context, folder::Log};"), ["run::context", "run::log"]);
     assert_eq!(to("let x = super::task::permutation(1);"), ["stage::task"]);
     assert_eq!(to("fn f(at: &crate::rng::Stream) {}"), ["rng"]);
     assert!(arrows().contains(&(from, vec!["stage".to_owned(), "task".to_owned()])));
