@@ -44,8 +44,8 @@ const SETTINGS: &[&str] = &[
     "checkpoint.every=100",
 ];
 
-fn context(run: &Path) -> Context {
-    let sets: Vec<String> = SETTINGS.iter().map(|&set| set.to_owned()).collect();
+fn context(run: &Path, more: &[&str]) -> Context {
+    let sets: Vec<String> = SETTINGS.iter().chain(more).map(|&set| set.to_owned()).collect();
     let settings = Settings::resolve(&[], &sets).unwrap();
     Context::new(settings, DeviceName::Flex, run.to_owned()).unwrap()
 }
@@ -81,9 +81,9 @@ struct Unbroken {
 }
 
 impl Unbroken {
-    fn new(stage: Stage) -> Self {
+    fn new(stage: Stage, more: &[&str]) -> Self {
         let run = tempfile::tempdir().unwrap();
-        let context = context(run.path());
+        let context = context(run.path(), more);
         let before = Stage::ALL.into_iter().take_while(|&before| before != stage);
         before.for_each(|stage| super::run(stage, &context).unwrap());
         let (passes, result) = passes::count(0, &context.stop, || super::run(stage, &context));
@@ -122,10 +122,10 @@ impl Unbroken {
     }
 }
 
-/// Stops the stage at moments spread over it, two passes at each, where each try goes on from the one before.
+/// Stops the stage at moments spread over it, two passes at each; each try goes on from the one before.
 #[track_caller]
 fn ends_with_the_pass(stage: Stage) {
-    let unbroken = Unbroken::new(stage);
+    let unbroken = Unbroken::new(stage, &[]);
     unbroken.begin_anew();
     let mut interrupted = 0;
     for i in 0..16 {
@@ -146,10 +146,22 @@ fn ends_with_the_pass(stage: Stage) {
     unbroken.assert_same();
 }
 
+/// The passes of an update are few among those of rollouts and evaluations: one iteration is stopped in each of its
+/// passes.
+#[test]
+fn an_iteration_of_ppo_ends_with_whichever_pass_a_stop_comes_in() {
+    let small = ["ppo.iterations=1", "sampling.max_new_tokens=2", "evaluation.prompts=2"];
+    let unbroken = Unbroken::new(Stage::Ppo, &small);
+    for at in 1..unbroken.passes {
+        unbroken.begin_anew();
+        assert_eq!(unbroken.stopped(at), (at, true), "of {} passes", unbroken.passes);
+    }
+}
+
 /// After a stop at three quarters, less than half of the passes is left to do.
 #[track_caller]
 fn goes_on(stage: Stage) {
-    let unbroken = Unbroken::new(stage);
+    let unbroken = Unbroken::new(stage, &[]);
     unbroken.begin_anew();
     assert!(unbroken.stopped(unbroken.passes * 3 / 4).1);
     let (left, _) = unbroken.stopped(0);
