@@ -9,6 +9,7 @@ use segment_rlhf::equations::gae::gae;
 use segment_rlhf::model::generate::{Generation, Rows, generate, response_log_probs};
 use segment_rlhf::model::optim::Trainer;
 use segment_rlhf::model::sampling::Sampling;
+use segment_rlhf::model::shards::shards;
 use segment_rlhf::model::{CausalLm, Grid, ModelConfig};
 use segment_rlhf::rng::streams;
 use segment_rlhf::settings::Settings;
@@ -39,9 +40,12 @@ fn training(c: &mut Criterion) {
     group.throughput(Throughput::Elements((ROWS * row.len()) as u64));
     group.bench_function("training step, 32 rows of 52 tokens", |b| {
         b.iter(|| {
-            let (grid, first) = Grid::aligned(rows.iter().copied());
-            let (log_probs, _) = response_log_probs(trainer.model(), &grid, first);
-            trainer.accumulate(log_probs.mean().neg()).unwrap();
+            let device = trainer.model().device();
+            let lengths = [row.len(); ROWS];
+            trainer.accumulate(shards(&lengths, &device), |model, shard| {
+                let (grid, first) = Grid::aligned(rows[shard].iter().copied());
+                (response_log_probs(model, &grid, first).0.sum().neg(), ())
+            });
             trainer.update().unwrap()
         });
     });

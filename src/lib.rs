@@ -81,6 +81,7 @@
 pub mod data;
 pub mod device;
 pub mod equations;
+pub mod kernels;
 pub mod model;
 pub mod run;
 pub mod settings;

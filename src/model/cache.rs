@@ -1,8 +1,11 @@
 //! Keys and values of the tokens already seen, so that generation reads each token once.
 
-use burn::tensor::{Device, Int, Tensor, TensorCreationOptions, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorCreationOptions, TensorData};
 
 use super::config::ModelConfig;
+#[cfg(feature = "flex")]
+use crate::kernels::attention::CachedRow;
+use crate::kernels::packs;
 
 /// The cache of every layer.
 #[derive(Clone, Debug)]
@@ -10,12 +13,20 @@ pub struct KvCache {
     pub(super) layers: Vec<LayerCache>,
 }
 
-/// The cache of one layer: `[B, KV heads, columns, head]`, allocated once.
+/// The cache of one layer, allocated once.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
-    keys: Tensor<4>,
-    values: Tensor<4>,
+    memory: Memory,
     filled: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Memory {
+    /// On the CPU each row has its own, which tokens are written into.
+    #[cfg(feature = "flex")]
+    Rows(Vec<CachedRow>),
+    /// Elsewhere a rectangle, `[B, KV heads, columns, head]`.
+    Rectangle { keys: Tensor<4>, values: Tensor<4> },
 }
 
 impl KvCache {
@@ -26,12 +37,18 @@ impl KvCache {
         columns: usize,
         options: impl Into<TensorCreationOptions>,
     ) -> Self {
-        let (shape, options) = ([batch, config.kv_heads, columns, config.head_dim], options.into());
-        let layer = || LayerCache {
-            keys: Tensor::zeros(shape, options.clone()),
-            values: Tensor::zeros(shape, options.clone()),
-            filled: 0,
+        let (kv_heads, head_dim, options) = (config.kv_heads, config.head_dim, options.into());
+        let shape = [batch, kv_heads, columns, head_dim];
+        let memory = || {
+            #[cfg(feature = "flex")]
+            if packs(&options.device, options.dtype.unwrap_or(DType::F32)) {
+                let row = || CachedRow::new(columns, kv_heads, head_dim);
+                return Memory::Rows((0..batch).map(|_| row()).collect());
+            }
+            let zeros = || Tensor::zeros(shape, options.clone());
+            Memory::Rectangle { keys: zeros(), values: zeros() }
         };
+        let layer = || LayerCache { memory: memory(), filled: 0 };
         Self { layers: (0..config.layers).map(|_| layer()).collect() }
     }
 
@@ -40,14 +57,33 @@ impl KvCache {
         self.layers.first().map_or(0, |layer| layer.filled)
     }
 
-    /// Keeps the given rows of the batch, in that order.
+    /// Whether rows leave without a copy of the others.
+    pub fn drops_rows_freely(&self) -> bool {
+        self.layers.iter().all(|layer| !matches!(layer.memory, Memory::Rectangle { .. }))
+    }
+
+    /// Keeps the given rows of the batch, in rising order.
     pub fn select(&mut self, rows: &[usize], device: &Device) {
         let ids: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows.len()]), device);
+        let ids =
+            || Tensor::<1, Int>::from_data(TensorData::new(ids.clone(), [rows.len()]), device);
         for layer in &mut self.layers {
-            layer.keys.inplace(|keys| keys.select(0, ids.clone()));
-            layer.values.inplace(|values| values.select(0, ids.clone()));
+            match &mut layer.memory {
+                #[cfg(feature = "flex")]
+                Memory::Rows(all) => {
+                    *all = rows.iter().map(|&row| std::mem::take(&mut all[row])).collect();
+                }
+                Memory::Rectangle { keys, values } => {
+                    keys.inplace(|keys| keys.select(0, ids()));
+                    values.inplace(|values| values.select(0, ids()));
+                }
+            }
         }
+    }
+
+    /// Notes that the columns up to `end` have been seen.
+    pub(super) fn advance(&mut self, end: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.filled = end);
     }
 
     /// Whether nothing has been seen yet.
@@ -57,14 +93,28 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// Appends the new columns and returns all columns seen so far.
+    /// The rows, on the CPU.
+    #[cfg(feature = "flex")]
+    pub(super) fn rows(&mut self) -> &mut [CachedRow] {
+        match &mut self.memory {
+            Memory::Rows(rows) => rows,
+            Memory::Rectangle { .. } => unreachable!("a cache of another device"),
+        }
+    }
+
+    /// Writes the new columns behind those seen so far and returns all.
     pub(super) fn extend(&mut self, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let [b, h, s, d] = k.dims();
         let end = self.filled + s;
         let (old, new) = ([0..b, 0..h, self.filled..end, 0..d], [0..b, 0..h, 0..end, 0..d]);
-        self.keys.inplace(|keys| keys.slice_assign(old.clone(), k));
-        self.values.inplace(|values| values.slice_assign(old, v));
-        self.filled = end;
-        (self.keys.clone().slice(new.clone()), self.values.clone().slice(new))
+        match &mut self.memory {
+            Memory::Rectangle { keys, values } => {
+                keys.inplace(|keys| keys.slice_assign(old.clone(), k));
+                values.inplace(|values| values.slice_assign(old, v));
+                (keys.clone().slice(new.clone()), values.clone().slice(new))
+            }
+            #[cfg(feature = "flex")]
+            Memory::Rows(_) => unreachable!("a cache of another device"),
+        }
     }
 }

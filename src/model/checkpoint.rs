@@ -130,6 +130,36 @@ pub fn write_trained<M: Module>(module: &M, path: &Path) -> io::Result<()> {
     write_safetensors(&in_files(trained, &Layout::plain()), &mut File::create(path)?)
 }
 
+/// Writes tensors to the safetensors file `path`, one after the other.
+pub(super) fn write_flat<'a>(
+    tensors: impl Iterator<Item = (String, &'a Tensor<1>)>,
+    path: &Path,
+) -> io::Result<()> {
+    let parameter = |(name, tensor): (String, &Tensor<1>)| {
+        let (shape, dtype, tensor) = (tensor.dims().to_vec(), tensor.dtype(), tensor.clone());
+        (name, Parameter { shape, dtype, data: Box::new(move || tensor.clone().into_data()) })
+    };
+    let tensors = in_files(tensors.map(parameter).collect(), &Layout::plain());
+    write_safetensors(&tensors, &mut File::create(path)?)
+}
+
+/// Reads what [`write_flat`] wrote: tensors of these names and lengths.
+pub(super) fn read_flat(
+    path: &Path,
+    tensors: impl Iterator<Item = (String, usize)>,
+    device: &Device,
+) -> Result<Vec<Tensor<1>>, CheckpointError> {
+    let mut source = FileSource::of_file(path, Placement::from(device))?;
+    let mut read = |(name, length): (String, usize)| {
+        let data = source.values(&name, &[length], Init::Zeros);
+        let data = data.unwrap_or_else(|| TensorData::new(vec![0f32; length], [length]));
+        Tensor::from_data(data, (device, DType::F32))
+    };
+    let tensors = tensors.map(&mut read).collect();
+    source.finish(&[])?;
+    Ok(tensors)
+}
+
 pub(super) fn serialize(parameters: &BTreeMap<String, TensorData>) -> Vec<u8> {
     let views = parameters.iter().map(|(name, data)| {
         let view = TensorView::new(Dtype::F32, data.shape().to_vec(), data.as_bytes());

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Bool, DType, Device, Gradients, Tensor};
+use burn::tensor::{DType, Device, Gradients, Tensor};
 
 use super::cache::KvCache;
 use super::checkpoint;
@@ -16,12 +16,15 @@ use super::grid::Grid;
 use super::layers::{Embedding, Layer, Linear, Norm, apply, cast, fan_in, wide};
 use super::lora::{self, Adapter, LoraSettings, ModelSource};
 use super::names::HEAD;
+use super::places::{Places, Reading};
 use super::recompute::is_trained;
 use super::recompute::{Pass, Tape, Trainable};
-use super::rope::{Rope, Rotation};
+use super::rope::Rope;
 use super::source::{Fresh, Init, Placement, Source, fresh_values, named_param};
 use super::weights::FreshParam;
 use crate::device::{Checkpointing, Precision};
+use crate::kernels::is_cpu;
+use crate::kernels::token_head::{self, token_head};
 
 /// Token ids to final hidden states.
 #[derive(Module, Debug)]
@@ -68,12 +71,11 @@ impl Decoder {
         Self { compute: Some(precision), tape, ..self }
     }
 
-    fn embed(&self, grid: &Grid, columns: Range<usize>) -> Tensor<3> {
-        let tokens = grid.token_ids(columns, &self.embed_tokens.weight.device());
-        cast(self.embed_tokens.forward(tokens), self.dtype())
+    fn embed(&self, grid: &Grid, places: &Places) -> Tensor<2> {
+        cast(self.embed_tokens.forward(places.token_ids(grid)), self.dtype())
     }
 
-    /// The hidden states of `columns`, `[B, S, D]`.
+    /// The hidden states of `columns`, `[N, D]`, and which place each token has there.
     ///
     /// Without a cache, `columns` must begin at 0; with one, at the first column it has not seen.
     pub fn forward(
@@ -81,46 +83,42 @@ impl Decoder {
         grid: &Grid,
         columns: Range<usize>,
         mut cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
+    ) -> (Tensor<2>, Places) {
         let seen = cache.as_ref().map_or(0, |cache| cache.len());
         assert_eq!(columns.start, seen, "columns follow those already seen");
         #[cfg(test)]
         passes::begin();
+        let (places, end) = (self.places(grid, columns.clone()), columns.end);
         let device = self.embed_tokens.weight.device();
         if let Some(tape) = self.tape.as_ref().filter(|_| device.is_autodiff()) {
-            return self.norm.forward(self.record(tape, grid, columns.end));
+            return (self.norm.forward(self.record(tape, grid, end)), places);
         }
-        let positions = self.positions(grid, columns.clone(), &device);
-        let mut x = self.embed(grid, columns);
+        let mut x = self.embed(grid, &places);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[i]);
-            let hidden = positions.hidden(self.windows[i]);
-            x = layer.forward(x, &positions.rotation, hidden, cache);
+            x = layer.forward(x, &places, self.windows[i], cache);
         }
-        self.norm.forward(x)
+        if let Some(cache) = cache {
+            cache.advance(end);
+        }
+        (self.norm.forward(x), places)
     }
 
-    /// What the layers must know of `columns` beside what they hold.
-    fn positions(&self, grid: &Grid, columns: Range<usize>, device: &Device) -> Positions {
+    fn places(&self, grid: &Grid, columns: Range<usize>) -> Places {
         let window = self.windows.iter().flatten().next().copied();
-        let window = window.filter(|&tokens| tokens < columns.end);
-        Positions {
-            hidden: grid.hidden(columns.clone(), None, device),
-            hidden_by_window: window
-                .map(|tokens| grid.hidden(columns.clone(), Some(tokens), device)),
-            rotation: grid.rotation(&self.rope, columns, device, self.dtype()),
-        }
+        let device = self.embed_tokens.weight.device();
+        Places::new(grid, columns, &self.rope, window, &device, self.dtype())
     }
 
     /// The output of the last layer, as a leaf, with the input of each on the tape.
-    fn record(&self, tape: &Tape, grid: &Grid, end: usize) -> Tensor<3> {
-        let mut x = self.embed(grid, 0..end).without_autodiff();
-        let positions = self.positions(grid, 0..end, &x.device());
+    fn record(&self, tape: &Tape, grid: &Grid, end: usize) -> Tensor<2> {
+        let model = self.valid();
+        let places = model.places(grid, 0..end);
+        let mut x = model.embed(grid, &places);
         let mut inputs = Vec::with_capacity(self.layers.len());
-        for (layer, window) in self.layers.iter().zip(&self.windows) {
+        for (layer, window) in model.layers.iter().zip(&self.windows) {
             inputs.push(x.clone());
-            let hidden = positions.hidden(*window);
-            x = layer.valid().forward(x, &positions.rotation, hidden, None);
+            x = layer.forward(x, &places, *window, None);
         }
         let output = x.autodiff().require_grad();
         tape.push(Pass { grid: grid.clone(), end, inputs, output: output.clone() });
@@ -129,41 +127,23 @@ impl Decoder {
 
     /// As [`Trainable::replay`].
     fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
-        let device = self.embed_tokens.weight.device();
         for Pass { grid, end, inputs, output } in self.tape.iter().flat_map(Tape::take) {
             let Some(mut slope) = output.grad(found) else { continue };
-            let positions = self.positions(&grid, 0..end, &device);
+            let places = self.places(&grid, 0..end);
             for ((layer, window), input) in self.layers.iter().zip(&self.windows).zip(inputs).rev()
             {
                 let x = input.autodiff().require_grad();
-                let hidden = positions.hidden(*window);
-                let y = layer.forward(x.clone(), &positions.rotation, hidden, None);
+                let y = layer.forward(x.clone(), &places, *window, None);
                 let gradients = y.mul(slope.autodiff()).sum().backward();
                 slope = x.grad(&gradients).expect("a layer depends on its input");
                 add(GradientsParams::from_grads(gradients, layer));
             }
             if self.embed_tokens.weight.is_require_grad() {
-                let y = self.embed(&grid, 0..end);
+                let y = self.embed(&grid, &places);
                 let gradients = y.mul(slope.autodiff()).sum().backward();
                 add(GradientsParams::from_grads(gradients, &self.embed_tokens));
             }
         }
-    }
-}
-
-/// What the layers must know of some columns beside what they hold.
-struct Positions {
-    /// True where a query must not see a key.
-    hidden: Tensor<4, Bool>,
-    /// The same in layers with a sliding window, if it reaches less far back than the columns do.
-    hidden_by_window: Option<Tensor<4, Bool>>,
-    rotation: Rotation,
-}
-
-impl Positions {
-    /// What queries must not see in a layer of this window.
-    fn hidden(&self, window: Option<usize>) -> &Tensor<4, Bool> {
-        self.hidden_by_window.as_ref().filter(|_| window.is_some()).unwrap_or(&self.hidden)
     }
 }
 
@@ -228,10 +208,33 @@ impl CausalLm {
         checkpoint::save(self, config, Head::CausalLm, dir)
     }
 
-    /// The logits read in `columns`, `[B, S, vocabulary]`: those of column c predict the token of c+1.
+    /// The logits read in `columns`, `[B, S, vocabulary]`, 0 in the padding: those of column c predict the token of c+1.
     pub fn logits(&self, grid: &Grid, columns: Range<usize>) -> Tensor<3> {
-        let hidden = self.model.forward(grid, 0..columns.end, None);
-        self.head(hidden.slice_dim(1, columns))
+        let (hidden, places) = self.model.forward(grid, 0..columns.end, None);
+        let read = Reading::of(grid, columns, 0, &places);
+        read.spread(self.head(read.pick(hidden)))
+    }
+
+    /// ln π of the tokens in `columns`, and the entropies of the distributions they come from, nats, `[B, S]` each; 0 in
+    /// the padding.
+    ///
+    /// # Panics
+    ///
+    /// If a token in `columns` is the first of its row: nothing predicts it.
+    pub fn token_views(&self, grid: &Grid, columns: Range<usize>) -> [Tensor<2>; 2] {
+        let (hidden, places) = self.model.forward(grid, 0..columns.end - 1, None);
+        let read = Reading::of(grid, columns, 1, &places);
+        let hidden = read.pick(hidden);
+        let weight = match &self.lm_head {
+            None => Some(self.model.embed_tokens.weight.val()),
+            Some(head) => head.weight.adapter().is_none().then(|| head.weight.base()),
+        };
+        let view = match weight.filter(|_| hidden.dtype() == DType::F32) {
+            Some(weight) => token_head(hidden, weight, &read.tokens),
+            None => token_head::plain(self.head(hidden), &read.tokens),
+        };
+        let view = read.spread(view);
+        [0, 1].map(|column| view.clone().narrow(2, column, 1).squeeze_dim(2))
     }
 
     /// With a cache, for the columns that follow those already seen; logits of the last one only,
@@ -242,9 +245,10 @@ impl CausalLm {
         columns: Range<usize>,
         cache: &mut KvCache,
     ) -> Tensor<3> {
-        let last = columns.len() - 1;
-        let hidden = self.model.forward(grid, columns, Some(cache));
-        self.head(hidden.narrow(1, last, 1))
+        let last = columns.end - 1;
+        let (hidden, places) = self.model.forward(grid, columns, Some(cache));
+        let read = Reading::of(grid, last..last + 1, 0, &places);
+        read.spread(self.head(read.pick(hidden)))
     }
 
     /// Where the parameters live.
@@ -269,6 +273,36 @@ impl CausalLm {
         inference(self, self.dtype())
     }
 
+    /// The same model, its weights laid out for products with a few rows where that is quicker.
+    pub(super) fn for_generation(&self) -> Self {
+        struct Columns;
+        impl ModuleMapper for Columns {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                param.map(|weight| if D == 2 { by_columns(weight) } else { weight })
+            }
+        }
+        /// The same values, one column of outputs behind the other.
+        fn by_columns<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
+            let options = (weight.device(), weight.dtype());
+            let data = weight.swap_dims(0, 1).into_data();
+            Tensor::from_data(data, (&options.0, options.1)).swap_dims(0, 1)
+        }
+        if !is_cpu(&self.device()) {
+            return self.clone();
+        }
+        let model = self.clone();
+        let embedding = model.model.embed_tokens.weight.val();
+        let head = match model.lm_head {
+            Some(head) => head.map(&mut Columns),
+            None => {
+                let weight = named_param("lm_head.weight", by_columns(embedding));
+                Linear { weight, bias: None }
+            }
+        };
+        let layers = model.model.layers.map(&mut Columns);
+        Self { model: Decoder { layers, ..model.model }, lm_head: Some(head) }
+    }
+
     /// The model that `adapter` makes of this one, its base, whose tensors it shares.
     ///
     /// # Errors
@@ -290,7 +324,7 @@ impl CausalLm {
         lora::save(self, settings, base, &config.to_json(Head::CausalLm, DType::F32), dir)
     }
 
-    fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
+    fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => apply(hidden, self.model.embed_tokens.weight.val()),
@@ -299,12 +333,24 @@ impl CausalLm {
 }
 
 impl Trainable for CausalLm {
+    fn rank(&self) -> Self {
+        let model = self.clone().fork(&self.device());
+        let tape = self.model.tape.as_ref().map(|_| Tape::default());
+        Self { model: Decoder { tape, ..model.model }, ..model }
+    }
+
     fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
         self.model.replay(found, add);
     }
 }
 
 impl Trainable for ScalarModel {
+    fn rank(&self) -> Self {
+        let model = self.clone().fork(&self.device());
+        let tape = self.model.tape.as_ref().map(|_| Tape::default());
+        Self { model: Decoder { tape, ..model.model }, ..model }
+    }
+
     fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams)) {
         self.model.replay(found, add);
     }
@@ -344,6 +390,11 @@ impl<'a> FreshHead<'a> {
 }
 
 impl ScalarModel {
+    /// Where the parameters live.
+    pub fn device(&self) -> Device {
+        self.model.embed_tokens.weight.device()
+    }
+
     fn new<S: Source>(source: &mut S, config: &ModelConfig) -> Self {
         let d = config.hidden_size;
         Self {
@@ -394,10 +445,11 @@ impl ScalarModel {
         checkpoint::save(self, config, Head::Score, dir)
     }
 
-    /// The score read in each of `columns`, `[B, S]`, in at least 32 bits.
+    /// The score read in each of `columns`, `[B, S]`, in at least 32 bits; 0 in the padding.
     pub fn scores(&self, grid: &Grid, columns: Range<usize>) -> Tensor<2> {
-        let hidden = self.model.forward(grid, 0..columns.end, None);
-        self.score.forward(wide(hidden.slice_dim(1, columns))).squeeze_dim(2)
+        let (hidden, places) = self.model.forward(grid, 0..columns.end, None);
+        let read = Reading::of(grid, columns, 0, &places);
+        read.spread(self.score.forward(wide(read.pick(hidden)))).squeeze_dim(2)
     }
 
     /// The decoder of `language_model`, whose tensors it shares, under a fresh head of its own, drawn as that

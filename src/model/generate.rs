@@ -1,19 +1,20 @@
 //! Generating responses, and reading a model's view of given ones.
 
-use burn::tensor::{Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::decoder::{CausalLm, ScalarModel};
 use super::grid::Grid;
-use super::layers::wide;
 use super::sampling::Sampling;
-use crate::equations::segmentation::entropy;
+use super::shards::{shards, side_by_side};
 use crate::rng::Stream;
 use crate::stop::{Interrupted, Stop};
 
 /// Columns of a prompt that are read in one forward pass.
 pub(crate) const PREFILL: usize = 128;
+/// What a row of a generated batch counts when the batch is cut into shards, in tokens.
+const ROW_TOKENS: usize = 32;
 
 /// When generation stops, and how it draws.
 #[derive(Clone, Copy, Debug)]
@@ -52,9 +53,22 @@ pub fn generate(
 ) -> Result<Vec<Vec<u32>>, Interrupted> {
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
     let rows = generation.rows_at_once.max(1);
+    let model = &model.for_generation();
     let mut responses = Vec::with_capacity(prompts.len());
     for (prompts, streams) in prompts.chunks(rows).zip(streams.chunks_mut(rows)) {
-        responses.extend(generate_batch(model, config, prompts, generation, streams, stop)?);
+        // A shard of a few rows reads all weights for each token, so here rows count, not tokens.
+        let reads = vec![ROW_TOKENS; prompts.len()];
+        let mut streams = streams.iter_mut();
+        let shards: Vec<_> = shards(&reads, &model.device())
+            .into_iter()
+            .map(|rows| (&prompts[rows.clone()], streams.by_ref().take(rows.len()).collect()))
+            .collect();
+        let generated = side_by_side(shards, |(prompts, streams): (_, Vec<&mut Stream>)| {
+            generate_batch(model, config, prompts, generation, streams, stop)
+        });
+        for shard in generated {
+            responses.extend(shard?);
+        }
     }
     Ok(responses)
 }
@@ -64,7 +78,7 @@ fn generate_batch(
     config: &ModelConfig,
     prompts: &[&[u32]],
     generation: Generation<'_>,
-    streams: &mut [Stream],
+    mut streams: Vec<&mut Stream>,
     stop: &Stop,
 ) -> Result<Vec<Vec<u32>>, Interrupted> {
     let longest = config.length_limit().tokens;
@@ -89,7 +103,7 @@ fn generate_batch(
         let host = to_vec(logits.reshape([batch, vocabulary]));
         for (row, logits) in host.chunks(vocabulary).enumerate() {
             let index = active[row];
-            let token = generation.sampling.draw(logits, &mut streams[index]);
+            let token = generation.sampling.draw(logits, streams[index]);
             rows[row].1.push(token);
             if !ended[index] {
                 responses[index].push(token);
@@ -100,9 +114,13 @@ fn generate_batch(
         if kept.is_empty() || step + 1 == generation.max_new_tokens {
             break;
         }
-        // Finished rows leave the batch once they are a quarter of it: fewer copies of the cache. One that is as
-        // long as the model reads leaves at once.
-        if kept.len() * 4 <= active.len() * 3 || rows.iter().any(is_full) {
+        // Where that takes a copy of the cache, finished rows leave the batch once they are a quarter of it. One that is
+        // as long as the model reads leaves at once.
+        let leave = match cache.drops_rows_freely() {
+            true => kept.len() < active.len(),
+            false => kept.len() * 4 <= active.len() * 3 || rows.iter().any(is_full),
+        };
+        if leave {
             cache.select(&kept, &device);
             rows = kept.iter().map(|&row| std::mem::take(&mut rows[row])).collect();
             active = kept.iter().map(|&row| active[row]).collect();
@@ -153,18 +171,16 @@ pub struct TokenView {
     pub entropies: Vec<f32>,
 }
 
-/// The log-probabilities of the response tokens of a grid, `[B, R]`, and the logits they come from,
-/// `[B, R, vocabulary]`; `first` is the column of the first response token. Log-probabilities are in nats.
+/// The log-probabilities of the response tokens of a grid, `[B, R]`, and the entropies of the distributions they come
+/// from, `[B, R]`, both in nats and 0 in the padding; `first` is the column of the first response token.
 ///
 /// # Panics
 ///
 /// If `first` is 0: the first response token is predicted from the prompt's last.
-pub fn response_log_probs(model: &CausalLm, grid: &Grid, first: usize) -> (Tensor<2>, Tensor<3>) {
-    let width = grid.width();
-    let logits = model.logits(grid, first - 1..width - 1);
-    let targets = grid.token_ids(first..width, &logits.device()).unsqueeze_dim::<3>(2);
-    let log_probs = log_softmax(wide(logits.clone()), 2).gather(2, targets).squeeze_dim(2);
-    (log_probs, logits)
+pub fn response_log_probs(model: &CausalLm, grid: &Grid, first: usize) -> (Tensor<2>, Tensor<2>) {
+    assert!(first > 0, "a response follows a prompt");
+    let [log_probs, entropies] = model.token_views(grid, first..grid.width());
+    (log_probs, entropies)
 }
 
 /// Where a scalar model is read, relative to each response token.
@@ -187,18 +203,16 @@ impl ReadAt {
     }
 }
 
-/// Prompts with their responses, placed on grids once and read by any number of models.
+/// Prompts with their responses, read by any number of models.
 pub struct Rows<'a> {
     rows: &'a [(&'a [u32], &'a [u32])],
-    /// Each with the column of its first response token.
-    grids: Vec<(Grid, usize)>,
+    rows_at_once: usize,
 }
 
 impl<'a> Rows<'a> {
     /// Each prompt with its response, `rows_at_once` of them a forward pass. A prompt holds at least one token.
     pub fn new(rows: &'a [(&'a [u32], &'a [u32])], rows_at_once: usize) -> Self {
-        let chunks = rows.chunks(rows_at_once.max(1));
-        Self { rows, grids: chunks.map(|chunk| Grid::aligned(chunk.iter().copied())).collect() }
+        Self { rows, rows_at_once: rows_at_once.max(1) }
     }
 
     /// The prompts and responses.
@@ -213,10 +227,10 @@ impl<'a> Rows<'a> {
     /// [`Interrupted`] when `stop` is asked for.
     pub fn view(&self, model: &CausalLm, stop: &Stop) -> Result<Vec<TokenView>, Interrupted> {
         let read = |grid: &Grid, first| {
-            let (log_probs, logits) = response_log_probs(model, grid, first);
-            [log_probs, entropy(logits)]
+            let (log_probs, entropies) = response_log_probs(model, grid, first);
+            [log_probs, entropies]
         };
-        let views = self.read(read, stop)?.into_iter();
+        let views = self.read(&model.device(), read, stop)?.into_iter();
         Ok(views.map(|[log_probs, entropies]| TokenView { log_probs, entropies }).collect())
     }
 
@@ -232,23 +246,33 @@ impl<'a> Rows<'a> {
         stop: &Stop,
     ) -> Result<Vec<Vec<f32>>, Interrupted> {
         let read = |grid: &Grid, first| [model.scores(grid, at.columns(grid, first))];
-        Ok(self.read(read, stop)?.into_iter().map(|[scalars]| scalars).collect())
+        let read = self.read(&model.device(), read, stop)?;
+        Ok(read.into_iter().map(|[scalars]| scalars).collect())
     }
 
     /// What `read` says of each response token, for a grid and the column of its first response token: tensors `[B, R]`.
     fn read<const N: usize>(
         &self,
-        read: impl Fn(&Grid, usize) -> [Tensor<2>; N],
+        device: &Device,
+        read: impl Fn(&Grid, usize) -> [Tensor<2>; N] + Sync,
         stop: &Stop,
     ) -> Result<Vec<[Vec<f32>; N]>, Interrupted> {
-        let mut lengths = self.rows.iter().map(|(_, response)| response.len());
         let mut all = Vec::with_capacity(self.rows.len());
-        for (grid, first) in &self.grids {
-            stop.check()?;
-            let values = read(grid, *first).map(to_vec);
-            let width = grid.width() - first;
-            for (i, length) in lengths.by_ref().take(grid.rows()).enumerate() {
-                all.push(values.each_ref().map(|of| of[i * width..i * width + length].to_vec()));
+        for chunk in self.rows.chunks(self.rows_at_once) {
+            let tokens: Vec<usize> = chunk.iter().map(|(p, r)| p.len() + r.len()).collect();
+            let shard = |rows: std::ops::Range<usize>| {
+                stop.check()?;
+                let rows = &chunk[rows];
+                let (grid, first) = Grid::aligned(rows.iter().copied());
+                let (values, width) = (read(&grid, first).map(to_vec), grid.width() - first);
+                let lengths = rows.iter().map(|(_, response)| response.len()).enumerate();
+                let own = |(i, length)| {
+                    values.each_ref().map(|of| of[i * width..i * width + length].to_vec())
+                };
+                Ok(lengths.map(own).collect::<Vec<_>>())
+            };
+            for shard in side_by_side(shards(&tokens, device), shard) {
+                all.extend(shard?);
             }
         }
         Ok(all)

@@ -5,6 +5,7 @@ use std::ops::Range;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::rope::{Rope, Rotation};
+use crate::kernels::attention::Span;
 
 /// Rows of tokens placed on a rectangle of `width` columns; the rest is padding.
 ///
@@ -77,11 +78,53 @@ impl Grid {
         Tensor::from_data(TensorData::new(mask, [self.rows(), columns.len()]), device)
     }
 
-    /// The rotary positions of `columns`, counted from each row's first token.
-    ///
+    /// Whether the token of a row is in a column.
+    pub(super) fn holds(&self, row: usize, column: usize) -> bool {
+        self.rows[row].holds(column)
+    }
+
+    /// The token in a column of a row, 0 if there is none.
+    pub(super) fn at(&self, row: usize, column: usize) -> u32 {
+        self.rows[row].at(column)
+    }
+
+    /// The column of a row's first token.
+    pub(super) fn start(&self, row: usize) -> usize {
+        self.rows[row].start
+    }
+
+    /// The tokens of `columns`, row behind row.
+    pub(super) fn tokens_in(&self, columns: &Range<usize>) -> Vec<i64> {
+        let own = |row: &Row| {
+            let part = row.part(columns);
+            row.tokens[part.start - row.start..part.end - row.start].to_vec()
+        };
+        self.rows.iter().flat_map(own).map(i64::from).collect()
+    }
+
+    /// Where the tokens of `columns` stand when they are row behind row.
+    pub(super) fn spans(&self, columns: &Range<usize>) -> Vec<Span> {
+        let mut start = 0;
+        let span = |row: &Row| {
+            let part = row.part(columns);
+            let span = Span { start, tokens: part.len(), seen: part.start - row.start };
+            start += part.len();
+            span
+        };
+        self.rows.iter().map(span).collect()
+    }
+
     /// # Panics
     ///
     /// If a row has more tokens than the model was made for.
+    pub(super) fn assert_served(&self, rope: &Rope) {
+        for row in &self.rows {
+            let (tokens, longest) = (row.tokens.len(), rope.longest());
+            assert!(tokens <= longest, "a row of {tokens} tokens, but the model serves {longest}");
+        }
+    }
+
+    /// The rotary positions of `columns`, counted from each row's first token.
     pub(super) fn rotation(
         &self,
         rope: &Rope,
@@ -89,10 +132,6 @@ impl Grid {
         device: &Device,
         dtype: DType,
     ) -> Rotation {
-        for row in &self.rows {
-            let (tokens, longest) = (row.tokens.len(), rope.longest());
-            assert!(tokens <= longest, "a row of {tokens} tokens, but the model serves {longest}");
-        }
         let positions: Vec<usize> =
             self.cells(&columns).map(|(row, c)| c.saturating_sub(row.start)).collect();
         rope.rotation(&positions, [self.rows(), columns.len()], device, dtype)
@@ -125,6 +164,13 @@ impl Grid {
 }
 
 impl Row {
+    /// The columns among `columns` that hold a token.
+    fn part(&self, columns: &Range<usize>) -> Range<usize> {
+        let end = self.start + self.tokens.len();
+        let start = columns.start.clamp(self.start, end);
+        start..columns.end.clamp(start, end)
+    }
+
     fn holds(&self, column: usize) -> bool {
         (self.start..self.start + self.tokens.len()).contains(&column)
     }

@@ -2,14 +2,15 @@
 //! [`super::names`] knows what other families call them.
 
 use burn::module::{LoraAdapter, Module, Param};
-use burn::tensor::module::{attention, attention_fallback, embedding};
-use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, activation};
+use burn::tensor::{DType, FloatDType, Int, Tensor, activation};
 
 use super::cache::LayerCache;
 use super::config::{Activation, AttentionBias, ModelConfig, Residual};
-use super::rope::Rotation;
+use super::places::{HeadShape, Places};
 use super::source::{Init, Source};
+use crate::kernels::linear::linear;
+use crate::kernels::rms_norm::rms_norm;
+use crate::kernels::swiglu::swiglu;
 
 /// A linear map; the weight has shape `[outputs, inputs]`.
 #[derive(Module, Debug)]
@@ -39,13 +40,13 @@ impl Linear {
         Self { bias, ..linear }
     }
 
-    /// `[B, T, inputs]` to `[B, T, outputs]`, in the type of `x`. An adapter is applied beside the weight,
+    /// `[N, inputs]` to `[N, outputs]`, in the type of `x`. An adapter is applied beside the weight,
     /// x Wᵀ + s (x bᵀ) aᵀ, so that no dense W + s a b is made, or kept for the backward pass.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = match self.weight.adapter() {
             None => apply(x, self.weight.base()),
             Some(LoraAdapter { a, b, scale }) => {
-                let low = apply(x.clone(), b.val()); // [B, T, rank]
+                let low = apply(x.clone(), b.val()); // [N, rank]
                 apply(x, self.weight.base()).add(apply(low, a.val()).mul_scalar(*scale))
             }
         };
@@ -59,12 +60,10 @@ impl Linear {
     }
 }
 
-/// x Wᵀ for `x` of shape `[B, T, inputs]` and `weight` of shape `[outputs, inputs]`, in the type of `x`.
-pub(super) fn apply(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
-    let [b, t, inputs] = x.dims();
-    let [outputs, _] = weight.dims();
+/// x Wᵀ for `x` of shape `[N, inputs]` and `weight` of shape `[outputs, inputs]`, in the type of `x`.
+pub(super) fn apply(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     let weight = cast(weight, x.dtype());
-    x.reshape([b * t, inputs]).matmul(weight.transpose()).reshape([b, t, outputs])
+    linear(x, weight)
 }
 
 /// `x` in `dtype`; a gradient flows back in the type of `x`.
@@ -115,11 +114,14 @@ impl Norm {
         }
     }
 
-    /// Keeps the shape `[B, T, channels]` and the type.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    /// Keeps the shape `[N, channels]` and the type.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        if self.bias.is_none() && x.dtype() == DType::F32 {
+            return rms_norm(x, self.weight.val(), self.epsilon);
+        }
         let (dtype, x) = (x.dtype(), wide(x));
-        let x = if self.bias.is_some() { x.clone().sub(x.mean_dim(2)) } else { x };
-        let scale = x.clone().square().mean_dim(2).add_scalar(self.epsilon).sqrt();
+        let x = if self.bias.is_some() { x.clone().sub(x.mean_dim(1)) } else { x };
+        let scale = x.clone().square().mean_dim(1).add_scalar(self.epsilon).sqrt();
         let y = cast(x.div(scale), dtype).mul(cast(self.weight.val(), dtype).unsqueeze());
         match &self.bias {
             Some(bias) => y.add(cast(bias.val(), dtype).unsqueeze()),
@@ -141,9 +143,9 @@ impl Embedding {
         Self { weight: source.param(&format!("{name}.weight"), shape, init) }
     }
 
-    /// Token ids `[B, T]` to vectors `[B, T, channels]`.
-    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        embedding(self.weight.val(), tokens)
+    /// Token ids `[N]` to vectors `[N, channels]`.
+    pub fn forward(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
+        self.weight.val().select(0, tokens)
     }
 }
 
@@ -173,20 +175,20 @@ impl Mlp {
         }
     }
 
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let hidden = match &self.gate_proj {
-            Some(gate) => {
-                let gate = self.activation.apply(gate.forward(x.clone()));
-                gate.mul(self.up_proj.forward(x))
-            }
-            None => self.activation.apply(self.up_proj.forward(x)),
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let gate = self.gate_proj.as_ref().map(|gate| gate.forward(x.clone()));
+        let up = self.up_proj.forward(x);
+        let hidden = match (gate, self.activation) {
+            (Some(gate), Activation::Silu) => swiglu(gate, up),
+            (Some(gate), activation) => activation.apply(gate).mul(up),
+            (None, activation) => activation.apply(up),
         };
         self.down_proj.forward(hidden)
     }
 }
 
 impl Activation {
-    fn apply(self, x: Tensor<3>) -> Tensor<3> {
+    fn apply(self, x: Tensor<2>) -> Tensor<2> {
         match self {
             Self::Silu => activation::silu(x),
             Self::Gelu => activation::gelu(x),
@@ -209,9 +211,8 @@ pub struct Attention {
     o_proj: Linear,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    #[module(skip)]
+    shape: HeadShape,
 }
 
 impl Attention {
@@ -235,77 +236,30 @@ impl Attention {
             o_proj: linear(source, "o_proj", [d, q], output),
             q_norm: norm(source, "q_norm"),
             k_norm: norm(source, "k_norm"),
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: head,
+            shape: HeadShape { heads: config.heads, kv_heads: config.kv_heads, head_dim: head },
         }
     }
 
-    /// `x` is `[B, S, D]`; `hidden` is `[B, 1, S, K]`, true where a query must not see a key; with a
-    /// cache, the K keys are those of the columns seen so far, the S new ones last.
+    /// `x` is `[N, D]`, its rows at `places`; with a cache, they see the keys of the tokens before them.
     fn forward(
         &self,
-        x: Tensor<3>,
-        rotation: &Rotation,
-        hidden: &Tensor<4, Bool>,
+        x: Tensor<2>,
+        places: &Places,
+        window: Option<usize>,
         cache: Option<&mut LayerCache>,
-    ) -> Tensor<3> {
-        let [b, s, _] = x.dims();
-        let split = |x: Tensor<3>, heads| {
-            x.reshape([b, s, heads, self.head_dim]).swap_dims(1, 2) // [B, H, S, head]
-        };
-        let normed = |x: Tensor<3>, norm: &Option<Norm>, heads| match norm {
-            Some(norm) => norm.forward(x.reshape([b, s * heads, self.head_dim])),
+    ) -> Tensor<2> {
+        let normed = |x: Tensor<2>, norm: &Option<Norm>| match norm {
+            Some(norm) => {
+                let [n, channels] = x.dims();
+                let heads = channels / self.shape.head_dim;
+                norm.forward(x.reshape([n * heads, self.shape.head_dim])).reshape([n, channels])
+            }
             None => x,
         };
-        let q = normed(self.q_proj.forward(x.clone()), &self.q_norm, self.heads);
-        let k = normed(self.k_proj.forward(x.clone()), &self.k_norm, self.kv_heads);
-        let q = rotation.apply(split(q, self.heads));
-        let k = rotation.apply(split(k, self.kv_heads));
-        let v = split(self.v_proj.forward(x), self.kv_heads);
-        let is_cached = cache.is_some();
-        let (k, v) = match cache {
-            Some(cache) => cache.extend(k, v),
-            None => (k, v),
-        };
-        let (k, v) = (self.repeat_heads(k), self.repeat_heads(v)); // [B, H, K, head]
-        let keys = k.dims()[2];
-        let mask = hidden.clone().expand([b, self.heads, s, keys]);
-        let context = attend(q, k, v, mask, is_cached);
-        self.o_proj.forward(context.swap_dims(1, 2).reshape([b, s, self.heads * self.head_dim]))
-    }
-
-    /// Gives each group of query heads its own copy of the shared key or value head.
-    fn repeat_heads(&self, x: Tensor<4>) -> Tensor<4> {
-        let groups = self.heads / self.kv_heads;
-        if groups == 1 {
-            return x;
-        }
-        let [b, kv, t, d] = x.dims();
-        x.unsqueeze_dim::<5>(2).expand([b, kv, groups, t, d]).reshape([b, kv * groups, t, d])
-    }
-}
-
-/// softmax(q kᵀ / √head) v over the keys that `mask` does not hide, in the type of `q`.
-///
-/// In a half type, autodiff's single operations would round the sums of the softmax, and a backend's own kernel,
-/// which sums in f32, would round at other places. So they are computed in f32, with autodiff and without it
-/// by the same operations: a model under training then says bit for bit what its inference copy says. Generation
-/// alone, which draws tokens and compares nothing, keeps the backend's kernel.
-fn attend(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    mask: Tensor<4, Bool>,
-    is_generation: bool,
-) -> Tensor<4> {
-    let (dtype, options) = (q.dtype(), AttentionModuleOptions::default());
-    match dtype {
-        DType::F16 | DType::BF16 if !is_generation => {
-            let context = attention_fallback(wide(q), wide(k), wide(v), Some(mask), None, options);
-            cast(context, dtype)
-        }
-        _ => attention(q, k, v, Some(mask), None, options),
+        let q = normed(self.q_proj.forward(x.clone()), &self.q_norm);
+        let k = normed(self.k_proj.forward(x.clone()), &self.k_norm);
+        let v = self.v_proj.forward(x);
+        self.o_proj.forward(places.attend([q, k, v], self.shape, window, cache))
     }
 }
 
@@ -333,20 +287,16 @@ impl Layer {
         }
     }
 
-    /// Keeps the shape `[B, S, D]`; see [`super::decoder::Decoder`] for the arguments.
+    /// Keeps the shape `[N, D]`; see [`super::decoder::Decoder`] for the arguments.
     pub fn forward(
         &self,
-        x: Tensor<3>,
-        rotation: &Rotation,
-        hidden: &Tensor<4, Bool>,
+        x: Tensor<2>,
+        places: &Places,
+        window: Option<usize>,
         cache: Option<&mut LayerCache>,
-    ) -> Tensor<3> {
-        let attended = self.self_attn.forward(
-            self.input_layernorm.forward(x.clone()),
-            rotation,
-            hidden,
-            cache,
-        );
+    ) -> Tensor<2> {
+        let read = self.input_layernorm.forward(x.clone());
+        let attended = self.self_attn.forward(read, places, window, cache);
         let sum = x.clone().add(attended);
         let read = match self.residual {
             Residual::Sequential => sum.clone(),

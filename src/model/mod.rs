@@ -15,9 +15,13 @@ pub mod lora;
 pub mod names;
 pub mod optim;
 #[doc(hidden)]
+pub mod places;
+#[doc(hidden)]
 pub mod recompute;
 pub mod rope;
 pub mod sampling;
+#[doc(hidden)]
+pub mod shards;
 #[doc(hidden)]
 pub mod source;
 #[doc(hidden)]

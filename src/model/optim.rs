@@ -4,17 +4,17 @@
 use std::io;
 use std::path::Path;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{
-    AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord,
-};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 
-use super::checkpoint::{restore, write_trained};
+use super::checkpoint::{read_flat, restore, write_flat, write_trained};
 use super::error::CheckpointError;
 use super::recompute::Trainable;
+use super::shards::{side_by_side, tree_sum};
 use crate::atomic::NewFile;
 use crate::bounds::{Bounds, section};
+use crate::kernels::adamw::{Moments, Rates, adamw};
 
 section! {
     /// How a model is optimized.
@@ -81,29 +81,36 @@ pub struct NonFinite {
 pub struct Trainer<M: Trainable> {
     /// `None` only during `update`.
     model: Option<M>,
-    adamw: ModuleOptimizer,
-    gradients: GradientsAccumulator<M>,
+    /// In the order of the trained parameters; none before the first step.
+    moments: Vec<Moments>,
+    /// What has been accumulated for the next step.
+    gradient: Option<Gradient>,
+    /// The losses whose gradients those are, on the device.
+    losses: Vec<Tensor<1>>,
     settings: OptimizerSettings,
     name: &'static str,
     total: usize,
     step: usize,
 }
 
+/// What an optimizer step was made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepResult {
+    /// The sum of the losses.
+    pub loss: f64,
+    /// The global norm of the gradient, before the clip.
+    pub gradient_norm: f64,
+}
+
 impl<M: Trainable> Trainer<M> {
     /// Training of `model`, which must be on a device with autodiff, over `total` steps; `name` is what
     /// errors and checkpoint files call it.
     pub fn new(name: &'static str, model: M, settings: &OptimizerSettings, total: usize) -> Self {
-        let adamw = AdamWConfig::new()
-            .with_beta_1(settings.beta_1 as f32)
-            .with_beta_2(settings.beta_2 as f32)
-            .with_epsilon(settings.epsilon as f32)
-            .with_weight_decay(settings.weight_decay as f32)
-            .init();
-        let gradients = GradientsAccumulator::new();
         Self {
             model: Some(model),
-            adamw,
-            gradients,
+            moments: Vec::new(),
+            gradient: None,
+            losses: Vec::new(),
             settings: settings.clone(),
             name,
             total,
@@ -126,54 +133,92 @@ impl<M: Trainable> Trainer<M> {
         self.settings.rate(self.step, self.total)
     }
 
-    /// Adds the gradient of `loss` to the next step's, and returns the loss.
-    ///
-    /// # Errors
-    ///
-    /// [`NonFinite`] when the loss is.
-    pub fn accumulate(&mut self, loss: Tensor<1>) -> Result<f64, NonFinite> {
-        let value = f64::from(loss.clone().into_scalar::<f32>());
-        if !value.is_finite() {
-            let tensor = format!("the {} loss", self.name);
-            return Err(NonFinite { tensor, step: self.step });
+    /// Adds the gradients of the losses, `[1]`, of all `shards` to the next step's. The shards are read side by side,
+    /// each with a model of its own; `loss` may return something beside the loss.
+    pub fn accumulate<T: Send, R: Send>(
+        &mut self,
+        shards: Vec<T>,
+        loss: impl Fn(&M, T) -> (Tensor<1>, R) + Sync,
+    ) -> Vec<R> {
+        let models = shards.iter().map(|_| self.model().rank()).collect::<Vec<_>>();
+        let shards = models.into_iter().zip(shards).collect();
+        let found = side_by_side(shards, |(model, shard)| {
+            let (loss, rest) = loss(&model, shard);
+            let (value, found) = (loss.clone().inner(), loss.backward());
+            let mut gradients = GradientsAccumulator::new();
+            let mut add = |part| gradients.accumulate(&model, part);
+            model.replay(&found, &mut add);
+            add(GradientsParams::from_grads(found, &model));
+            (Gradient::of(&model, gradients.grads()), value, rest)
+        });
+        let mut gradients = Vec::with_capacity(found.len());
+        let mut all = Vec::with_capacity(found.len());
+        for (gradient, loss, rest) in found {
+            gradients.push(gradient);
+            self.losses.push(loss);
+            all.push(rest);
         }
-        let found = loss.backward();
-        let model = self.model.as_ref().expect("there between steps");
-        let mut add = |gradients| self.gradients.accumulate(model, gradients);
-        model.replay(&found, &mut add);
-        add(GradientsParams::from_grads(found, model));
-        Ok(value)
+        let sum = tree_sum(gradients, Gradient::add);
+        self.gradient = Some(match self.gradient.take() {
+            Some(before) => before.add(sum),
+            None => sum,
+        });
+        all
     }
 
-    /// One AdamW step with the gradient accumulated so far, clipped to the global norm; returns the norm
-    /// before the clip.
+    /// One AdamW step with the gradient accumulated so far, clipped to the global norm.
     ///
     /// # Errors
     ///
-    /// [`NonFinite`] when a gradient is; the model is then unchanged.
-    pub fn update(&mut self) -> Result<f64, NonFinite> {
-        let mut gradients = self.gradients.grads();
-        let norm = self.clip(&mut gradients)?;
-        let rate = self.rate();
+    /// [`NonFinite`] when a loss or a gradient is; the model is then unchanged.
+    ///
+    /// # Panics
+    ///
+    /// If nothing has been accumulated.
+    pub fn update(&mut self) -> Result<StepResult, NonFinite> {
+        let gradient = self.gradient.take().expect("a gradient");
+        let (loss, norm) = self.read(&gradient)?;
+        let settings = &self.settings;
+        let rates = Rates {
+            learning_rate: self.rate(),
+            beta_1: settings.beta_1,
+            beta_2: settings.beta_2,
+            epsilon: settings.epsilon,
+            weight_decay: settings.weight_decay,
+            factor: (settings.max_gradient_norm / norm).min(1.0),
+            step: self.step + 1,
+        };
+        if self.moments.is_empty() {
+            let zeros = |g: &Tensor<1>| Moments(g.zeros_like(), g.zeros_like());
+            self.moments = gradient.parts.iter().map(zeros).collect();
+        }
+        let gradients = gradient.parts.into_iter();
+        let mut apply = Apply { gradients, moments: self.moments.iter_mut(), rates };
         // Moved, so that each parameter makes room for its successor.
-        self.model = self.model.take().map(|model| self.adamw.step(rate, model, gradients));
+        self.model = self.model.take().map(|model| model.map(&mut apply));
         self.step += 1;
-        Ok(norm)
+        Ok(StepResult { loss, gradient_norm: norm })
     }
 
-    /// Scales the gradients down to the largest global norm allowed; returns the norm before.
-    fn clip(&self, gradients: &mut GradientsParams) -> Result<f64, NonFinite> {
-        let norms = Norms::of(self.model(), gradients);
-        let norm = norms.global();
+    /// The sum of the losses and the norm of the gradient, fetched in one transfer.
+    fn read(&mut self, gradient: &Gradient) -> Result<(f64, f64), NonFinite> {
+        let losses = std::mem::take(&mut self.losses);
+        let count = losses.len();
+        let all = losses.into_iter().chain(gradient.squares()).collect();
+        let read = super::generate::to_vec(Tensor::cat(all, 0));
+        let (losses, squares) = read.split_at(count);
+        let loss: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
+        let norm = squares.iter().map(|&square| f64::from(square)).sum::<f64>().sqrt();
+        let refuse = |tensor| Err(NonFinite { tensor, step: self.step });
+        if !loss.is_finite() {
+            return refuse(format!("the {} loss", self.name));
+        }
         if !norm.is_finite() {
-            let tensor = format!("the {} gradient of {}", self.name, norms.first_non_finite());
-            return Err(NonFinite { tensor, step: self.step });
+            let at = squares.iter().position(|square| !square.is_finite());
+            let which = at.map_or("all parameters together", |i| &gradient.names[i]);
+            return refuse(format!("the {} gradient of {which}", self.name));
         }
-        if norm > self.settings.max_gradient_norm {
-            let factor = self.settings.max_gradient_norm / norm;
-            self.model().visit(&mut Scale { gradients, factor });
-        }
-        Ok(norm)
+        Ok((loss, norm))
     }
 
     /// Writes what is trained of the model to the safetensors file `path`.
@@ -197,8 +242,11 @@ impl<M: Trainable> Trainer<M> {
     /// The files that hold what is trained of the model, and the optimizer's state.
     pub fn files(&self) -> [NewFile<'_>; 2] {
         let state = |path: &Path| {
-            let saved = self.adamw.to_record().save(path);
-            saved.map_err(|error| io::Error::other(error.to_string()))
+            let names = trained(self.model()).into_iter();
+            let each = names.zip(&self.moments).flat_map(|((name, _), Moments(m, v))| {
+                [(format!("{name}.first"), m), (format!("{name}.second"), v)]
+            });
+            write_flat(each, path)
         };
         let weights = |path: &Path| self.write_weights(path);
         [(self.weights_file(), Box::new(weights)), (self.state_file(), Box::new(state))]
@@ -219,48 +267,54 @@ impl<M: Trainable> Trainer<M> {
     /// [`CheckpointError`] when the files are not those of this model.
     pub fn resume(&mut self, step: usize, dir: &Path) -> Result<(), CheckpointError> {
         let model = self.model.take().expect("there between steps");
-        self.model = Some(restore(model, &dir.join(self.weights_file()))?);
-        let path = dir.join(self.state_file());
-        let record = OptimizerRecord::load(&path)
-            .map_err(|error| CheckpointError::Format { path, detail: error.to_string() })?;
-        self.adamw = self.adamw.clone().load_record(record);
+        let device = model.devices().remove(0).without_autodiff();
+        let model = self.model.insert(restore(model, &dir.join(self.weights_file()))?);
+        let each = trained(model).into_iter().flat_map(|(name, length)| {
+            [(format!("{name}.first"), length), (format!("{name}.second"), length)]
+        });
+        let mut read = read_flat(&dir.join(self.state_file()), each, &device)?.into_iter();
+        self.moments.clear();
+        while let (Some(first), Some(second)) = (read.next(), read.next()) {
+            self.moments.push(Moments(first, second));
+        }
         self.step = step;
         Ok(())
     }
 }
 
-/// The squared norm of each parameter's gradient.
-struct Norms {
+/// The gradients of all trained parameters, each flat, in the order in which the model is visited.
+#[derive(Debug)]
+struct Gradient {
     names: Vec<String>,
-    squares: Vec<f32>,
+    parts: Vec<Tensor<1>>,
 }
 
-impl Norms {
-    fn of<M: Module>(model: &M, gradients: &GradientsParams) -> Self {
-        let mut visit = Squares { gradients, path: vec![], names: vec![], squares: vec![] };
+impl Gradient {
+    fn of<M: Module>(model: &M, gradients: GradientsParams) -> Self {
+        let mut visit = Visit { path: Vec::new(), found: Vec::new(), gradients };
         model.visit(&mut visit);
-        let Squares { names, squares, .. } = visit;
-        Self { names, squares: super::generate::to_vec(Tensor::cat(squares, 0)) }
+        let (names, parts) = visit.found.into_iter().unzip();
+        Self { names, parts }
     }
 
-    fn global(&self) -> f64 {
-        self.squares.iter().map(|&square| f64::from(square)).sum::<f64>().sqrt()
+    fn add(self, other: Self) -> Self {
+        let parts = self.parts.into_iter().zip(other.parts).map(|(a, b)| a.add(b)).collect();
+        Self { parts, ..self }
     }
 
-    fn first_non_finite(&self) -> &str {
-        let at = self.squares.iter().position(|square| !square.is_finite());
-        at.map_or("all parameters together", |i| &self.names[i])
+    /// The squared norm of each part, `[1]`.
+    fn squares(&self) -> impl Iterator<Item = Tensor<1>> {
+        self.parts.iter().map(|part| part.clone().square().sum())
     }
 }
 
-struct Squares<'a> {
-    gradients: &'a GradientsParams,
+struct Visit {
     path: Vec<String>,
-    names: Vec<String>,
-    squares: Vec<Tensor<1>>,
+    gradients: GradientsParams,
+    found: Vec<(String, Tensor<1>)>,
 }
 
-impl ModuleVisitor for Squares<'_> {
+impl ModuleVisitor for Visit {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.push(name.to_owned());
     }
@@ -272,28 +326,61 @@ impl ModuleVisitor for Squares<'_> {
             return; // frozen
         }
         let name = self.path.join(".");
-        let gradient = self.gradients.get::<D>(param.id);
+        let gradient = self.gradients.remove::<D>(param.id);
         let gradient = gradient.unwrap_or_else(|| panic!("{name} has no gradient"));
-        self.squares.push(gradient.square().sum());
-        self.names.push(name);
+        let length: usize = gradient.dims().iter().product();
+        self.found.push((name, gradient.reshape([length])));
     }
 }
 
-struct Scale<'a> {
-    gradients: &'a mut GradientsParams,
-    factor: f64,
+/// Names and lengths of the trained parameters, in the order in which the model is visited.
+fn trained<M: Module>(model: &M) -> Vec<(String, usize)> {
+    struct Lengths(Vec<String>, Vec<(String, usize)>);
+    impl ModuleVisitor for Lengths {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                self.1.push((self.0.join("."), param.dims().iter().product()));
+            }
+        }
+    }
+    let mut lengths = Lengths(Vec::new(), Vec::new());
+    model.visit(&mut lengths);
+    lengths.1
 }
 
-impl ModuleVisitor for Scale<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-            self.gradients.register(param.id, gradient.mul_scalar(self.factor));
+/// Gives each trained parameter the value after a step.
+struct Apply<'a> {
+    gradients: std::vec::IntoIter<Tensor<1>>,
+    moments: std::slice::IterMut<'a, Moments>,
+    rates: Rates,
+}
+
+impl ModuleMapper for Apply<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if !param.is_require_grad() {
+            return param;
         }
+        let (gradient, moments) = (self.gradients.next(), self.moments.next());
+        let (gradient, moments) = (gradient.expect("of each"), moments.expect("of each"));
+        param.map(|value| {
+            let (shape, device) = (value.dims(), value.device());
+            let value = value.inner().reshape([gradient.dims()[0]]);
+            let value = adamw(value, gradient, moments, self.rates).reshape(shape);
+            Tensor::from_inner(value).to_device(&device).require_grad()
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use burn::tensor::Device;
 
     use super::*;
@@ -302,25 +389,36 @@ mod tests {
     use crate::model::{CausalLm, Grid};
     use crate::settings::Settings;
 
-    /// A trainer, and a loss of its model: minus the mean log-probability of a response.
-    fn trainer(max_gradient_norm: f64) -> (Trainer<CausalLm>, Tensor<1>) {
+    const ROWS: [(&[u32], &[u32]); 4] =
+        [(&[1, 2], &[3, 4, 5]), (&[6], &[7, 8]), (&[9, 1, 4], &[2]), (&[5, 5], &[10, 3, 3, 1])];
+
+    fn trainer(max_gradient_norm: f64) -> Trainer<CausalLm> {
         let defaults = Settings::defaults();
         let config = defaults.model.config(11, 16);
         let settings = OptimizerSettings { max_gradient_norm, ..defaults.sft.optimizer };
         let model = CausalLm::fresh(&config, 0, &Device::flex().autodiff());
-        let trainer = Trainer::new("policy", model, &settings, 1);
-        let (grid, first) = Grid::aligned([(&[1, 2][..], &[3, 4, 5][..])]);
-        let loss = response_log_probs(trainer.model(), &grid, first).0.mean().neg();
-        (trainer, loss)
+        Trainer::new("policy", model, &settings, 1)
     }
 
-    /// The norm before the clip, and the norm that the optimizer would see.
+    /// Minus the log-probability of some responses.
+    fn loss(model: &CausalLm, rows: Range<usize>) -> Tensor<1> {
+        let (grid, first) = Grid::aligned(ROWS[rows].iter().copied());
+        response_log_probs(model, &grid, first).0.sum().neg()
+    }
+
+    /// The trainer with the gradient of the rows in these shards.
+    fn accumulated(mut trainer: Trainer<CausalLm>, shards: &[Range<usize>]) -> Trainer<CausalLm> {
+        trainer.accumulate(shards.to_vec(), |model, rows| (loss(model, rows), ()));
+        trainer
+    }
+
+    /// The norm before the clip, and the norm that the optimizer has seen: 1/(1 - β₁) times the first moment's.
     fn clipped(max_gradient_norm: f64) -> (f64, f64) {
-        let (mut trainer, loss) = trainer(max_gradient_norm);
-        trainer.accumulate(loss).unwrap();
-        let mut gradients = trainer.gradients.grads();
-        let before = trainer.clip(&mut gradients).unwrap();
-        (before, Norms::of(trainer.model(), &gradients).global())
+        let mut trainer = accumulated(trainer(max_gradient_norm), &[0..4]);
+        let before = trainer.update().unwrap().gradient_norm;
+        let square = |Moments(m, _): &Moments| m.clone().square().sum().into_scalar::<f32>();
+        let after = trainer.moments.iter().map(square).map(f64::from).sum::<f64>().sqrt();
+        (before, after / (1.0 - trainer.settings.beta_1))
     }
 
     #[test]
@@ -333,24 +431,68 @@ mod tests {
     #[test]
     fn a_gradient_within_the_clip_is_left_alone() {
         let (before, after) = clipped(1e3);
-        assert_eq!(before, after);
+        assert!((before - after).abs() < 1e-5 * before, "{before} {after}");
     }
 
     #[test]
-    fn a_loss_that_is_not_finite_is_refused() {
-        let (mut trainer, loss) = trainer(1.0);
+    fn a_loss_that_is_not_finite_is_refused_by_the_step_and_the_model_left_alone() {
+        let mut trainer = trainer(1.0);
+        let before = to_safetensors(trainer.model());
+        trainer.accumulate(vec![0..4], |model, rows| (loss(model, rows) * f64::INFINITY, ()));
         let refused = NonFinite { tensor: "the policy loss".into(), step: 0 };
-        assert_eq!(trainer.accumulate(loss * f64::INFINITY), Err(refused));
+        assert_eq!(trainer.update(), Err(refused));
+        assert_eq!(to_safetensors(trainer.model()), before);
     }
 
     #[test]
     fn a_gradient_that_is_not_finite_is_refused_by_name_and_the_model_left_alone() {
-        let (mut trainer, loss) = trainer(1.0);
+        let mut trainer = trainer(1.0);
         let before = to_safetensors(trainer.model());
-        // 0, where the root has no finite slope.
-        trainer.accumulate((loss.clone() - loss.detach()).sqrt()).unwrap();
+        trainer.accumulate(vec![0..4], |model, rows| {
+            let loss = loss(model, rows);
+            // 0, where the root has no finite slope.
+            ((loss.clone() - loss.detach()).sqrt(), ())
+        });
         let tensor = "the policy gradient of model.embed_tokens.weight".into();
         assert_eq!(trainer.update(), Err(NonFinite { tensor, step: 0 }));
         assert_eq!(to_safetensors(trainer.model()), before);
+    }
+
+    #[test]
+    fn shards_give_the_gradient_of_the_whole() {
+        let whole = accumulated(trainer(1.0), &[0..4]).gradient.unwrap();
+        for shards in [&[0..2, 2..4][..], &[0..1, 1..2, 2..3, 3..4]] {
+            let parts = accumulated(trainer(1.0), shards).gradient.unwrap();
+            assert_eq!(parts.names, whole.names);
+            for (part, whole) in parts.parts.iter().zip(&whole.parts) {
+                let gap = (part.clone() - whole.clone()).abs().max().into_scalar::<f32>();
+                let scale = whole.clone().abs().max().into_scalar::<f32>();
+                assert!(gap <= 1e-5 * scale, "{gap} of {scale}");
+            }
+        }
+    }
+
+    /// Autodiff's bookkeeping is shared by threads, and has lost gradients and hung before: so thousands of steps, each
+    /// with four shards on more threads than cores.
+    #[test]
+    fn thousands_of_steps_have_the_same_bits_on_every_number_of_threads() {
+        let steps = 2000;
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut trainer = trainer(1.0);
+                trainer.total = steps;
+                let mut losses = Vec::new();
+                for _ in 0..steps {
+                    trainer = accumulated(trainer, &[0..1, 1..2, 2..3, 3..4]);
+                    losses.push(trainer.update().unwrap());
+                }
+                (losses, to_safetensors(trainer.model()))
+            })
+        };
+        let one = run(1);
+        for threads in [2, 4, 8] {
+            assert!(run(threads) == one, "{threads} threads");
+        }
     }
 }

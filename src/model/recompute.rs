@@ -24,9 +24,9 @@ pub(super) struct Pass {
     pub(super) grid: Grid,
     pub(super) end: usize,
     /// The input of each layer, without autodiff.
-    pub(super) inputs: Vec<Tensor<3>>,
+    pub(super) inputs: Vec<Tensor<2>>,
     /// The output of the last: a leaf of the graph that leads to the loss.
-    pub(super) output: Tensor<3>,
+    pub(super) output: Tensor<2>,
 }
 
 impl Tape {
@@ -41,6 +41,10 @@ impl Tape {
 
 /// A model that can be trained with its layers computed again in the backward pass.
 pub trait Trainable: Module {
+    /// A copy that shares the parameters' values and nothing else, so that it can be read beside this one: autodiff
+    /// keeps the graphs of both apart.
+    fn rank(&self) -> Self;
+
     /// Gives `add` the gradients that a backward pass has left out, from those that it has found.
     fn replay(&self, found: &Gradients, add: &mut dyn FnMut(GradientsParams));
 }

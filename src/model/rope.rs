@@ -1,11 +1,13 @@
 //! Rotary positions: each pair of channels turns by an angle proportional to the position.
 
 use std::f64::consts::TAU;
+use std::sync::{Arc, Mutex};
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::{ModelConfig, RopeScaling};
+use crate::kernels::attention::Angles;
 
 /// The rotary frequencies of a head.
 #[derive(Clone, Debug)]
@@ -16,6 +18,8 @@ pub struct Rope {
     scale: f64,
     /// The tokens of the longest sequence that they serve.
     longest: usize,
+    /// The angles of the first positions, made once and shared by copies of the model.
+    angles: Arc<Mutex<Arc<Angles>>>,
 }
 
 impl Rope {
@@ -23,14 +27,14 @@ impl Rope {
     pub fn new(channels: usize, theta: f64) -> Self {
         let exponent = |i: usize| -2.0 * i as f64 / channels as f64;
         let frequencies = (0..channels / 2).map(|i| theta.powf(exponent(i))).collect();
-        Self { frequencies, scale: 1.0, longest: usize::MAX }
+        Self { frequencies, scale: 1.0, longest: usize::MAX, angles: Arc::default() }
     }
 
     /// The frequencies of a model.
     pub fn of(config: &ModelConfig) -> Self {
         let plain = Self::new(config.rotary_dim(), config.rope_theta);
         let scaled = plain.scaled(&config.rope_scaling, config.max_position_embeddings);
-        Self { longest: config.length_limit().tokens, ..scaled }
+        Self { longest: config.length_limit().tokens, angles: Arc::default(), ..scaled }
     }
 
     /// The same frequencies changed for sequences of up to `longest` tokens.
@@ -60,6 +64,20 @@ impl Rope {
     /// The tokens of the longest sequence that the frequencies serve.
     pub(super) fn longest(&self) -> usize {
         self.longest
+    }
+
+    /// Scaled sines and cosines of at least the first `tokens` positions.
+    pub(super) fn angles(&self, tokens: usize) -> Arc<Angles> {
+        let pairs = self.frequencies.len();
+        let mut known = self.angles.lock().expect("no table panics");
+        if known.sin.len() < tokens * pairs || known.pairs != pairs {
+            let (sin, cos) = (0..tokens.next_power_of_two())
+                .flat_map(|p| self.frequencies.iter().map(move |f| (p as f64 * f).sin_cos()))
+                .map(|(sin, cos)| ((self.scale * sin) as f32, (self.scale * cos) as f32))
+                .unzip();
+            *known = Arc::new(Angles { pairs, sin, cos });
+        }
+        known.clone()
     }
 
     /// The rotation of a batch whose `positions` are given row by row, each of `[B, S]`, in the type of

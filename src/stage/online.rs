@@ -7,6 +7,7 @@ pub mod keep;
 mod learner;
 mod measure;
 
+use std::ops::Range;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
@@ -21,8 +22,9 @@ use super::task::{Task, permutation};
 use crate::data::letters::Gold;
 use crate::equations::kl::AdaptiveKl;
 use crate::model::generate::{ReadAt, Rows, response_log_probs, to_vec};
-use crate::model::optim::Trainer;
+use crate::model::optim::{StepResult, Trainer};
 use crate::model::sampling::Sampling;
+use crate::model::shards::shards;
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
 use crate::run::metrics::{IterationMetrics, IterationTimings};
 use crate::run::{Context, Error, Stage};
@@ -146,28 +148,42 @@ impl Learner<'_> {
                 line.actor_learning_rate = self.policy.rate();
                 line.critic_learning_rate = self.critic.as_ref().map(Trainer::rate);
                 for chunk in minibatch.chunks(ppo.rows_at_once) {
-                    let share = chunk.len() as f64 / minibatch.len() as f64;
                     let rows: Vec<&Sample> = chunk.iter().map(|&i| &samples[i]).collect();
-                    let batch = Batch::new(&rows, &self.device);
+                    let lengths: Vec<usize> =
+                        rows.iter().map(|s| s.prompt.len() + s.response.len()).collect();
+                    let shards = shards(&lengths, &self.device);
+                    let share = |rows: &Range<usize>| rows.len() as f64 / minibatch.len() as f64;
                     stop.check()?;
-                    let log_probs =
-                        response_log_probs(self.policy.model(), &batch.grid, batch.first).0;
-                    let losses = self.system.loss.of(log_probs, &batch, self.kl_coefficient);
-                    means.add(share, losses.clip_fraction, losses.ratio);
-                    means.policy_loss += self.policy.accumulate(losses.loss.mul_scalar(share))?;
-                    tokens += batch.grid.tokens();
+                    let found = self.policy.accumulate(shards.clone(), |policy, shard| {
+                        let share = share(&shard);
+                        let batch = Batch::new(&rows[shard], &self.device);
+                        let log_probs = response_log_probs(policy, &batch.grid, batch.first).0;
+                        let losses = self.system.loss.of(log_probs, &batch, self.kl_coefficient);
+                        (losses.loss.mul_scalar(share), (share, losses.clip_fraction, losses.ratio))
+                    });
+                    for (share, clip_fraction, ratio) in found {
+                        means.add(share, clip_fraction, ratio);
+                    }
+                    tokens += lengths.iter().sum::<usize>();
                     if let (Some(critic), Some(clip)) = (&mut self.critic, self.system.value_clip) {
                         stop.check()?;
-                        let columns = ReadAt::State.columns(&batch.grid, batch.first);
-                        let values = critic.model().scores(&batch.grid, columns);
-                        let loss = batch.value_loss(values, clip);
-                        means.value_loss += critic.accumulate(loss.mul_scalar(share))?;
-                        tokens += batch.grid.tokens();
+                        critic.accumulate(shards, |critic, shard| {
+                            let share = share(&shard);
+                            let batch = Batch::new(&rows[shard], &self.device);
+                            let columns = ReadAt::State.columns(&batch.grid, batch.first);
+                            let values = critic.scores(&batch.grid, columns);
+                            (batch.value_loss(values, clip).mul_scalar(share), ())
+                        });
+                        tokens += lengths.iter().sum::<usize>();
                     }
                 }
-                means.norms[0] += self.policy.update()?;
+                let StepResult { loss, gradient_norm } = self.policy.update()?;
+                means.policy_loss += loss;
+                means.norms[0] += gradient_norm;
                 if let Some(critic) = &mut self.critic {
-                    means.norms[1] += critic.update()?;
+                    let StepResult { loss, gradient_norm } = critic.update()?;
+                    means.value_loss += loss;
+                    means.norms[1] += gradient_norm;
                 }
                 means.steps += 1.0;
             }

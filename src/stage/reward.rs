@@ -12,7 +12,7 @@ use super::cut::Cut;
 use super::memory;
 use super::preferences::{self, Pair};
 use super::score::{RewardCard, segmenter};
-use super::supervised::{BatchResult, Epochs, or_save, train};
+use super::supervised::{Epochs, or_save, train};
 use super::task::{HeldOut, Split, Task};
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
@@ -23,6 +23,7 @@ use crate::equations::segment_reward::{
 use crate::equations::segmentation::Rule;
 use crate::model::generate::{ReadAt, Rows, TokenView, pad_rows};
 use crate::model::optim::Trainer;
+use crate::model::shards::shards;
 use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
 use crate::run::fingerprint::{REWARD_CARD, model_fingerprint};
 use crate::run::folder::{StageFolder, write_json};
@@ -287,40 +288,49 @@ fn margins(settings: &RewardSettings, examples: &[Example]) -> Option<Vec<f32>> 
     (margin != 0.0 || margin_scale != 0.0).then(|| margins.collect())
 }
 
-/// Adds the gradient of the segment Bradley-Terry loss, averaged over the batch's pairs.
+/// Adds the gradient of the segment Bradley-Terry loss, averaged over the batch's pairs; gives the tokens read.
 fn accumulate(
     trainer: &mut Trainer<ScalarModel>,
     batch: &[Example],
     settings: &RewardSettings,
     stop: &Stop,
-) -> Result<BatchResult, Error> {
-    let mut result = BatchResult { loss: 0.0, tokens: 0 };
+) -> Result<usize, Error> {
+    let mut tokens = 0;
     for chunk in batch.chunks(settings.rows_at_once) {
         stop.check()?;
-        let n = chunk.len();
-        let side = |which: usize| {
-            chunk.iter().map(move |e| (e.pair.rows()[which], &e.segments[which][..]))
-        };
-        let rows: Vec<_> = side(0).chain(side(1)).collect();
-        let (grid, first) = Grid::aligned(rows.iter().map(|(row, _)| *row));
-        let scores = trainer.model().scores(&grid, ReadAt::Token.columns(&grid, first));
-        let weights: Vec<Vec<f32>> = rows
-            .iter()
-            .map(|((_, response), segments)| {
-                aggregation_weights(segments, response.len(), settings.aggregation)
-            })
-            .collect();
-        let weights = weights.iter().map(Vec::as_slice);
-        let weights = pad_rows(weights, grid.width() - first, 0.0, &scores.device());
-        let scores = sequence_scores(scores, weights); // [2n]
-        let (chosen, rejected) = (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n));
-        let margin = margins(settings, chunk)
-            .map(|margins| Tensor::<1>::from_data(TensorData::new(margins, [n]), &chosen.device()));
-        let loss = segment_bt_loss(chosen, rejected, margin);
-        result.loss += trainer.accumulate(loss.mul_scalar(n as f64 / batch.len() as f64))?;
-        result.tokens += grid.tokens();
+        let length = |e: &Example| e.pair.rows().iter().map(|(p, r)| p.len() + r.len()).sum();
+        let lengths: Vec<usize> = chunk.iter().map(length).collect();
+        let device = trainer.model().device();
+        trainer.accumulate(shards(&lengths, &device), |model, pairs| {
+            let share = pairs.len() as f64 / batch.len() as f64;
+            (pair_loss(model, &chunk[pairs], settings).mul_scalar(share), ())
+        });
+        tokens += lengths.iter().sum::<usize>();
     }
-    Ok(result)
+    Ok(tokens)
+}
+
+/// The segment Bradley-Terry loss, averaged over pairs.
+fn pair_loss(model: &ScalarModel, pairs: &[Example], settings: &RewardSettings) -> Tensor<1> {
+    let n = pairs.len();
+    let side =
+        |which: usize| pairs.iter().map(move |e| (e.pair.rows()[which], &e.segments[which][..]));
+    let rows: Vec<_> = side(0).chain(side(1)).collect();
+    let (grid, first) = Grid::aligned(rows.iter().map(|(row, _)| *row));
+    let scores = model.scores(&grid, ReadAt::Token.columns(&grid, first));
+    let weights: Vec<Vec<f32>> = rows
+        .iter()
+        .map(|((_, response), segments)| {
+            aggregation_weights(segments, response.len(), settings.aggregation)
+        })
+        .collect();
+    let weights = weights.iter().map(Vec::as_slice);
+    let weights = pad_rows(weights, grid.width() - first, 0.0, &scores.device());
+    let scores = sequence_scores(scores, weights); // [2n]
+    let (chosen, rejected) = (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n));
+    let margin = margins(settings, pairs)
+        .map(|margins| Tensor::<1>::from_data(TensorData::new(margins, [n]), &chosen.device()));
+    segment_bt_loss(chosen, rejected, margin)
 }
 
 fn evaluate(

@@ -6,7 +6,7 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use super::memory;
-use super::supervised::{BatchResult, Epochs, or_save, train};
+use super::supervised::{Epochs, or_save, train};
 use super::task::{HeldOut, Task};
 use crate::atomic;
 use crate::data::letters;
@@ -15,6 +15,7 @@ use crate::data::store::Items;
 use crate::file_error::FileError;
 use crate::model::generate::{Rows, response_log_probs};
 use crate::model::optim::Trainer;
+use crate::model::shards::shards;
 use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
 use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
 use crate::run::{Context, Error, Stage};
@@ -104,27 +105,30 @@ pub(super) fn write_model(
     })
 }
 
-/// Adds the gradient of the mean negative log-probability over the batch's response tokens.
+/// Adds the gradient of the mean negative log-probability over the batch's response tokens; gives the tokens read.
 fn accumulate(
     trainer: &mut Trainer<CausalLm>,
     batch: &[usize],
     data: &Items<Conversation>,
     rows_at_once: usize,
     stop: &Stop,
-) -> Result<BatchResult, Error> {
+) -> Result<usize, Error> {
     let batch = data.read(batch.iter().copied())?;
     let response_tokens: usize = batch.iter().map(|(_, response)| response.len()).sum();
-    let mut result = BatchResult { loss: 0.0, tokens: 0 };
+    let mut tokens = 0;
     for chunk in batch.chunks(rows_at_once) {
         stop.check()?;
-        let (grid, first) = Grid::aligned(chunk.iter().map(|(p, r)| (&p[..], &r[..])));
-        let (log_probs, _) = response_log_probs(trainer.model(), &grid, first);
-        let padding = grid.mask(first..grid.width(), &log_probs.device()).bool_not();
-        let loss = log_probs.mask_fill(padding, 0.0).sum().div_scalar(-(response_tokens as f64));
-        result.loss += trainer.accumulate(loss)?;
-        result.tokens += grid.tokens();
+        let lengths: Vec<usize> = chunk.iter().map(|(p, r)| p.len() + r.len()).collect();
+        let device = trainer.model().device();
+        trainer.accumulate(shards(&lengths, &device), |model, rows| {
+            let rows = chunk[rows].iter().map(|(p, r)| (&p[..], &r[..]));
+            let (grid, first) = Grid::aligned(rows);
+            let (log_probs, _) = response_log_probs(model, &grid, first); // 0 in the padding
+            (log_probs.sum().div_scalar(-(response_tokens as f64)), ())
+        });
+        tokens += lengths.iter().sum::<usize>();
     }
-    Ok(result)
+    Ok(tokens)
 }
 
 fn cross_entropy(

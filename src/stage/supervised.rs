@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::task::permutation;
-use crate::model::optim::Trainer;
+use crate::model::optim::{StepResult, Trainer};
 use crate::model::recompute::Trainable;
 use crate::run::folder::StageFolder;
 use crate::run::{Context, Error};
@@ -57,22 +57,15 @@ struct Timing {
     tokens_per_second: f64,
 }
 
-/// What one batch gave.
-pub struct BatchResult {
-    pub loss: f64,
-    /// Tokens that it held, prompts included.
-    pub tokens: usize,
-}
-
 /// Trains to the end, from the folder's last checkpoint if it has one. `accumulate` adds the gradient of
-/// the given items to the trainer's.
+/// the given items to the trainer's, and gives the tokens that they hold, prompts included.
 pub fn train<M: Trainable>(
     context: &Context,
     folder: &mut StageFolder,
     title: &str,
     epochs: &Epochs,
     mut trainer: Trainer<M>,
-    mut accumulate: impl FnMut(&mut Trainer<M>, &[usize]) -> Result<BatchResult, Error>,
+    mut accumulate: impl FnMut(&mut Trainer<M>, &[usize]) -> Result<usize, Error>,
 ) -> Result<Trainer<M>, Error> {
     if let Some(checkpoint) = folder.latest()? {
         folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
@@ -86,8 +79,8 @@ pub fn train<M: Trainable>(
     for batch in epochs.batches(context.settings.seed, title, trainer.step()) {
         let (start, step, rate) = (Instant::now(), trainer.step(), trainer.rate());
         let result = accumulate(&mut trainer, &batch);
-        let BatchResult { loss, tokens } = or_save(folder, &trainer, result)?;
-        let gradient_norm = trainer.update()?;
+        let tokens = or_save(folder, &trainer, result)?;
+        let StepResult { loss, gradient_norm } = trainer.update()?;
         let epoch = (step * epochs.epochs) as f64 / total as f64;
         metrics.write(&Line { step, epoch, loss, learning_rate: rate, gradient_norm })?;
         let seconds = start.elapsed().as_secs_f64();

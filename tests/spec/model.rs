@@ -107,7 +107,7 @@ fn the_norm_divides_by_the_root_of_the_mean_square_and_scales_each_channel() {
         let norm = Norm::rms(&mut fresh, "norm", 2, 3.5);
         let norm = edited(norm, DType::F32, |_, weight| weight[1] = 2.0);
         // The mean square of (3, 4) is 12.5, and √(12.5 + 3.5) = 4. A zero vector stays.
-        let x = Tensor::<3>::from_data([[[3.0, 4.0], [0.0, 0.0]]], &device);
+        let x = Tensor::<2>::from_data([[3.0, 4.0], [0.0, 0.0]], &device);
         assert_close(&host(norm.forward(x)), &[0.75, 2.0, 0.0, 0.0], tolerance);
     }
 }
@@ -139,7 +139,7 @@ fn a_layer_norm_takes_the_mean_off_before_and_adds_a_bias_in_the_end() {
             _ => values[1] = 2.0,
         });
         // (3, 5) is (-1, 1) about its mean: of variance 1, and √(1 + 3) = 2.
-        let x = Tensor::<3>::from_data([[[3.0, 5.0]]], &device);
+        let x = Tensor::<2>::from_data([[3.0, 5.0]], &device);
         assert_close(&host(norm.forward(x)), &[-0.5, 11.0], tolerance);
     }
 }

@@ -65,10 +65,14 @@ fn a_response_s_log_probs_are_those_of_its_logits_in_f64() {
     for (device, tolerance) in devices() {
         let model = CausalLm::fresh(&config, 5, &device);
         let (grid, first) = Grid::aligned([(&prompt[..], &response[..])]);
-        let (actual, logits) = response_log_probs(&model, &grid, first);
-        let expected: Vec<f64> = (host(logits).chunks(config.vocab_size).zip(&response))
+        let (actual, entropies) = response_log_probs(&model, &grid, first);
+        let logits = host(model.logits(&grid, first - 1..grid.width() - 1));
+        let logits = logits.chunks(config.vocab_size);
+        let expected: Vec<f64> = (logits.clone().zip(&response))
             .map(|(logits, &token)| log_probs(logits)[token as usize])
             .collect();
         assert_close(&host(actual), &expected, tolerance);
+        let expected: Vec<f64> = logits.map(entropy_in_f64).collect();
+        assert_close(&host(entropies), &expected, tolerance);
     }
 }
