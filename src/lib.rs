@@ -39,7 +39,7 @@
 //! 2  data                            pairs, prompts, tokenizers, templates, the embedded task
 //! 2  model                           decoder, cache, generation, heads, LoRA, Hugging Face files, optimizer
 //! 1  equations                       one file each: no I/O, no settings, no draws
-//! 0  atomic bounds device file_error host rng statistics stop table
+//! 0  allocator atomic bounds device file_error host rng statistics stop table
 //! ```
 //!
 //! The labels E1 to E10, the tests of each equation and the numbered deviations from paper and official code are in the
@@ -81,7 +81,6 @@
 pub mod data;
 pub mod device;
 pub mod equations;
-pub mod kernels;
 pub mod model;
 pub mod run;
 pub mod settings;
@@ -90,6 +89,8 @@ pub mod statistics;
 pub mod systems;
 
 // What the program and the tests need beyond the library.
+#[doc(hidden)]
+pub mod allocator;
 #[doc(hidden)]
 pub mod atomic;
 #[doc(hidden)]

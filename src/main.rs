@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use segment_rlhf::allocator;
 use segment_rlhf::cli::Cli;
 use segment_rlhf::stop::say;
 
@@ -12,6 +13,7 @@ use segment_rlhf::stop::say;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

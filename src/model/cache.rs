@@ -4,8 +4,8 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorCreationOptions, TensorData
 
 use super::config::ModelConfig;
 #[cfg(feature = "flex")]
-use crate::kernels::attention::CachedRow;
-use crate::kernels::packs;
+use crate::model::kernels::attention::CachedRow;
+use crate::model::kernels::packs;
 
 /// The cache of every layer.
 #[derive(Clone, Debug)]

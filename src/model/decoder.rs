@@ -13,18 +13,19 @@ use super::config::ModelConfig;
 use super::config_json::Head;
 use super::error::CheckpointError;
 use super::grid::Grid;
-use super::layers::{Embedding, Layer, Linear, Norm, apply, cast, fan_in, wide};
+use super::layers::{Embedding, Layer, Linear, Norm, apply, fan_in};
 use super::lora::{self, Adapter, LoraSettings, ModelSource};
 use super::names::HEAD;
 use super::places::{Places, Reading};
+use super::precision::{cast, wide};
 use super::recompute::is_trained;
 use super::recompute::{Pass, Tape, Trainable};
 use super::rope::Rope;
 use super::source::{Fresh, Init, Placement, Source, fresh_values, named_param};
 use super::weights::FreshParam;
 use crate::device::{Checkpointing, Precision};
-use crate::kernels::is_cpu;
-use crate::kernels::token_head::{self, token_head};
+use crate::model::kernels::is_cpu;
+use crate::model::kernels::token_head::{self, token_head};
 
 /// Token ids to final hidden states.
 #[derive(Module, Debug)]

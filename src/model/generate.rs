@@ -48,24 +48,57 @@ pub fn generate(
     config: &ModelConfig,
     prompts: &[&[u32]],
     generation: Generation<'_>,
-    mut streams: Vec<Stream>,
+    streams: Vec<Stream>,
+    stop: &Stop,
+) -> Result<Vec<Vec<u32>>, Interrupted> {
+    let limits = vec![generation.max_new_tokens; prompts.len()];
+    generate_up_to(model, config, prompts, &limits, generation, streams, stop)
+}
+
+/// As [`generate`], with a longest response for each prompt, in tokens, which counts beside `max_new_tokens`.
+///
+/// # Errors
+///
+/// As [`generate`].
+///
+/// # Panics
+///
+/// As [`generate`], or if there is not one limit a prompt.
+pub fn generate_up_to(
+    model: &CausalLm,
+    config: &ModelConfig,
+    prompts: &[&[u32]],
+    limits: &[usize],
+    generation: Generation<'_>,
+    streams: Vec<Stream>,
     stop: &Stop,
 ) -> Result<Vec<Vec<u32>>, Interrupted> {
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
-    let rows = generation.rows_at_once.max(1);
+    assert_eq!(limits.len(), prompts.len(), "one limit a prompt");
     let model = &model.for_generation();
     let mut responses = Vec::with_capacity(prompts.len());
-    for (prompts, streams) in prompts.chunks(rows).zip(streams.chunks_mut(rows)) {
-        // A shard of a few rows reads all weights for each token, so here rows count, not tokens.
-        let reads = vec![ROW_TOKENS; prompts.len()];
-        let mut streams = streams.iter_mut();
-        let shards: Vec<_> = shards(&reads, &model.device())
-            .into_iter()
-            .map(|rows| (&prompts[rows.clone()], streams.by_ref().take(rows.len()).collect()))
-            .collect();
-        let generated = side_by_side(shards, |(prompts, streams): (_, Vec<&mut Stream>)| {
-            generate_batch(model, config, prompts, generation, streams, stop)
-        });
+    let mut rows: Vec<Row<'_>> = prompts
+        .iter()
+        .zip(limits)
+        .zip(streams)
+        .map(|((&prompt, &limit), stream)| Row {
+            prompt,
+            limit: limit.min(generation.max_new_tokens),
+            stream,
+        })
+        .collect();
+    for batch in rows.chunks_mut(generation.rows_at_once.max(1)) {
+        // A shard reads all weights for each token, however few its rows: so here rows count, not tokens.
+        let reads = vec![ROW_TOKENS; batch.len()];
+        let mut left = batch;
+        let mut parts = Vec::new();
+        for shard in shards(&reads, &model.device()) {
+            let (part, rest) = left.split_at_mut(shard.len());
+            parts.push(part);
+            left = rest;
+        }
+        let generated =
+            side_by_side(parts, |rows| generate_batch(model, config, rows, generation, stop));
         for shard in generated {
             responses.extend(shard?);
         }
@@ -73,14 +106,23 @@ pub fn generate(
     Ok(responses)
 }
 
+/// A response to write.
+struct Row<'a> {
+    prompt: &'a [u32],
+    /// Its longest length, in tokens.
+    limit: usize,
+    stream: Stream,
+}
+
 fn generate_batch(
     model: &CausalLm,
     config: &ModelConfig,
-    prompts: &[&[u32]],
+    asked: &mut [Row<'_>],
     generation: Generation<'_>,
-    mut streams: Vec<&mut Stream>,
     stop: &Stop,
 ) -> Result<Vec<Vec<u32>>, Interrupted> {
+    let prompts: Vec<&[u32]> = asked.iter().map(|row| row.prompt).collect();
+    let steps = asked.iter().map(|row| row.limit).max().unwrap_or(0);
     let longest = config.length_limit().tokens;
     assert!(
         prompts.iter().all(|prompt| prompt.len() < longest),
@@ -95,23 +137,25 @@ fn generate_batch(
     let (grid, start) = Grid::aligned(prompts.iter().map(|&prompt| (prompt, empty)));
     let mut rows: Vec<(usize, Vec<u32>)> =
         prompts.iter().map(|prompt| (start - prompt.len(), prompt.to_vec())).collect();
-    let columns = start + generation.max_new_tokens;
+    let columns = start + steps;
     let mut cache = KvCache::new(config, prompts.len(), columns, (&device, model.dtype()));
     let mut logits = read_prompts(model, &grid, start, &mut cache, stop)?;
-    for step in 0..generation.max_new_tokens {
+    for step in 0..steps {
         let [batch, _, vocabulary] = logits.dims();
         let host = to_vec(logits.reshape([batch, vocabulary]));
         for (row, logits) in host.chunks(vocabulary).enumerate() {
             let index = active[row];
-            let token = generation.sampling.draw(logits, streams[index]);
+            let token = generation.sampling.draw(logits, &mut asked[index].stream);
             rows[row].1.push(token);
             if !ended[index] {
                 responses[index].push(token);
-                ended[index] = generation.stops.contains(&token) || is_full(&rows[row]);
+                ended[index] = generation.stops.contains(&token)
+                    || is_full(&rows[row])
+                    || responses[index].len() == asked[index].limit;
             }
         }
         let kept: Vec<usize> = (0..active.len()).filter(|&row| !ended[active[row]]).collect();
-        if kept.is_empty() || step + 1 == generation.max_new_tokens {
+        if kept.is_empty() {
             break;
         }
         // Where that takes a copy of the cache, finished rows leave the batch once they are a quarter of it. One that is

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::rope::{Rope, Rotation};
-use crate::kernels::attention::Span;
+use crate::model::kernels::attention::Span;
 
 /// Rows of tokens placed on a rectangle of `width` columns; the rest is padding.
 ///

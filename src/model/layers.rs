@@ -2,15 +2,16 @@
 //! [`super::names`] knows what other families call them.
 
 use burn::module::{LoraAdapter, Module, Param};
-use burn::tensor::{DType, FloatDType, Int, Tensor, activation};
+use burn::tensor::{DType, Int, Tensor, activation};
 
 use super::cache::LayerCache;
 use super::config::{Activation, AttentionBias, ModelConfig, Residual};
 use super::places::{HeadShape, Places};
+use super::precision::{cast, wide};
 use super::source::{Init, Source};
-use crate::kernels::linear::linear;
-use crate::kernels::rms_norm::rms_norm;
-use crate::kernels::swiglu::swiglu;
+use crate::model::kernels::linear::linear;
+use crate::model::kernels::rms_norm::rms_norm;
+use crate::model::kernels::swiglu::swiglu;
 
 /// A linear map; the weight has shape `[outputs, inputs]`.
 #[derive(Module, Debug)]
@@ -64,19 +65,6 @@ impl Linear {
 pub(super) fn apply(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     let weight = cast(weight, x.dtype());
     linear(x, weight)
-}
-
-/// `x` in `dtype`; a gradient flows back in the type of `x`.
-pub(super) fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
-    if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }
-}
-
-/// `x` in at least 32 bits, for sums over many numbers, and for exponentials.
-pub(super) fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
-        _ => x,
-    }
 }
 
 /// Normalization of the channels, scaled per channel: RMSNorm, x / √(mean(x²) + ε); with a bias LayerNorm,

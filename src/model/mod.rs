@@ -9,6 +9,8 @@ pub mod decoder;
 pub mod error;
 pub mod generate;
 pub mod grid;
+#[doc(hidden)]
+pub mod kernels;
 pub mod layers;
 pub mod lora;
 #[doc(hidden)]
@@ -16,6 +18,7 @@ pub mod names;
 pub mod optim;
 #[doc(hidden)]
 pub mod places;
+mod precision;
 #[doc(hidden)]
 pub mod recompute;
 pub mod rope;

@@ -11,10 +11,10 @@ use burn::tensor::Tensor;
 use super::checkpoint::{read_flat, restore, write_flat, write_trained};
 use super::error::CheckpointError;
 use super::recompute::Trainable;
-use super::shards::{side_by_side, tree_sum};
+use super::shards::tree_sum;
 use crate::atomic::NewFile;
 use crate::bounds::{Bounds, section};
-use crate::kernels::adamw::{Moments, Rates, adamw};
+use crate::model::kernels::adamw::{Moments, Rates, adamw};
 
 section! {
     /// How a model is optimized.
@@ -140,30 +140,28 @@ impl<M: Trainable> Trainer<M> {
         shards: Vec<T>,
         loss: impl Fn(&M, T) -> (Tensor<1>, R) + Sync,
     ) -> Vec<R> {
-        let models = shards.iter().map(|_| self.model().rank()).collect::<Vec<_>>();
-        let shards = models.into_iter().zip(shards).collect();
-        let found = side_by_side(shards, |(model, shard)| {
+        let model = self.model();
+        let shards = shards.into_iter().map(|shard| (model.rank(), shard)).collect();
+        let read = |(model, shard): (M, T)| {
             let (loss, rest) = loss(&model, shard);
             let (value, found) = (loss.clone().inner(), loss.backward());
             let mut gradients = GradientsAccumulator::new();
             let mut add = |part| gradients.accumulate(&model, part);
             model.replay(&found, &mut add);
             add(GradientsParams::from_grads(found, &model));
-            (Gradient::of(&model, gradients.grads()), value, rest)
+            (Gradient::of(&model, gradients.grads()), vec![value], vec![rest])
+        };
+        let (sum, losses, rest) = tree_sum(shards, &read, &|left, right| {
+            let (gradient, losses, rest) = left;
+            let both = gradient.add(right.0);
+            (both, [losses, right.1].concat(), rest.into_iter().chain(right.2).collect())
         });
-        let mut gradients = Vec::with_capacity(found.len());
-        let mut all = Vec::with_capacity(found.len());
-        for (gradient, loss, rest) in found {
-            gradients.push(gradient);
-            self.losses.push(loss);
-            all.push(rest);
-        }
-        let sum = tree_sum(gradients, Gradient::add);
+        self.losses.extend(losses);
         self.gradient = Some(match self.gradient.take() {
             Some(before) => before.add(sum),
             None => sum,
         });
-        all
+        rest
     }
 
     /// One AdamW step with the gradient accumulated so far, clipped to the global norm.

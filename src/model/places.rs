@@ -11,12 +11,12 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::cache::LayerCache;
 use super::grid::Grid;
-use super::layers::{cast, wide};
+use super::precision::{cast, wide};
 use super::rope::{Rope, Rotation};
 #[cfg(feature = "flex")]
-use crate::kernels::attention::{self, Plan};
-use crate::kernels::attention::{Angles, Span};
-use crate::kernels::packs;
+use crate::model::kernels::attention::{self, Plan};
+use crate::model::kernels::attention::{Angles, Span};
+use crate::model::kernels::packs;
 
 /// How the channels of an attention block are split.
 #[derive(Clone, Copy, Debug)]

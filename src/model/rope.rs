@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::{ModelConfig, RopeScaling};
-use crate::kernels::attention::Angles;
+use crate::model::kernels::attention::Angles;
 
 /// The rotary frequencies of a head.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use std::ops::Range;
 use burn::tensor::Device;
 use rayon::prelude::*;
 
-use crate::kernels::is_cpu;
+use crate::model::kernels::is_cpu;
 
 /// Most shards of a batch.
 const MOST: usize = 8;
@@ -58,24 +58,28 @@ pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, run: impl Fn(T) -> R + Sync
     items.into_par_iter().with_max_len(1).map(&run).collect()
 }
 
-/// The sum of all, neighbours first, then neighbouring sums.
+/// The sum of what `run` gives for each item, along a fixed tree: neighbours first, then neighbouring sums. Several items
+/// run side by side; no more sums are in memory than the tree is deep, beside one a thread.
 ///
 /// # Panics
 ///
 /// Of none.
-pub fn tree_sum<T>(mut parts: Vec<T>, add: impl Fn(T, T) -> T) -> T {
-    while parts.len() > 1 {
-        let mut pairs = parts.into_iter();
-        let mut sums = Vec::new();
-        while let Some(left) = pairs.next() {
-            sums.push(match pairs.next() {
-                Some(right) => add(left, right),
-                None => left,
-            });
-        }
-        parts = sums;
+pub fn tree_sum<T: Send, R: Send>(
+    items: Vec<T>,
+    run: &(impl Fn(T) -> R + Sync),
+    add: &(impl Fn(R, R) -> R + Sync),
+) -> R {
+    let mut left = items;
+    if left.len() == 1 {
+        return run(left.remove(0));
     }
-    parts.pop().expect("something to add")
+    let right = left.split_off(left.len().next_power_of_two() / 2);
+    let (left, right) = if rayon::current_num_threads() == 1 {
+        (tree_sum(left, run, add), tree_sum(right, run, add))
+    } else {
+        rayon::join(|| tree_sum(left, run, add), || tree_sum(right, run, add))
+    };
+    add(left, right)
 }
 
 #[cfg(test)]
@@ -87,7 +91,7 @@ mod tests {
     #[test]
     fn a_tree_adds_neighbours_first() {
         let add = |a: String, b: String| format!("({a}{b})");
-        let sum = |n: u8| tree_sum((0..n).map(|i| i.to_string()).collect(), add);
+        let sum = |n: u8| tree_sum((0..n).collect(), &|i| i.to_string(), &add);
         assert_eq!(sum(1), "0");
         assert_eq!(sum(4), "((01)(23))");
         assert_eq!(sum(5), "(((01)(23))4)");

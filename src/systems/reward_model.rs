@@ -87,20 +87,34 @@ impl RewardModel {
     ) -> Result<Vec<SegmentRewards>, SystemError> {
         let scores = responses.scalars(&self.model, ReadAt::Token, &self.stop)?;
         let scored = responses.rows().iter().zip(reference).zip(scores);
-        let scored = scored.map(|((&(_, response), reference), scores)| {
-            let own = self.reward_segmenter.cut(response, &reference.entropies)?;
-            let sequence_score = aggregate(&segment_rewards(&scores, &own), self.aggregation);
-            let segments = self.policy_segmenter.cut(response, &reference.entropies)?;
-            // One reward for a response of several reward-model segments is its sequence score.
-            let whole = self.policy_segmenter.rule == Rule::Whole;
-            let rewards =
-                if whole { vec![sequence_score] } else { segment_rewards(&scores, &segments) };
-            if let Some(t) = rewards.iter().position(|reward| !reward.is_finite()) {
-                let tensor = format!("the reward of segment {t}");
-                return Err(NonFinite { tensor, step: 0 }.into());
-            }
-            Ok(SegmentRewards { segments, rewards, sequence_score })
-        });
-        scored.collect()
+        let segments = |((&(_, response), reference), scores): ((_, &TokenView), Vec<f32>)| {
+            self.segment_rewards(response, &reference.entropies, &scores)
+        };
+        scored.map(segments).collect()
+    }
+
+    /// Cuts a response by the reference model's entropies, nats, and reads the rewards of its segments from the model's
+    /// scores of its tokens.
+    ///
+    /// # Errors
+    ///
+    /// As [`RewardModel::score`].
+    pub fn segment_rewards(
+        &self,
+        response: &[u32],
+        entropies: &[f32],
+        scores: &[f32],
+    ) -> Result<SegmentRewards, SystemError> {
+        let own = self.reward_segmenter.cut(response, entropies)?;
+        let sequence_score = aggregate(&segment_rewards(scores, &own), self.aggregation);
+        let segments = self.policy_segmenter.cut(response, entropies)?;
+        // One reward for a response of several reward-model segments is its sequence score.
+        let whole = self.policy_segmenter.rule == Rule::Whole;
+        let rewards = if whole { vec![sequence_score] } else { segment_rewards(scores, &segments) };
+        if let Some(t) = rewards.iter().position(|reward| !reward.is_finite()) {
+            let tensor = format!("the reward of segment {t}");
+            return Err(NonFinite { tensor, step: 0 }.into());
+        }
+        Ok(SegmentRewards { segments, rewards, sequence_score })
     }
 }

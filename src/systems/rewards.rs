@@ -24,13 +24,18 @@ impl Rewards for NormalizedRewards<'_> {
         reference: &[TokenView],
     ) -> Result<Vec<Rewarded>, SystemError> {
         let scored = self.reward_model.score(responses, reference)?;
-        let normalize = |SegmentRewards { segments, rewards, sequence_score }| {
-            let mut normalized = self.normalizer.normalize_all(&rewards);
-            if self.length_neutral {
-                normalized = length_neutral(&normalized);
-            }
-            Rewarded { segments, rewards, normalized, sequence_score }
-        };
-        Ok(scored.into_iter().map(normalize).collect())
+        Ok(scored.into_iter().map(|rewards| self.normalize(rewards)).collect())
+    }
+}
+
+impl NormalizedRewards<'_> {
+    /// The rewards of a response, normalized.
+    pub fn normalize(&self, rewards: SegmentRewards) -> Rewarded {
+        let SegmentRewards { segments, rewards, sequence_score } = rewards;
+        let mut normalized = self.normalizer.normalize_all(&rewards);
+        if self.length_neutral {
+            normalized = length_neutral(&normalized);
+        }
+        Rewarded { segments, rewards, normalized, sequence_score }
     }
 }

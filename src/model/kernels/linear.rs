@@ -85,7 +85,7 @@ mod served {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{gap, numbers};
+    use crate::model::kernels::testing::{gap, numbers};
 
     #[test]
     fn values_and_gradients_are_those_of_the_plain_product() {

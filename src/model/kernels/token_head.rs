@@ -48,8 +48,8 @@ mod served {
     };
     use burn::tensor::Tensor;
 
-    use crate::kernels::simd::{exp, max, sum, vectorized};
-    use crate::kernels::slices::{contiguous, tensor, values};
+    use crate::model::kernels::simd::{exp, max, sum, vectorized};
+    use crate::model::kernels::slices::{contiguous, tensor, values};
 
     /// Logits in memory at a time.
     const LOGITS: usize = 1 << 18;
@@ -235,8 +235,8 @@ mod served {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::linear;
-    use crate::kernels::testing::{gap, numbers};
+    use crate::model::kernels::linear;
+    use crate::model::kernels::testing::{gap, numbers};
 
     #[test]
     fn values_and_gradients_are_those_of_the_plain_operations() {

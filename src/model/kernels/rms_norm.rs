@@ -27,8 +27,8 @@ mod served {
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
     use burn::tensor::Tensor;
 
-    use crate::kernels::simd::{sum, vectorized};
-    use crate::kernels::slices::{contiguous, tensor, values};
+    use crate::model::kernels::simd::{sum, vectorized};
+    use crate::model::kernels::slices::{contiguous, tensor, values};
 
     pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
         let y = Dispatch::rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon as f32);
@@ -169,7 +169,7 @@ mod served {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{gap, numbers};
+    use crate::model::kernels::testing::{gap, numbers};
 
     #[test]
     fn values_and_gradients_are_those_of_the_plain_operations() {

@@ -107,9 +107,9 @@ mod served {
     use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
 
     use super::{Angles, CachedRow, Plan, Span};
-    use crate::kernels::product::{Product, padded};
-    use crate::kernels::simd::{exp, max, sum, vectorized};
-    use crate::kernels::slices::{contiguous, tensor, values};
+    use crate::model::kernels::product::{Product, padded};
+    use crate::model::kernels::simd::{exp, max, sum, vectorized};
+    use crate::model::kernels::slices::{contiguous, tensor, values};
 
     /// Queries of a head that are held against its keys at a time.
     pub const BLOCK: usize = 48;

@@ -84,7 +84,7 @@ mod served {
     use rayon::prelude::*;
 
     use super::{Constants, Moments, Rates};
-    use crate::kernels::simd::vectorized;
+    use crate::model::kernels::simd::vectorized;
 
     /// Parameters that one thread takes at a time.
     const PART: usize = 1 << 15;
@@ -138,7 +138,7 @@ mod served {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{gap, numbers};
+    use crate::model::kernels::testing::{gap, numbers};
 
     fn rates(step: usize) -> Rates {
         Rates {

@@ -26,8 +26,8 @@ mod served {
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::Tensor;
 
-    use crate::kernels::simd::{sigmoid, vectorized};
-    use crate::kernels::slices::{contiguous, tensor, values};
+    use crate::model::kernels::simd::{sigmoid, vectorized};
+    use crate::model::kernels::slices::{contiguous, tensor, values};
 
     pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
         Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()))
@@ -139,7 +139,7 @@ mod served {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{gap, numbers};
+    use crate::model::kernels::testing::{gap, numbers};
 
     #[test]
     fn values_and_gradients_are_those_of_the_plain_operations() {

@@ -4,7 +4,7 @@
 //! takes as the oracle, and on Burn's CPU backend, in f32, the same as loops over slices. Burn is given those through its
 //! backend extensions, so that autodiff, devices and checkpointing work around them as around its own operations.
 //!
-//! The loops are single-threaded: threads run whole rows side by side ([`crate::model::shards`]), each with operations of
+//! The loops are single-threaded: threads run whole rows side by side ([`super::shards`]), each with operations of
 //! its own. Sums have a fixed order, which neither the number of threads nor the width of a CPU's vectors changes.
 
 pub mod adamw;
