@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 #[doc(hidden)]
 pub mod config_json;
+mod counts;
 pub mod decoder;
 pub mod error;
 pub mod generate;

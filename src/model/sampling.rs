@@ -3,6 +3,7 @@
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+use super::kernels::weights::{BLOCK, weights};
 use crate::rng::Stream;
 
 /// How the next token is drawn.
@@ -39,20 +40,24 @@ impl Sampling {
         if self.temperature == 0.0 {
             return argmax(logits);
         }
-        let mut candidates: Vec<(u32, f64)> = weights(logits, self.temperature);
-        if self.top_k > 0 || self.top_p < 1.0 {
-            candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            if self.top_k > 0 {
-                candidates.truncate(self.top_k);
-            }
-            let total: f64 = candidates.iter().map(|c| c.1).sum();
-            let mut reached = 0.0;
-            let kept = candidates.iter().position(|c| {
-                reached += c.1 / total;
-                reached >= self.top_p
-            });
-            candidates.truncate(kept.map_or(candidates.len(), |i| i + 1));
+        let (weights, sums) = weights(logits, self.temperature);
+        if self.top_k == 0 && self.top_p >= 1.0 {
+            return draw_from_all(&weights, &sums, rng);
         }
+        let each = weights.iter().enumerate();
+        let mut candidates: Vec<(u32, f64)> =
+            each.map(|(id, &weight)| (id as u32, f64::from(weight))).collect();
+        candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if self.top_k > 0 {
+            candidates.truncate(self.top_k);
+        }
+        let total: f64 = candidates.iter().map(|c| c.1).sum();
+        let mut reached = 0.0;
+        let kept = candidates.iter().position(|c| {
+            reached += c.1 / total;
+            reached >= self.top_p
+        });
+        candidates.truncate(kept.map_or(candidates.len(), |i| i + 1));
         let total: f64 = candidates.iter().map(|c| c.1).sum();
         let mut left = rng.random::<f64>() * total;
         for &(id, weight) in &candidates {
@@ -65,11 +70,26 @@ impl Sampling {
     }
 }
 
-/// exp((logit - max) / temperature) for every token id.
-fn weights(logits: &[f32], temperature: f64) -> Vec<(u32, f64)> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: f32| (f64::from(logit - max) / temperature).exp();
-    logits.iter().enumerate().map(|(id, &logit)| (id as u32, weight(logit))).collect()
+/// A token drawn by its weight, `sums` being those of the blocks of weights.
+fn draw_from_all(weights: &[f32], sums: &[f32], rng: &mut Stream) -> u32 {
+    let total: f64 = sums.iter().map(|&sum| f64::from(sum)).sum();
+    let mut left = rng.random::<f64>() * total;
+    let mut block = 0;
+    while block + 1 < sums.len() && left >= f64::from(sums[block]) {
+        left -= f64::from(sums[block]);
+        block += 1;
+    }
+    let mut last = 0;
+    for (id, &weight) in weights.iter().enumerate().skip(block * BLOCK).take(BLOCK) {
+        if weight > 0.0 {
+            last = id;
+            left -= f64::from(weight);
+            if left < 0.0 {
+                break;
+            }
+        }
+    }
+    last as u32
 }
 
 fn argmax(logits: &[f32]) -> u32 {

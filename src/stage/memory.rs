@@ -352,7 +352,14 @@ impl<'a> Estimator<'a> {
     /// Bytes that the forward pass of a layer over some columns, which see so many keys, keeps for the backward pass.
     /// Norms and attention are computed in 32 bits whatever the type of the rest.
     fn layer(&self, rows: f64, columns: f64, keys: f64) -> f64 {
-        let [d, f, q, _] = self.widths();
+        let [d, f, q, kv] = self.widths();
+        if self.packs() {
+            // Twice the residual stream, and it normalized; queries, keys, values, and what attention gives; gate, the
+            // other half, and the product of both. Scores are made again in the backward pass.
+            let wide = 4.0 * d + 2.0 * q + 2.0 * kv;
+            let narrow = if self.config.family.has_gate() { 3.0 * f } else { 2.0 * f };
+            return rows * columns * (WIDE * wide + self.compute() * narrow);
+        }
         // Twice the residual stream, it normalized, and scaled; queries, keys, values, and what attention gives.
         let wide = 6.0 * d + 4.0 * q;
         // Gate, its sigmoid and its product, the other half, and the product of both.
@@ -360,6 +367,11 @@ impl<'a> Estimator<'a> {
         // Attention's scores, scaled, masked, and as probabilities.
         let scores = 3.0 * self.config.heads as f64 * keys;
         rows * columns * (WIDE * (wide + scores) + self.compute() * narrow)
+    }
+
+    /// Whether the loops over packed rows serve the device: the CPU.
+    fn packs(&self) -> bool {
+        self.device == DeviceName::Flex
     }
 
     /// Bytes of activations at the start of a backward pass.
@@ -379,16 +391,18 @@ impl<'a> Estimator<'a> {
             false => self.frozen(model),
         };
         let head = match model {
-            Model::Language => 5.0 * self.logits(rows, lengths),
+            Model::Language => self.head(rows, lengths, 5.0),
             Model::Scalar => 0.0,
         };
-        kept + cast + head + self.copy()
+        // One layer's gradients.
+        let slopes = if self.packs() { layer } else { 0.0 };
+        kept + cast + head + slopes + self.copy()
     }
 
     /// Bytes of activations where nothing is kept: one layer, or the head.
     fn reading(&self, rows: usize, lengths: Lengths) -> f64 {
         let (rows, columns) = (rows as f64, (lengths.prompt + lengths.response) as f64);
-        self.layer(rows, columns, columns).max(4.0 * self.logits(rows, lengths)) + self.copy()
+        self.layer(rows, columns, columns).max(self.head(rows, lengths, 4.0)) + self.copy()
     }
 
     /// The CPU multiplies in 32 bits, and makes a copy of the largest matrix for that.
@@ -400,11 +414,16 @@ impl<'a> Estimator<'a> {
         WIDE * d * f.max(q).max(self.config.vocab_size as f64)
     }
 
-    /// Bytes of one number for each token of the vocabulary at each token of a response. Reading makes four of
-    /// the logits: they, their log-probabilities, and two while entropies are made of these; training five, with
-    /// the slopes.
-    fn logits(&self, rows: f64, lengths: Lengths) -> f64 {
-        WIDE * rows * lengths.response as f64 * self.config.vocab_size as f64
+    /// Bytes that a language model's head takes: `copies` of the logits of all response tokens. Reading makes four: they,
+    /// their log-probabilities, and two while entropies are made of these; training five, with the slopes. On the CPU in
+    /// 32 bits the logits of some tokens alone are in memory, beside the hidden states that they are made of.
+    fn head(&self, rows: f64, lengths: Lengths, copies: f64) -> f64 {
+        let (tokens, vocabulary) = (rows * lengths.response as f64, self.config.vocab_size as f64);
+        if self.packs() && self.compute() == WIDE {
+            let some = (f64::from(1 << 18) / vocabulary).max(64.0).min(tokens);
+            return WIDE * (some * vocabulary + 2.0 * tokens * self.config.hidden_size as f64);
+        }
+        copies * WIDE * tokens * vocabulary
     }
 
     /// The cache of a batch under generation, the keys and values that one layer reads of it, and the last pass over
@@ -415,9 +434,15 @@ impl<'a> Estimator<'a> {
         let columns = prompt + sampling.max_new_tokens as f64;
         let [_, _, q, kv] = self.widths();
         let cache = 2.0 * self.config.layers as f64 * rows * columns * kv * self.compute();
-        let read = 2.0 * rows * columns * (kv + q) * self.compute();
         let logits = 2.0 * WIDE * rows * self.config.vocab_size as f64;
         let piece = prompt.min(PREFILL as f64);
+        if self.packs() {
+            // Keys and values in 32 bits, and the weights laid out for few rows.
+            let cache = cache / self.compute() * WIDE;
+            let weights = self.frozen(Model::Language);
+            return cache + weights + logits.max(self.layer(rows, piece, prompt)) + self.copy();
+        }
+        let read = 2.0 * rows * columns * (kv + q) * self.compute();
         cache + (read + logits).max(self.layer(rows, piece, prompt)) + self.copy()
     }
 }

@@ -108,10 +108,10 @@ fn a_signal_ends_ppo() {
 
 #[test]
 fn a_signal_ends_evaluate() {
-    let settings = ["evaluation.samples=80", "sampling.rows_at_once=4", "ppo.evaluate_every=4"];
+    let settings = ["evaluation.samples=400", "sampling.rows_at_once=4", "ppo.evaluate_every=4"];
     let progress = "segment/evaluation/checkpoints/policy-responses.jsonl";
     let before = ["sft", "train-reward", "fit-normalizer", "ppo"];
-    stopped_is_unbroken("evaluate", &before, &settings, progress, [1, 20, 40]);
+    stopped_is_unbroken("evaluate", &before, &settings, progress, [1, 40, 80]);
 }
 
 /// Interrupts a command that keeps nothing once it has printed its first line.

@@ -19,14 +19,19 @@ pub fn plain(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 }
 
 #[cfg(feature = "flex")]
+pub(super) use served::product;
+
+#[cfg(feature = "flex")]
 mod served {
     use burn::backend::autodiff::checkpoint::base::Checkpointer;
     use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
     use burn::backend::tensor::FloatTensor;
-    use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+    use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::Tensor;
+
+    use crate::model::counts;
 
     pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         Tensor::from_dispatch(Dispatch::times(x.into_dispatch(), weight.into_dispatch()))
@@ -35,11 +40,21 @@ mod served {
     #[backend_extension(Flex, Autodiff)]
     pub trait Linear: Backend {
         fn times(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-            Self::float_matmul(x, Self::float_swap_dims(weight, 0, 1))
+            product::<Self>(x, Self::float_swap_dims(weight, 0, 1))
         }
     }
 
     impl Linear for Flex {}
+
+    /// A matrix product that is counted.
+    pub(in crate::model::kernels) fn product<B: Backend>(
+        a: FloatTensor<B>,
+        b: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        let ([m, k], [_, n]) = (a.shape().dims(), b.shape().dims());
+        counts::product(m, n, k);
+        B::float_matmul(a, b)
+    }
 
     #[derive(Debug)]
     struct Step;
@@ -56,11 +71,11 @@ mod served {
             let gradient = grads.consume::<B>(&ops.node);
             let ([x, weight], [x_node, weight_node]) = (ops.state, ops.parents);
             if let (Some(node), Some(weight)) = (x_node, weight) {
-                grads.register::<B>(node.id, B::float_matmul(gradient.clone(), weight));
+                grads.register::<B>(node.id, product::<B>(gradient.clone(), weight));
             }
             if let (Some(node), Some(x)) = (weight_node, x) {
                 let gradient = B::float_swap_dims(gradient, 0, 1);
-                grads.register::<B>(node.id, B::float_matmul(gradient, x));
+                grads.register::<B>(node.id, product::<B>(gradient, x));
             }
         }
     }

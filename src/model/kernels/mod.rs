@@ -13,10 +13,10 @@ pub mod linear;
 pub mod rms_norm;
 pub mod swiglu;
 pub mod token_head;
+pub mod weights;
 
 #[cfg(feature = "flex")]
 mod product;
-#[cfg(feature = "flex")]
 mod simd;
 
 use burn::tensor::{DType, Device, Tensor};

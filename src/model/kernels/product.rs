@@ -5,6 +5,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::simd::LANES;
+use crate::model::counts;
 
 /// A product C = A B or C += A B of `m` × `k` by `k` × `n`.
 pub(super) struct Product<'a> {
@@ -60,6 +61,7 @@ impl WithSimd for Product<'_> {
 impl Product<'_> {
     /// Runs on this CPU's vectors.
     pub(super) fn run(self) {
+        counts::product(self.m, self.n, self.k);
         pulp::Arch::new().dispatch(self);
     }
 

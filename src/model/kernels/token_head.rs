@@ -48,6 +48,7 @@ mod served {
     };
     use burn::tensor::Tensor;
 
+    use crate::model::kernels::linear::product;
     use crate::model::kernels::simd::{exp, max, sum, vectorized};
     use crate::model::kernels::slices::{contiguous, tensor, values};
 
@@ -90,7 +91,7 @@ mod served {
         weight: &FloatTensor<Flex>,
         rows: &std::ops::Range<usize>,
     ) -> FloatTensor<Flex> {
-        Flex::float_matmul(part::<Flex>(x, rows), Flex::float_swap_dims(weight.clone(), 0, 1))
+        product::<Flex>(part::<Flex>(x, rows), Flex::float_swap_dims(weight.clone(), 0, 1))
     }
 
     /// Ranges of rows whose logits are in memory together.
@@ -175,12 +176,12 @@ mod served {
                 let gradient = &values(&gradient)[2 * rows.start..2 * rows.end];
                 slopes(logits.storage_mut::<f32>(), &targets[rows.clone()], gradient);
                 if x_wanted {
-                    let part = Self::float_matmul(logits.clone(), weight.clone());
+                    let part = product::<Self>(logits.clone(), weight.clone());
                     dx.extend_from_slice(values(&part));
                 }
                 if weight_wanted {
                     let slopes = Self::float_swap_dims(logits, 0, 1);
-                    let part = Self::float_matmul(slopes, part::<Self>(&x, &rows));
+                    let part = product::<Self>(slopes, part::<Self>(&x, &rows));
                     dw = Some(match dw {
                         Some(sum) => Self::float_add(sum, part),
                         None => part,
