@@ -3,6 +3,7 @@
 //! `compare --write FOLDER --size S|M|L --lengths fixed|natural` writes them; `compare --folder FOLDER --threads N
 //! --repeats R` times the phases and prints one JSON object.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,6 +18,7 @@ use segment_rlhf::equations::segmentation::{EosPolicy, Rule};
 use segment_rlhf::model::generate::{
     Generation, ReadAt, Rows, TokenView, generate_up_to, pad_rows, response_log_probs,
 };
+use segment_rlhf::model::lora::LoraSettings;
 use segment_rlhf::model::optim::{OptimizerSettings, Trainer};
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::shards::shards;
@@ -69,6 +71,8 @@ struct Work {
     normalizer: NormalizerLines,
     optimizer: OptimizerKeys,
     temperature: f64,
+    /// Of the adapters whose update is timed too; 0 for none.
+    lora_rank: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -221,6 +225,7 @@ fn write(folder: &Path, size: &Size, lengths: &str) {
             max_gradient_norm: 1.0,
         },
         temperature: 1.0,
+        lora_rank: if size.rows == 64 { 0 } else { 8 },
     };
     fs::write(folder.join("work.json"), serde_json::to_vec(&work).unwrap()).unwrap();
 }
@@ -421,6 +426,31 @@ impl Bench {
         (start.elapsed().as_secs_f64(), first.unwrap())
     }
 
+    /// The loss of the first minibatch, and the seconds, of the policy's steps with adapters alone.
+    fn lora_update(&self, samples: &[Sample]) -> (f64, f64) {
+        let device = Device::flex().autodiff();
+        let rank = self.work.lora_rank;
+        let lora = LoraSettings { rank, alpha: rank as f64, targets: vec!["all-linear".into()] };
+        let policy = lora.attach(self.policy.clone(), &device, "policy", 0);
+        let mut policy = Trainer::new("policy", policy, &self.optimizer(), 100);
+        let loss = Loss::Clip { clip: self.work.clip };
+        let start = Instant::now();
+        let mut first = None;
+        for minibatch in samples.chunks(self.work.minibatch) {
+            let rows: Vec<&Sample> = minibatch.iter().collect();
+            let lengths: Vec<usize> =
+                rows.iter().map(|s| s.prompt.len() + s.response.len()).collect();
+            policy.accumulate(shards(&lengths, &device), |policy, shard| {
+                let share = shard.len() as f64 / minibatch.len() as f64;
+                let batch = Batch::new(&rows[shard], &device);
+                let log_probs = response_log_probs(policy, &batch.grid, batch.first).0;
+                (loss.of(log_probs, &batch, 0.0).loss.mul_scalar(share), ())
+            });
+            first.get_or_insert(policy.update().unwrap().loss);
+        }
+        (first.unwrap(), start.elapsed().as_secs_f64())
+    }
+
     fn pair_rows(&self) -> Vec<[(&[u32], &[u32]); 2]> {
         self.work.pairs.iter().map(PairOfResponses::rows).collect()
     }
@@ -466,39 +496,43 @@ impl Bench {
 fn time(folder: &Path, threads: usize, repeats: usize) -> serde_json::Value {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().unwrap();
     let bench = Bench::open(folder);
-    let mut phases: [Vec<f64>; 5] = Default::default();
-    let mut losses = [0.0; 3];
-    let mut segments = 0;
+    let mut phases: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    let mut losses = BTreeMap::new();
+    let mut segments: usize = 0;
     for repeat in 0..=repeats {
-        let mut seconds = [0.0; 5];
+        let mut note = |phase, seconds: f64| {
+            if repeat > 0 {
+                phases.entry(phase).or_default().push(seconds);
+            }
+        };
         let start = Instant::now();
         bench.generate();
-        seconds[0] = start.elapsed().as_secs_f64();
+        note("generate", start.elapsed().as_secs_f64());
         let start = Instant::now();
         let scores = bench.score();
-        seconds[1] = start.elapsed().as_secs_f64();
+        note("score", start.elapsed().as_secs_f64());
         let start = Instant::now();
         let samples = bench.assemble(&scores);
-        seconds[2] = start.elapsed().as_secs_f64();
+        note("assemble", start.elapsed().as_secs_f64());
         segments = samples.iter().map(|sample| sample.segments.len()).sum();
-        let (updating, [policy, value]) = bench.update(&samples);
-        let (reward, stepping) = bench.reward_step();
-        (seconds[3], seconds[4], losses) = (updating, stepping, [policy, value, reward]);
-        if repeat > 0 {
-            phases.iter_mut().zip(seconds).for_each(|(of, seconds)| of.push(seconds));
+        let (seconds, [policy, value]) = bench.update(&samples);
+        note("update", seconds);
+        let (reward, seconds) = bench.reward_step();
+        note("reward_step", seconds);
+        losses.extend([("policy", policy), ("value", value), ("reward", reward)]);
+        if bench.work.lora_rank > 0 {
+            let (loss, seconds) = bench.lora_update(&samples);
+            note("lora_update", seconds);
+            losses.insert("lora", loss);
         }
     }
     let work = &bench.work;
     let count = |rows: &[Vec<u32>]| rows.iter().map(Vec::len).sum::<usize>();
     let pairs: usize = bench.pair_rows().iter().flatten().map(|(p, r)| p.len() + r.len()).sum();
-    let [generate, score, assemble, update, reward_step] = phases;
     json!({
         "threads": threads,
-        "phases": {
-            "generate": generate, "score": score, "assemble": assemble, "update": update,
-            "reward_step": reward_step,
-        },
-        "losses": { "policy": losses[0], "value": losses[1], "reward": losses[2] },
+        "phases": phases,
+        "losses": losses,
         "tokens": {
             "prompt": count(&work.prompts), "response": count(&work.responses), "pairs": pairs,
         },

@@ -33,20 +33,28 @@ def seconds(runs, phase):
     return statistics.median(statistics.median(run["phases"][phase]) for run in runs)
 
 
+def phases_of(runs):
+    """The phases that were timed."""
+    return runs[0]["phases"]
+
+
 def main():
     runs = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
     versions = next(run for run in runs if run["side"] == "torch")
     print(f"{processor()}; Python {platform.python_version()}, PyTorch {versions['torch']}, "
           f"transformers {versions['transformers']}; f32; seconds: ours / PyTorch, and the ratio PyTorch / ours.\n")
-    print("| size, lengths | threads | " + " | ".join(PHASES) + " | iteration | reward step |")
-    print("| --- " * (len(PHASES) + 4) + "|")
+    print("| size, lengths | threads | " + " | ".join(PHASES) + " | iteration | reward step | LoRA update |")
+    print("| --- " * (len(PHASES) + 5) + "|")
     for key in dict.fromkeys((run["size"], run["lengths"]) for run in runs):
         of = {side: [run for run in runs if (run["size"], run["lengths"]) == key and run["side"] == side]
               for side in ["ours", "torch"]}
         for ours, torch in zip(of["ours"], of["torch"]):
             check(ours, torch)
         cells = []
-        for phases in [*([phase] for phase in PHASES), PHASES, ["reward_step"]]:
+        for phases in [*([phase] for phase in PHASES), PHASES, ["reward_step"], ["lora_update"]]:
+            if phases[0] not in phases_of(of["ours"]):
+                cells.append("–")
+                continue
             ours, torch = (sum(seconds(of[side], phase) for phase in phases) for side in ["ours", "torch"])
             cells.append(f"{ours:.3g} / {torch:.3g}, **{torch / ours:.2f}**")
         threads = f"{of['ours'][0]['threads']} / {of['torch'][0]['threads']}"

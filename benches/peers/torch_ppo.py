@@ -7,13 +7,14 @@ arXiv 2501.02790), phase by phase, in f32 on the CPU.
 FOLDER is what compare.rs wrote: the models policy, reference, critic and reward as Hugging Face checkpoints,
 and work.json with the prompts, responses, preference pairs and settings that both sides read.
 
-Five phases are timed, R times each, after one run of them all that is not counted:
+These phases are timed, R times each, after one run of them all that is not counted:
 
 - generate: the policy samples a response to each prompt, as long as the given one; the tokens are thrown away;
 - score: log-probabilities, entropies, rewards and values of the given responses;
 - assemble: segments, their normalized rewards spread over tokens, the KL term, GAE and whitening;
 - update: one epoch of clipped PPO steps of policy and critic;
-- reward_step: one Bradley-Terry step of the reward model on all pairs.
+- reward_step: one Bradley-Terry step of the reward model on all pairs;
+- lora_update, where work.json has a rank: the policy's steps of update with adapters alone.
 
 Every repetition starts from the weights in FOLDER. The result is one JSON object on standard output: the
 seconds of each phase in each repetition, and the losses and counts that show that both sides did the same work.
@@ -33,7 +34,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, StoppingCriteria
 
-PHASES = "generate", "score", "assemble", "update", "reward_step"
 TRAINED = "policy", "critic", "reward"
 REWARD_CLIP = 10.0  # bound of a token's share of a segment reward
 WHITENING_EPSILON = 1e-8
@@ -232,7 +232,7 @@ def assemble(samples, work):
 
 def optimizer_of(model, settings):
     return torch.optim.AdamW(
-        model.parameters(),
+        [weight for weight in model.parameters() if weight.requires_grad],
         lr=settings["learning_rate"],
         betas=(settings["beta_1"], settings["beta_2"]),
         eps=settings["epsilon"],
@@ -337,20 +337,65 @@ def reward_step(model, optimizer, pairs, work):
     return loss.item()
 
 
+# Adapters.
+
+
+class Adapted(torch.nn.Module):
+    """A frozen linear map with an adapter beside it: W x + a b x, with a = 0 at the start."""
+
+    def __init__(self, linear, rank):
+        super().__init__()
+        self.linear = linear
+        self.b = torch.nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
+        self.a = torch.nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x):
+        return self.linear(x) + F.linear(F.linear(x, self.b), self.a)
+
+
+def adapt(model, rank):
+    """Gives each projection of each layer an adapter; all else is frozen."""
+    model.requires_grad_(False)
+    for layer in model.model.layers:
+        for block in layer.self_attn, layer.mlp:
+            for name, linear in list(block.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    setattr(block, name, Adapted(linear, rank))
+    return model
+
+
+def lora_update(policy, optimizer, samples, work):
+    """One epoch of the policy alone. Gives the first minibatch's loss."""
+    losses = []
+    for minibatch in chunks(samples, work["minibatch"]):
+        loss = 0.0
+        for part in chunks(minibatch, work["rows_at_once"]):
+            batch = Batch([sample.prompt for sample in part], [sample.response for sample in part])
+            weights = batch.token_weights(len(minibatch))
+            log_probs = response_log_probs(policy, batch)
+            old, advantages = gather(part, "log_probs"), gather(part, "advantages")
+            share = policy_loss(log_probs, old, advantages, weights, work["clip"])
+            share.backward()
+            loss += share.item()
+        step(policy, optimizer, work["optimizer"]["max_gradient_norm"])
+        losses.append(loss)
+    return losses[0]
+
+
 # The comparison.
 
 
-def load(folder):
-    def model(kind, name, **options):
-        return kind.from_pretrained(
-            folder / name, dtype=torch.float32, attn_implementation="sdpa", **options
-        )
+def load_model(kind, folder, **options):
+    return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **options)
 
+
+def load(folder):
+    scalar = {"kind": LlamaForSequenceClassification, "num_labels": 1}
     return {
-        "policy": model(LlamaForCausalLM, "policy"),
-        "reference": model(LlamaForCausalLM, "reference"),
-        "critic": model(LlamaForSequenceClassification, "critic", num_labels=1),
-        "reward": model(LlamaForSequenceClassification, "reward", num_labels=1),
+        "policy": load_model(LlamaForCausalLM, folder / "policy"),
+        "reference": load_model(LlamaForCausalLM, folder / "reference"),
+        "critic": load_model(folder=folder / "critic", **scalar),
+        "reward": load_model(folder=folder / "reward", **scalar),
     }
 
 
@@ -358,7 +403,7 @@ def weights_of(model):
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
-def iterate(models, pairs, work):
+def iterate(models, pairs, work, folder):
     """One PPO iteration and a step of the reward model. Gives the seconds, the losses and the samples."""
     seconds = {}
 
@@ -375,6 +420,10 @@ def iterate(models, pairs, work):
     of_policy, of_critic = timed(update, models, optimizers, samples, work)[0]
     of_reward = timed(reward_step, models["reward"], optimizers["reward"], pairs, work)
     losses = {"policy": of_policy, "value": of_critic, "reward": of_reward}
+    if work["lora_rank"]:
+        policy = adapt(load_model(LlamaForCausalLM, folder / "policy"), work["lora_rank"])
+        optimizer = optimizer_of(policy, work["optimizer"])
+        losses["lora"] = timed(lora_update, policy, optimizer, samples, work)
     return seconds, losses, samples
 
 
@@ -387,13 +436,13 @@ def compare(folder, threads, repeats):
     models = load(folder)
     weights = {name: weights_of(models[name]) for name in TRAINED}
     pairs = Pairs.of(work, models["reference"])
-    iterate(models, pairs, work)  # warms up
-    phases = {name: [] for name in PHASES}
+    names = iterate(models, pairs, work, folder)[0]  # warms up
+    phases = {name: [] for name in names}
     for _ in range(repeats):
         for name in TRAINED:
             models[name].load_state_dict(weights[name])
-        seconds, losses, samples = iterate(models, pairs, work)
-        for name in PHASES:
+        seconds, losses, samples = iterate(models, pairs, work, folder)
+        for name in names:
             phases[name].append(seconds[name])
     return {
         "threads": threads,

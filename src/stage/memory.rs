@@ -18,7 +18,7 @@ use crate::settings::Settings;
 /// Bytes of a number that is trained, and of every number on the host.
 const WIDE: f64 = 4.0;
 /// The program with its tokenizer, and what the allocator keeps of what was freed.
-const PROGRAM: f64 = 70e6;
+const PROGRAM: f64 = 50e6;
 
 /// Prints what memory a stage on a user's data will need, unless its folder `dir` holds its result: `need` of an
 /// estimator and the longest prompt and response, if `longest` knows them.
@@ -334,7 +334,10 @@ impl<'a> Estimator<'a> {
     /// further chunk of the minibatch is added.
     fn training_state(&self, models: &[Model], gradients: bool) -> Vec<(&'static str, f64)> {
         let all: f64 = models.iter().map(|&model| self.trained(model)).sum();
-        let largest = models.iter().map(|&model| self.trained(model)).fold(0.0, f64::max);
+        let mut largest = models.iter().map(|&model| self.trained(model)).fold(0.0, f64::max);
+        if self.packs() {
+            largest *= 2.0; // what autodiff holds of a shard's, beside their sum
+        }
         vec![
             ("trained weights", all),
             ("optimizer", 2.0 * all),
@@ -356,8 +359,13 @@ impl<'a> Estimator<'a> {
         if self.packs() {
             // Twice the residual stream, and it normalized; queries, keys, values, and what attention gives; gate, the
             // other half, and the product of both. Scores are made again in the backward pass.
-            let wide = 4.0 * d + 2.0 * q + 2.0 * kv;
-            let narrow = if self.config.family.has_gate() { 3.0 * f } else { 2.0 * f };
+            let mut wide = 4.0 * d + 2.0 * q + 2.0 * kv;
+            let mut narrow = if self.config.family.has_gate() { 3.0 * f } else { 2.0 * f };
+            if self.compute() < WIDE {
+                // Norms and the gate are single operations there, and attention reads copies.
+                wide += 4.0 * d;
+                narrow += q + 2.0 * kv + if self.config.family.has_gate() { 2.0 * f } else { f };
+            }
             return rows * columns * (WIDE * wide + self.compute() * narrow);
         }
         // Twice the residual stream, it normalized, and scaled; queries, keys, values, and what attention gives.
@@ -423,6 +431,7 @@ impl<'a> Estimator<'a> {
             let some = (f64::from(1 << 18) / vocabulary).max(64.0).min(tokens);
             return WIDE * (some * vocabulary + 2.0 * tokens * self.config.hidden_size as f64);
         }
+        let copies = if self.packs() { copies + 2.0 } else { copies };
         copies * WIDE * tokens * vocabulary
     }
 

@@ -93,6 +93,7 @@ fn compare(size: [usize; 4], sets: &[&str]) {
     let (model, run) = (checkpoint(size), TempDir::new().unwrap());
     let (data, settings) = (pairs(run.path()), run.path().join("settings.toml"));
     fs::write(&settings, SETTINGS).unwrap();
+    let mut wrong = Vec::new();
     for stage in STAGES {
         let mut child = Command::new(PROGRAM)
             .args([stage, "--threads", "1", "--data", &data, "--model"])
@@ -120,8 +121,11 @@ fn compare(size: [usize; 4], sets: &[&str]) {
             took / 1e6,
             100.0 * off
         );
-        assert!(off.abs() <= 0.2, "{stage}: said {said}, took {took}");
+        if off.abs() > 0.2 {
+            wrong.push(format!("{stage}: said {said}, took {took}"));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 #[test]
