@@ -1,4 +1,4 @@
-//! The hot paths at the embedded task's size; `benches/pytorch.py` does the same work in PyTorch.
+//! The hot paths at the embedded task's size, and every hot function alone; `benches/compare.sh` compares with PyTorch.
 //!
 //! `cargo bench` prints time an operation, and tokens a second where an operation has tokens.
 

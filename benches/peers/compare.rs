@@ -21,7 +21,7 @@ use segment_rlhf::model::generate::{
 use segment_rlhf::model::lora::LoraSettings;
 use segment_rlhf::model::optim::{OptimizerSettings, Trainer};
 use segment_rlhf::model::sampling::Sampling;
-use segment_rlhf::model::shards::shards;
+use segment_rlhf::model::shards::{shards, side_by_side};
 use segment_rlhf::model::{CausalLm, FreshHead, Grid, ModelConfig, ScalarModel};
 use segment_rlhf::rng::{stream, streams};
 use segment_rlhf::settings::Settings;
@@ -493,6 +493,34 @@ impl Bench {
     }
 }
 
+/// Operations of the matrix products of an update: forward once and backward twice through the linear maps of policy and
+/// critic, and through the policy's head. Attention's are not counted, nor the head's second forward pass.
+fn update_operations(bench: &Bench) -> f64 {
+    let ModelConfig { hidden_size: d, intermediate_size: f, layers, head_dim, .. } = bench.config;
+    let (q, kv) = (bench.config.heads * head_dim, bench.config.kv_heads * head_dim);
+    let maps = layers * (d * (2 * q + 2 * kv) + 3 * d * f);
+    // The last token of a row predicts nothing, and no value of the state behind it is asked for.
+    let read: usize = bench.rows().iter().map(|(p, r)| p.len() + r.len() - 1).sum();
+    let predicted: usize = bench.work.responses.iter().map(Vec::len).sum();
+    6.0 * (2 * read * maps + predicted * d * bench.config.vocab_size) as f64
+}
+
+/// Operations a second of products of 1,024 × 1,024 × 1,024, one on each thread.
+fn peak(threads: usize) -> f64 {
+    let side: usize = 1024;
+    let seconds = (0..4).map(|_| {
+        let start = Instant::now();
+        side_by_side(vec![(); threads], |()| {
+            let a = Tensor::<2>::ones([side, side], &Device::flex());
+            for _ in 0..8 {
+                let _ = a.clone().matmul(a.clone());
+            }
+        });
+        start.elapsed().as_secs_f64()
+    });
+    (threads * 8 * 2 * side.pow(3)) as f64 / seconds.fold(f64::INFINITY, f64::min)
+}
+
 fn time(folder: &Path, threads: usize, repeats: usize) -> serde_json::Value {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().unwrap();
     let bench = Bench::open(folder);
@@ -538,5 +566,7 @@ fn time(folder: &Path, threads: usize, repeats: usize) -> serde_json::Value {
         },
         "parameters": burn::module::Module::num_params(&bench.policy),
         "segments": segments,
+        "update_operations": update_operations(&bench),
+        "peak": peak(threads),
     })
 }

@@ -45,6 +45,7 @@ def main():
           f"transformers {versions['transformers']}; f32; seconds: ours / PyTorch, and the ratio PyTorch / ours.\n")
     print("| size, lengths | threads | " + " | ".join(PHASES) + " | iteration | reward step | LoRA update |")
     print("| --- " * (len(PHASES) + 5) + "|")
+    rates = []
     for key in dict.fromkeys((run["size"], run["lengths"]) for run in runs):
         of = {side: [run for run in runs if (run["size"], run["lengths"]) == key and run["side"] == side]
               for side in ["ours", "torch"]}
@@ -59,6 +60,12 @@ def main():
             cells.append(f"{ours:.3g} / {torch:.3g}, **{torch / ours:.2f}**")
         threads = f"{of['ours'][0]['threads']} / {of['torch'][0]['threads']}"
         print(f"| {key[0]}, {key[1]} | {threads} | " + " | ".join(cells) + " |")
+        operations, peak = of["ours"][0]["update_operations"], max(run["peak"] for run in of["ours"])
+        rate = operations / seconds(of["ours"], "update")
+        rates.append(f"| {key[0]}, {key[1]} | {operations / 1e9:.1f} | {rate / 1e9:.0f} | {peak / 1e9:.0f} | {rate / peak:.0%} |")
+    print("\n| size, lengths | operations of our update, G | G a second | peak of f32 products, G a second | share |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    print("\n".join(rates))
 
 
 main()

@@ -135,7 +135,7 @@ struct Common {
     /// Prompts for ppo and evaluate in such a file or folder, instead of those of --data
     #[arg(long, global = true, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// CPU threads of one tensor operation [default: 1 for reproduce, else all]
+    /// CPU threads, which read shards of a batch side by side; results are the same for every number [default: 1 for reproduce, else all]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
     /// Stop with a checkpoint after N optimizer steps or PPO iterations
@@ -210,7 +210,7 @@ impl Cli {
     }
 }
 
-/// Sets the CPU threads of one tensor operation; without a number, all cores are used.
+/// Sets the number of CPU threads; without a number, all cores are used.
 fn use_threads(threads: Option<usize>) {
     if let Some(threads) = threads {
         // Fails only if there is a pool already, which will do.

@@ -98,6 +98,35 @@ fn jobs_and_threads_change_no_result() {
     assert_same(one.path(), two.path());
 }
 
+/// Batches of thousands of tokens, which are cut into shards.
+#[test]
+fn every_number_of_threads_gives_the_same_bits() {
+    let large = [
+        "sampling.max_new_tokens=64",
+        "sft.batch=64",
+        "sft.rows_at_once=64",
+        "reward.batch=24",
+        "reward.rows_at_once=24",
+        "ppo.rollouts=64",
+        "ppo.minibatch=64",
+        "ppo.rows_at_once=64",
+        "sampling.rows_at_once=64",
+    ];
+    let large: Vec<&str> = large.iter().flat_map(|set| ["--set", set]).collect();
+    let run = |threads: &str| {
+        let run = TempDir::new().unwrap();
+        for stage in ["sft", "train-reward", "fit-normalizer", "ppo", "evaluate"] {
+            let arguments = [&[stage], &large[..]].concat();
+            program_with_threads(run.path(), &arguments, threads).ended_with(0);
+        }
+        run
+    };
+    let one = run("1");
+    for threads in ["2", "4", "8"] {
+        assert_same(one.path(), run(threads).path());
+    }
+}
+
 #[test]
 fn a_reproduction_stopped_in_each_stage_gives_the_same_results() {
     let unbroken = TempDir::new().unwrap();

@@ -45,7 +45,7 @@ pub fn program(run: &Path, arguments: &[&str]) -> Output {
     program_with_threads(run, arguments, "1")
 }
 
-/// The same with `threads` threads an operation.
+/// The same with `threads` threads.
 pub fn program_with_threads(run: &Path, arguments: &[&str], threads: &str) -> Output {
     output(Command::new(PROGRAM).args(command_line(run, arguments, threads)))
 }
