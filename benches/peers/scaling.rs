@@ -25,6 +25,9 @@ const PROMPT: usize = 16;
 /// Response tokens, rows and vocabulary of a point.
 type Point = [usize; 3];
 
+/// Points by their place on an axis.
+type Series = Vec<(usize, Point)>;
+
 /// Seconds of reading and of a training step, and peak bytes beyond the weights.
 type Cost = [f64; 3];
 
@@ -143,7 +146,7 @@ fn main() {
     }
     fs::create_dir_all("docs/performance").unwrap();
     let lengths = [64, 128, 256, 512, 1024, 2048];
-    let series: [(&str, &str, Vec<(usize, Point)>); 3] = [
+    let series: [(&str, &str, Series); 3] = [
         // As many tokens at every length.
         ("length", "response tokens", lengths.map(|n| (n, [n, 4096 / n, 512])).to_vec()),
         ("batch", "rows", [8, 16, 32, 64, 128].map(|n| (n, [64, n, 512])).to_vec()),

@@ -25,8 +25,8 @@ enum Memory {
     /// On the CPU each row has its own, which tokens are written into.
     #[cfg(feature = "flex")]
     Rows(Vec<CachedRow>),
-    /// Elsewhere a rectangle, `[B, KV heads, columns, head]`.
-    Rectangle { keys: Tensor<4>, values: Tensor<4> },
+    /// Elsewhere keys and values on a rectangle, `[B, KV heads, columns, head]`.
+    Rectangle(Box<[Tensor<4>; 2]>),
 }
 
 impl KvCache {
@@ -46,7 +46,7 @@ impl KvCache {
                 return Memory::Rows((0..batch).map(|_| row()).collect());
             }
             let zeros = || Tensor::zeros(shape, options.clone());
-            Memory::Rectangle { keys: zeros(), values: zeros() }
+            Memory::Rectangle(Box::new([zeros(), zeros()]))
         };
         let layer = || LayerCache { memory: memory(), filled: 0 };
         Self { layers: (0..config.layers).map(|_| layer()).collect() }
@@ -59,7 +59,7 @@ impl KvCache {
 
     /// Whether rows leave without a copy of the others.
     pub fn drops_rows_freely(&self) -> bool {
-        self.layers.iter().all(|layer| !matches!(layer.memory, Memory::Rectangle { .. }))
+        self.layers.iter().all(|layer| !matches!(layer.memory, Memory::Rectangle(_)))
     }
 
     /// Keeps the given rows of the batch, in rising order.
@@ -73,7 +73,8 @@ impl KvCache {
                 Memory::Rows(all) => {
                     *all = rows.iter().map(|&row| std::mem::take(&mut all[row])).collect();
                 }
-                Memory::Rectangle { keys, values } => {
+                Memory::Rectangle(both) => {
+                    let [keys, values] = &mut **both;
                     keys.inplace(|keys| keys.select(0, ids()));
                     values.inplace(|values| values.select(0, ids()));
                 }
@@ -98,7 +99,7 @@ impl LayerCache {
     pub(super) fn rows(&mut self) -> &mut [CachedRow] {
         match &mut self.memory {
             Memory::Rows(rows) => rows,
-            Memory::Rectangle { .. } => unreachable!("a cache of another device"),
+            Memory::Rectangle(_) => unreachable!("a cache of another device"),
         }
     }
 
@@ -108,7 +109,8 @@ impl LayerCache {
         let end = self.filled + s;
         let (old, new) = ([0..b, 0..h, self.filled..end, 0..d], [0..b, 0..h, 0..end, 0..d]);
         match &mut self.memory {
-            Memory::Rectangle { keys, values } => {
+            Memory::Rectangle(both) => {
+                let [keys, values] = &mut **both;
                 keys.inplace(|keys| keys.slice_assign(old.clone(), k));
                 values.inplace(|values| values.slice_assign(old, v));
                 (keys.clone().slice(new.clone()), values.clone().slice(new))

@@ -4,6 +4,7 @@
 //! of the columns, padding too, so that attention is one large product.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::tensor::module::{attention, attention_fallback};
 use burn::tensor::ops::AttentionModuleOptions;
@@ -38,16 +39,18 @@ pub struct Places {
 
 enum Layout {
     /// The tokens alone.
-    Tokens { spans: std::sync::Arc<[Span]>, angles: std::sync::Arc<Angles> },
+    Tokens { spans: Arc<[Span]>, angles: Arc<Angles> },
     /// Every cell of the columns, row by row.
-    Cells {
-        rows: usize,
-        rotation: Rotation,
-        /// True where a query must not see a key, `[B, 1, S, K]`.
-        hidden: Tensor<4, Bool>,
-        /// The same in layers with a sliding window, if it reaches less far back than the columns do.
-        hidden_by_window: Option<Tensor<4, Bool>>,
-    },
+    Cells(Box<Cells>),
+}
+
+struct Cells {
+    rows: usize,
+    rotation: Rotation,
+    /// True where a query must not see a key, `[B, 1, S, K]`.
+    hidden: Tensor<4, Bool>,
+    /// The same in layers with a sliding window, if it reaches less far back than the columns do.
+    hidden_by_window: Option<Tensor<4, Bool>>,
 }
 
 impl Places {
@@ -68,12 +71,12 @@ impl Places {
         } else {
             let window = window.filter(|&tokens| tokens < columns.end);
             let hidden = |window| grid.hidden(columns.clone(), window, device);
-            Layout::Cells {
+            Layout::Cells(Box::new(Cells {
                 rows: grid.rows(),
                 rotation: grid.rotation(rope, columns.clone(), device, dtype),
                 hidden: hidden(None),
                 hidden_by_window: window.map(|tokens| hidden(Some(tokens))),
-            }
+            }))
         };
         Self { columns, layout, device: device.clone() }
     }
@@ -82,7 +85,7 @@ impl Places {
     pub fn token_ids(&self, grid: &Grid) -> Tensor<1, Int> {
         match &self.layout {
             Layout::Tokens { .. } => ints(grid.tokens_in(&self.columns), &self.device),
-            Layout::Cells { .. } => {
+            Layout::Cells(_) => {
                 let cells = self.columns.len() * grid.rows();
                 grid.token_ids(self.columns.clone(), &self.device).reshape([cells])
             }
@@ -95,7 +98,7 @@ impl Places {
             Layout::Tokens { spans, .. } => {
                 spans[row].start + column - self.columns.start.max(grid.start(row))
             }
-            Layout::Cells { .. } => row * self.columns.len() + column - self.columns.start,
+            Layout::Cells(_) => row * self.columns.len() + column - self.columns.start,
         }
     }
 
@@ -124,10 +127,10 @@ impl Places {
             }
             #[cfg(not(feature = "flex"))]
             Layout::Tokens { .. } => unreachable!("this build has no CPU backend"),
-            Layout::Cells { rows, rotation, hidden, hidden_by_window } => {
-                let hidden =
-                    hidden_by_window.as_ref().filter(|_| window.is_some()).unwrap_or(hidden);
-                attend_cells(qkv, *rows, shape, rotation, hidden, cache)
+            Layout::Cells(cells) => {
+                let Cells { rows, rotation, hidden, hidden_by_window } = &**cells;
+                let windowed = hidden_by_window.as_ref().filter(|_| window.is_some());
+                attend_cells(qkv, *rows, shape, rotation, windowed.unwrap_or(hidden), cache)
             }
         }
     }
@@ -193,7 +196,7 @@ pub(super) fn ints(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
 }
 
 /// Attention on a rectangle of `rows` rows; `hidden` is `[B, 1, S, K]`, true where a query must not see a key.
-pub(super) fn attend_cells(
+fn attend_cells(
     qkv: [Tensor<2>; 3],
     rows: usize,
     shape: HeadShape,
@@ -284,12 +287,12 @@ mod tests {
             let cells = Places {
                 columns: 0..width,
                 device: device.clone(),
-                layout: Layout::Cells {
+                layout: Layout::Cells(Box::new(Cells {
                     rows: rows.len(),
                     rotation: grid.rotation(&rope, 0..width, &device, DType::F32),
                     hidden: grid.hidden(0..width, window, &device),
                     hidden_by_window: None,
-                },
+                })),
             };
             let places = Places::new(&grid, 0..width, &rope, window, &device, DType::F32);
             let normal = Distribution::Normal(0.0, 1.0);

@@ -79,7 +79,8 @@ impl Product<'_> {
         }
     }
 
-    /// `R` rows and `V` vectors of columns of C, which stay in registers.
+    /// `R` rows and `V` vectors of columns of C, which stay in registers: hence loops of constant length.
+    #[allow(clippy::needless_range_loop)]
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(
         &mut self,
