@@ -118,6 +118,7 @@ fn draw(name: &str, axis: &str, points: &[(usize, [f64; 3])]) {
         .x_desc(axis)
         .y_desc("cost a token, first point = 1")
         .disable_x_mesh()
+        .x_labels(5)
         .x_label_formatter(&|x| format!("{x:.0}"))
         .draw()
         .unwrap();
@@ -132,7 +133,13 @@ fn draw(name: &str, axis: &str, points: &[(usize, [f64; 3])]) {
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw().unwrap();
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .draw()
+        .unwrap();
     root.present().unwrap();
 }
 

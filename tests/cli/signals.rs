@@ -34,8 +34,9 @@ fn interrupt(mut child: Child, signal: &str) -> String {
     text
 }
 
-/// Interrupts `stage`, of several seconds with these settings, when the file `progress` has these numbers of lines;
-/// each try goes on from the one before.
+/// Interrupts `stage`, of a second or more with these settings, when the file `progress` has these numbers of lines; each
+/// try goes on from the one before. The numbers are far apart: one that was passed before would be met while the program
+/// starts, when a signal simply kills it.
 #[track_caller]
 fn stopped_is_unbroken(
     stage: &str,
@@ -71,39 +72,39 @@ fn stopped_is_unbroken(
 
 #[test]
 fn a_signal_ends_sft() {
-    let settings = ["sft.epochs=100", "checkpoint.every=1000"];
-    stopped_is_unbroken("sft", &[], &settings, "sft/metrics.jsonl", [1, 100, 250]);
+    let settings = ["sft.epochs=300", "checkpoint.every=3000"];
+    stopped_is_unbroken("sft", &[], &settings, "sft/metrics.jsonl", [1, 400, 800]);
 }
 
 #[test]
 fn a_signal_ends_preferences() {
-    let settings = ["task.pairs=800", "sampling.rows_at_once=16"];
+    let settings = ["task.pairs=3200", "sampling.rows_at_once=16"];
     let progress = "preferences/checkpoints/train.jsonl";
-    stopped_is_unbroken("preferences", &["sft"], &settings, progress, [1, 30, 60]);
+    stopped_is_unbroken("preferences", &["sft"], &settings, progress, [1, 130, 260]);
 }
 
 #[test]
 fn a_signal_ends_the_cutting_of_pairs_into_segments() {
-    let settings = ["task.pairs=400", "reward.rows_at_once=1", "reward.epochs=1"];
+    let settings = ["task.pairs=2400", "reward.rows_at_once=1", "reward.epochs=1"];
     let progress = "segment/reward/checkpoints/segments-train.jsonl";
     let before = ["sft", "preferences"];
-    stopped_is_unbroken("train-reward", &before, &settings, progress, [1, 100, 200]);
+    stopped_is_unbroken("train-reward", &before, &settings, progress, [1, 800, 1600]);
 }
 
 #[test]
 fn a_signal_ends_fit_normalizer() {
     let settings =
-        ["task.pairs=400", "reward.epochs=1", "normalizer.pairs=400", "reward.rows_at_once=1"];
+        ["task.pairs=2400", "reward.epochs=1", "normalizer.pairs=2400", "reward.rows_at_once=1"];
     let progress = "segment/normalizer/checkpoints/rewards.jsonl";
     let before = ["sft", "train-reward"];
-    stopped_is_unbroken("fit-normalizer", &before, &settings, progress, [1, 100, 200]);
+    stopped_is_unbroken("fit-normalizer", &before, &settings, progress, [1, 800, 1600]);
 }
 
 #[test]
 fn a_signal_ends_ppo() {
-    let settings = ["ppo.iterations=20"];
+    let settings = ["ppo.iterations=60"];
     let before = ["sft", "train-reward", "fit-normalizer"];
-    stopped_is_unbroken("ppo", &before, &settings, "segment/ppo/metrics.jsonl", [1, 6, 12]);
+    stopped_is_unbroken("ppo", &before, &settings, "segment/ppo/metrics.jsonl", [1, 20, 40]);
 }
 
 #[test]
@@ -111,7 +112,7 @@ fn a_signal_ends_evaluate() {
     let settings = ["evaluation.samples=400", "sampling.rows_at_once=4", "ppo.evaluate_every=4"];
     let progress = "segment/evaluation/checkpoints/policy-responses.jsonl";
     let before = ["sft", "train-reward", "fit-normalizer", "ppo"];
-    stopped_is_unbroken("evaluate", &before, &settings, progress, [1, 40, 80]);
+    stopped_is_unbroken("evaluate", &before, &settings, progress, [1, 130, 260]);
 }
 
 /// Interrupts a command that keeps nothing once it has printed its first line.
