@@ -34,6 +34,7 @@ fn pages() -> Vec<(String, String)> {
     let guides = fs::read_dir(root().join("docs")).unwrap();
     let mut paths: Vec<String> =
         guides.map(|entry| format!("docs/{}", entry.unwrap().file_name().display())).collect();
+    paths.retain(|path| path.ends_with(".md")); // not the folders of their pictures
     paths.sort();
     paths.extend(
         PAGES.into_iter().chain(["README.md", "experiments/RESULTS.md"]).map(str::to_owned),
