@@ -1,4 +1,4 @@
-//! Where the tokens of a grid stand in the batch `[N, D]` that the layers read, and attention among them.
+//! The layout of a grid's tokens in the batch `[N, D]` that the layers read, and attention over it.
 //!
 //! On the CPU the batch holds the tokens alone, row behind row, and padding costs nothing. Elsewhere it holds every cell
 //! of the columns, padding too, so that attention is one large product.
@@ -142,7 +142,7 @@ pub(super) struct Reading {
     places: Vec<i64>,
     /// The tokens, `[M]`, row by row.
     pub(super) tokens: Vec<u32>,
-    /// Which token stands in each cell of the columns; the number of tokens for padding.
+    /// The index of each cell's token; in the padding, the number of tokens.
     cells: Vec<i64>,
     shape: [usize; 2],
 }

@@ -39,12 +39,11 @@ pub fn adamw(w: Tensor<1>, g: Tensor<1>, moments: &mut Moments, rates: Rates) ->
 
 /// As [`adamw`], on any device.
 pub fn plain(w: Tensor<1>, g: Tensor<1>, moments: &mut Moments, rates: Rates) -> Tensor<1> {
-    let Constants { beta_1, beta_2, .. } = Constants::of(rates);
-    let g = g.mul_scalar(rates.factor);
+    let Constants { beta_1, beta_2, factor, keep, rate, root, epsilon } = Constants::of(rates);
+    let g = g.mul_scalar(factor);
     let Moments(m, v) = moments;
     m.inplace(|m| m.mul_scalar(beta_1).add(g.clone().mul_scalar(1.0 - beta_1)));
     v.inplace(|v| v.mul_scalar(beta_2).add(g.square().mul_scalar(1.0 - beta_2)));
-    let Constants { keep, rate, root, epsilon, .. } = Constants::of(rates);
     let step = m.clone().div(v.clone().sqrt().mul_scalar(root).add_scalar(epsilon));
     w.mul_scalar(keep).sub(step.mul_scalar(rate))
 }

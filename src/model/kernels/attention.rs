@@ -33,7 +33,7 @@ pub struct Span {
 /// What attention needs to know beside queries, keys and values.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The rows; what stands in none of them gets zeros.
+    /// The rows; tokens of the batch that belong to none get zeros.
     pub spans: Arc<[Span]>,
     /// The rotation.
     pub angles: Arc<Angles>,
@@ -110,6 +110,7 @@ mod served {
     use crate::model::kernels::product::{Product, padded};
     use crate::model::kernels::simd::{exp, max, sum, vectorized};
     use crate::model::kernels::slices::{contiguous, tensor, values};
+    use crate::model::kernels::steps::pass_back;
 
     /// Queries of a head that are held against its keys at a time.
     pub const BLOCK: usize = 48;
@@ -182,14 +183,9 @@ mod served {
             grads: &mut Gradients,
             _checkpointer: &mut Checkpointer,
         ) {
-            let gradient = grads.consume::<B>(&ops.node);
-            let (qkv, plan) = ops.state;
-            let found = B::backward(qkv, gradient, plan);
-            for (node, gradient) in ops.parents.into_iter().zip(found) {
-                if let Some(node) = node {
-                    grads.register::<B>(node.id, gradient);
-                }
-            }
+            pass_back::<B, _, 3>(ops, grads, |(qkv, plan), gradient, _| {
+                B::backward(qkv, gradient, plan).map(Some)
+            });
         }
     }
 
@@ -243,7 +239,7 @@ mod served {
         &mut buffer[..count]
     }
 
-    /// Where the numbers of one head of a span stand in a batch whose rows hold `channels`.
+    /// The place of one head of a span in a batch with `channels` a token.
     #[derive(Clone, Copy)]
     struct Head {
         start: usize,
@@ -384,7 +380,7 @@ mod served {
         (0..tokens).step_by(BLOCK).map(move |first| (first, BLOCK.min(tokens - first)))
     }
 
-    /// A = B C for contiguous rows.
+    /// C = A B, or C += A B: see [`Product`].
     #[allow(clippy::too_many_arguments)]
     fn multiply(
         [a, b]: [&[f32]; 2],
@@ -417,29 +413,54 @@ mod served {
                 turn(&mut self.k, width, 0, &plan.angles, 1.0);
                 transpose(&self.k, width, dim, span.tokens, &mut self.k_t);
                 gather(v, kv_head, &mut self.v);
-                for head in group(kv, plan) {
-                    let head = Head::of(span, plan.heads, head, plan);
-                    for (first, count) in blocks(span.tokens) {
-                        let block = head.part(first, count);
-                        self.probabilities(q, block, columns, plan);
-                        let c = room(&mut self.out, count * width);
-                        let size = [count, width, first + count];
-                        multiply([&self.p, &self.v], [columns, 1], width, c, width, size, false);
-                        scatter(&self.out, block, out);
-                    }
+                let [k_t, v] = [&mut self.k_t, &mut self.v].map(std::mem::take);
+                self.attend_group(q, [&k_t, &v], columns, kv, span, plan, out);
+                (self.k_t, self.v) = (k_t, v);
+            }
+        }
+
+        /// Writes the attention of the query heads that share the keys `k_t` and values `v` into `out`.
+        #[allow(clippy::too_many_arguments)]
+        fn attend_group(
+            &mut self,
+            q: &[f32],
+            [k_t, v]: [&[f32]; 2],
+            columns: usize,
+            kv: usize,
+            span: Span,
+            plan: &Plan,
+            out: &mut [f32],
+        ) {
+            let width = padded(plan.head_dim);
+            for head in group(kv, plan) {
+                let head = Head::of(span, plan.heads, head, plan);
+                for (first, count) in blocks(span.tokens) {
+                    let block = head.part(first, count);
+                    self.probabilities(q, k_t, block, columns, plan);
+                    let c = room(&mut self.out, count * width);
+                    let size = [count, width, block.position + count];
+                    multiply([&self.p, v], [columns, 1], width, c, width, size, false);
+                    scatter(&self.out, block, out);
                 }
             }
         }
 
         /// Leaves the turned queries of `block` in `q`, and in `p` their probabilities of the keys in `k_t`.
-        fn probabilities(&mut self, q: &[f32], block: Head, columns: usize, plan: &Plan) {
+        fn probabilities(
+            &mut self,
+            q: &[f32],
+            k_t: &[f32],
+            block: Head,
+            columns: usize,
+            plan: &Plan,
+        ) {
             let width = padded(plan.head_dim);
             gather(q, block, &mut self.q);
             turn(&mut self.q, width, block.position, &plan.angles, 1.0);
             let keys = block.position + block.tokens;
             let p = room(&mut self.p, block.tokens * columns);
             let size = [block.tokens, padded(keys), plan.head_dim];
-            multiply([&self.q, &self.k_t], [width, 1], columns, p, columns, size, false);
+            multiply([&self.q, k_t], [width, 1], columns, p, columns, size, false);
             softmax(p, columns, keys, block.position, scale(plan), plan.window);
         }
 
@@ -456,23 +477,7 @@ mod served {
             for kv in 0..plan.kv_heads {
                 let k_t = &row.keys[kv * dim * columns..(kv + 1) * dim * columns];
                 let v = &row.values[kv * columns * width..(kv + 1) * columns * width];
-                for head in group(kv, plan) {
-                    let head = Head::of(span, plan.heads, head, plan);
-                    for (first, count) in blocks(span.tokens) {
-                        let block = head.part(first, count);
-                        gather(q, block, &mut self.q);
-                        turn(&mut self.q, width, block.position, &plan.angles, 1.0);
-                        let keys = block.position + count;
-                        let p = room(&mut self.p, count * columns);
-                        let size = [count, padded(keys), dim];
-                        multiply([&self.q, k_t], [width, 1], columns, p, columns, size, false);
-                        softmax(p, columns, keys, block.position, scale(plan), plan.window);
-                        let c = room(&mut self.out, count * width);
-                        let size = [count, width, keys];
-                        multiply([&self.p, v], [columns, 1], width, c, width, size, false);
-                        scatter(&self.out, block, out);
-                    }
-                }
+                self.attend_group(q, [k_t, v], columns, kv, span, plan, out);
             }
         }
 
@@ -520,7 +525,9 @@ mod served {
         ) {
             let (dim, width, count) = (plan.head_dim, padded(plan.head_dim), block.tokens);
             let (keys, scale) = (block.position + count, scale(plan));
-            self.probabilities(q, block, columns, plan);
+            let k_t = std::mem::take(&mut self.k_t);
+            self.probabilities(q, &k_t, block, columns, plan);
+            self.k_t = k_t;
             gather(gradient, block, &mut self.gradient);
             let dp = room(&mut self.dp, count * columns);
             let size = [count, padded(keys), dim];

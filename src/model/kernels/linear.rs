@@ -32,6 +32,7 @@ mod served {
     use burn::tensor::Tensor;
 
     use crate::model::counts;
+    use crate::model::kernels::steps::pass_back;
 
     pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         Tensor::from_dispatch(Dispatch::times(x.into_dispatch(), weight.into_dispatch()))
@@ -68,15 +69,13 @@ mod served {
             grads: &mut Gradients,
             _checkpointer: &mut Checkpointer,
         ) {
-            let gradient = grads.consume::<B>(&ops.node);
-            let ([x, weight], [x_node, weight_node]) = (ops.state, ops.parents);
-            if let (Some(node), Some(weight)) = (x_node, weight) {
-                grads.register::<B>(node.id, product::<B>(gradient.clone(), weight));
-            }
-            if let (Some(node), Some(x)) = (weight_node, x) {
-                let gradient = B::float_swap_dims(gradient, 0, 1);
-                grads.register::<B>(node.id, product::<B>(gradient, x));
-            }
+            pass_back::<B, _, 2>(ops, grads, |[x, weight], gradient, [x_wanted, weight_wanted]| {
+                let turned = B::float_swap_dims(gradient.clone(), 0, 1);
+                [
+                    weight.filter(|_| x_wanted).map(|weight| product::<B>(gradient, weight)),
+                    x.filter(|_| weight_wanted).map(|x| product::<B>(turned, x)),
+                ]
+            });
         }
     }
 

@@ -71,6 +71,32 @@ mod slices {
     }
 }
 
+/// What the backward passes of all operations share.
+#[cfg(feature = "flex")]
+mod steps {
+    use burn::backend::Backend;
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::Ops;
+    use burn::backend::tensor::FloatTensor;
+
+    /// Takes the gradient of an operation's result, and registers those of its inputs that are tracked. `of` makes them
+    /// from the state, the gradient, and which are wanted.
+    pub(super) fn pass_back<B: Backend, S, const N: usize>(
+        ops: Ops<S, N>,
+        grads: &mut Gradients,
+        of: impl FnOnce(S, FloatTensor<B>, [bool; N]) -> [Option<FloatTensor<B>>; N],
+    ) {
+        let gradient = grads.consume::<B>(&ops.node);
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let found = of(ops.state, gradient, wanted);
+        for (node, gradient) in ops.parents.into_iter().zip(found) {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod testing {
     use burn::tensor::{Device, Tensor, TensorData};

@@ -29,6 +29,7 @@ mod served {
 
     use crate::model::kernels::simd::{sum, vectorized};
     use crate::model::kernels::slices::{contiguous, tensor, values};
+    use crate::model::kernels::steps::pass_back;
 
     pub(super) fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> Tensor<2> {
         let y = Dispatch::rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon as f32);
@@ -138,14 +139,9 @@ mod served {
             grads: &mut Gradients,
             _checkpointer: &mut Checkpointer,
         ) {
-            let gradient = grads.consume::<B>(&ops.node);
-            let (x, weight, epsilon) = ops.state;
-            let found = B::backward(x, weight, gradient, epsilon);
-            for (node, gradient) in ops.parents.into_iter().zip(found) {
-                if let Some(node) = node {
-                    grads.register::<B>(node.id, gradient);
-                }
-            }
+            pass_back::<B, _, 2>(ops, grads, |(x, weight, epsilon), gradient, _| {
+                B::backward(x, weight, gradient, epsilon).map(Some)
+            });
         }
     }
 

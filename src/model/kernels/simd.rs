@@ -7,8 +7,8 @@ pub(super) const LANES: usize = 16;
 
 /// Defines a function whose loops are compiled for the widest vectors of the CPU at hand; references live for `'a`.
 ///
-/// The compiler cannot be told to inline a closure, and what is not inlined has no vectors: hence a macro, and loops over
-/// slices in the body instead of iterators that collect.
+/// A closure cannot be marked for inlining, and code that is not inlined is compiled without vectors. So this is a macro,
+/// and the body loops over slices rather than collecting iterators.
 macro_rules! vectorized {
     ($(#[$doc:meta])* $visible:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$doc])*

@@ -28,6 +28,7 @@ mod served {
 
     use crate::model::kernels::simd::{sigmoid, vectorized};
     use crate::model::kernels::slices::{contiguous, tensor, values};
+    use crate::model::kernels::steps::pass_back;
 
     pub(super) fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
         Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()))
@@ -112,14 +113,9 @@ mod served {
             grads: &mut Gradients,
             _checkpointer: &mut Checkpointer,
         ) {
-            let gradient = grads.consume::<B>(&ops.node);
-            let [gate, up] = ops.state;
-            let found = B::backward(gate, up, gradient);
-            for (node, gradient) in ops.parents.into_iter().zip(found) {
-                if let Some(node) = node {
-                    grads.register::<B>(node.id, gradient);
-                }
-            }
+            pass_back::<B, _, 2>(ops, grads, |[gate, up], gradient, _| {
+                B::backward(gate, up, gradient).map(Some)
+            });
         }
     }
 

@@ -51,6 +51,7 @@ mod served {
     use crate::model::kernels::linear::product;
     use crate::model::kernels::simd::{exp, max, sum, vectorized};
     use crate::model::kernels::slices::{contiguous, tensor, values};
+    use crate::model::kernels::steps::pass_back;
 
     /// Logits in memory at a time.
     const LOGITS: usize = 1 << 18;
@@ -204,15 +205,9 @@ mod served {
             grads: &mut Gradients,
             _checkpointer: &mut Checkpointer,
         ) {
-            let gradient = grads.consume::<B>(&ops.node);
-            let (x, weight, targets) = ops.state;
-            let wanted = ops.parents.each_ref().map(Option::is_some);
-            let found = B::backward(x, weight, gradient, targets, wanted);
-            for (node, gradient) in ops.parents.into_iter().zip(found) {
-                if let (Some(node), Some(gradient)) = (node, gradient) {
-                    grads.register::<B>(node.id, gradient);
-                }
-            }
+            pass_back::<B, _, 2>(ops, grads, |(x, weight, targets), gradient, wanted| {
+                B::backward(x, weight, gradient, targets, wanted)
+            });
         }
     }
 
