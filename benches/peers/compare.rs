@@ -13,22 +13,21 @@ use clap::Parser;
 use rand::Rng;
 use segment_rlhf::equations::bt_loss::segment_bt_loss;
 use segment_rlhf::equations::normalizer::Normalizer;
-use segment_rlhf::equations::segment_reward::{Aggregation, aggregation_weights, sequence_scores};
+use segment_rlhf::equations::segment_reward::Aggregation;
 use segment_rlhf::equations::segmentation::{EosPolicy, Rule};
-use segment_rlhf::model::generate::{
-    Generation, ReadAt, Rows, TokenView, generate_up_to, pad_rows, response_log_probs,
-};
+use segment_rlhf::model::generate::{Generation, ReadAt, Rows, TokenView, generate_up_to};
 use segment_rlhf::model::lora::LoraSettings;
 use segment_rlhf::model::optim::{OptimizerSettings, Trainer};
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::shards::{shards, side_by_side};
-use segment_rlhf::model::{CausalLm, FreshHead, Grid, ModelConfig, ScalarModel};
+use segment_rlhf::model::{CausalLm, FreshHead, ModelConfig, ScalarModel};
 use segment_rlhf::rng::{stream, streams};
 use segment_rlhf::settings::Settings;
 use segment_rlhf::stop::Stop;
 use segment_rlhf::systems::rewards::NormalizedRewards;
 use segment_rlhf::systems::{
-    Batch, Draw, Loss, Method, Parts, RewardModel, Sample, Segmenter, System,
+    Chunk, Draw, Loss, Method, Parts, RewardModel, Sample, Segmented, Segmenter, System,
+    score_sequences,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -400,25 +399,9 @@ impl Bench {
         let mut first = None;
         for minibatch in samples.chunks(self.work.minibatch) {
             for chunk in minibatch.chunks(self.work.rows_at_once) {
-                let rows: Vec<&Sample> = chunk.iter().collect();
-                let lengths: Vec<usize> =
-                    rows.iter().map(|s| s.prompt.len() + s.response.len()).collect();
-                let shards = shards(&lengths, &device);
-                let share =
-                    |rows: &std::ops::Range<usize>| rows.len() as f64 / minibatch.len() as f64;
-                policy.accumulate(shards.clone(), |policy, shard| {
-                    let share = share(&shard);
-                    let batch = Batch::new(&rows[shard], &device);
-                    let log_probs = response_log_probs(policy, &batch.grid, batch.first).0;
-                    (loss.of(log_probs, &batch, 0.0).loss.mul_scalar(share), ())
-                });
-                critic.accumulate(shards, |critic, shard| {
-                    let share = share(&shard);
-                    let batch = Batch::new(&rows[shard], &device);
-                    let columns = ReadAt::State.columns(&batch.grid, batch.first);
-                    let values = critic.scores(&batch.grid, columns);
-                    (batch.value_loss(values, clip).mul_scalar(share), ())
-                });
+                let chunk = Chunk::new(chunk.iter().collect(), minibatch.len(), &device);
+                chunk.learn_policy(&mut policy, loss, 0.0);
+                chunk.learn_values(&mut critic, clip);
             }
             let losses = [policy.update().unwrap().loss, critic.update().unwrap().loss];
             first.get_or_insert(losses);
@@ -437,15 +420,8 @@ impl Bench {
         let start = Instant::now();
         let mut first = None;
         for minibatch in samples.chunks(self.work.minibatch) {
-            let rows: Vec<&Sample> = minibatch.iter().collect();
-            let lengths: Vec<usize> =
-                rows.iter().map(|s| s.prompt.len() + s.response.len()).collect();
-            policy.accumulate(shards(&lengths, &device), |policy, shard| {
-                let share = shard.len() as f64 / minibatch.len() as f64;
-                let batch = Batch::new(&rows[shard], &device);
-                let log_probs = response_log_probs(policy, &batch.grid, batch.first).0;
-                (loss.of(log_probs, &batch, 0.0).loss.mul_scalar(share), ())
-            });
+            let chunk = Chunk::new(minibatch.iter().collect(), minibatch.len(), &device);
+            chunk.learn_policy(&mut policy, loss, 0.0);
             first.get_or_insert(policy.update().unwrap().loss);
         }
         (first.unwrap(), start.elapsed().as_secs_f64())
@@ -471,20 +447,11 @@ impl Bench {
             pairs.iter().map(|pair| pair.iter().map(|(p, r)| p.len() + r.len()).sum()).collect();
         trainer.accumulate(shards(&lengths, &device), |model, shard| {
             let share = shard.len() as f64 / pairs.len() as f64;
-            let order: Vec<usize> = [0, 1]
-                .into_iter()
-                .flat_map(|side| shard.clone().map(move |pair| 2 * pair + side))
-                .collect();
-            let (grid, first) = Grid::aligned(order.iter().map(|&i| rows[i]).collect::<Vec<_>>());
-            let scores = model.scores(&grid, ReadAt::Token.columns(&grid, first));
-            let weights: Vec<Vec<f32>> = order
-                .iter()
-                .map(|&i| aggregation_weights(&segments[i], rows[i].1.len(), Aggregation::Average))
-                .collect();
-            let weights = weights.iter().map(Vec::as_slice);
-            let weights = pad_rows(weights, grid.width() - first, 0.0, &device);
             let n = shard.len();
-            let scores: Tensor<1> = sequence_scores(scores, weights);
+            let side = |which: usize| shard.clone().map(move |pair| 2 * pair + which);
+            let rows: Vec<Segmented<'_>> =
+                side(0).chain(side(1)).map(|i| (rows[i], &segments[i][..])).collect();
+            let scores = score_sequences(model, &rows, Aggregation::Average);
             let (chosen, rejected) = (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n));
             (segment_bt_loss(chosen, rejected, None).mul_scalar(share), ())
         });

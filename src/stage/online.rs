@@ -7,7 +7,6 @@ pub mod keep;
 mod learner;
 mod measure;
 
-use std::ops::Range;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
@@ -21,14 +20,13 @@ use super::score::Scorer;
 use super::task::{Task, permutation};
 use crate::data::letters::Gold;
 use crate::equations::kl::AdaptiveKl;
-use crate::model::generate::{ReadAt, Rows, response_log_probs, to_vec};
+use crate::model::generate::{ReadAt, Rows, to_vec};
 use crate::model::optim::{StepResult, Trainer};
 use crate::model::sampling::Sampling;
-use crate::model::shards::shards;
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
 use crate::run::metrics::{IterationMetrics, IterationTimings};
 use crate::run::{Context, Error, Stage};
-use crate::systems::{Batch, Draw, Parts, Sample, System, SystemError};
+use crate::systems::{Chunk, Clipped, Draw, Parts, Sample, System, SystemError};
 
 /// Trains the policy of the run's method.
 pub fn run(context: &Context) -> Result<Summary, Error> {
@@ -148,33 +146,18 @@ impl Learner<'_> {
                 line.actor_learning_rate = self.policy.rate();
                 line.critic_learning_rate = self.critic.as_ref().map(Trainer::rate);
                 for chunk in minibatch.chunks(ppo.rows_at_once) {
-                    let rows: Vec<&Sample> = chunk.iter().map(|&i| &samples[i]).collect();
-                    let lengths: Vec<usize> =
-                        rows.iter().map(|s| s.prompt.len() + s.response.len()).collect();
-                    let shards = shards(&lengths, &self.device);
-                    let share = |rows: &Range<usize>| rows.len() as f64 / minibatch.len() as f64;
+                    let rows = chunk.iter().map(|&i| &samples[i]).collect();
+                    let chunk = Chunk::new(rows, minibatch.len(), &self.device);
                     stop.check()?;
-                    let found = self.policy.accumulate(shards.clone(), |policy, shard| {
-                        let share = share(&shard);
-                        let batch = Batch::new(&rows[shard], &self.device);
-                        let log_probs = response_log_probs(policy, &batch.grid, batch.first).0;
-                        let losses = self.system.loss.of(log_probs, &batch, self.kl_coefficient);
-                        (losses.loss.mul_scalar(share), (share, losses.clip_fraction, losses.ratio))
-                    });
-                    for (share, clip_fraction, ratio) in found {
-                        means.add(share, clip_fraction, ratio);
+                    let loss = self.system.loss;
+                    for clipped in chunk.learn_policy(&mut self.policy, loss, self.kl_coefficient) {
+                        means.add(clipped);
                     }
-                    tokens += lengths.iter().sum::<usize>();
+                    tokens += chunk.tokens();
                     if let (Some(critic), Some(clip)) = (&mut self.critic, self.system.value_clip) {
                         stop.check()?;
-                        critic.accumulate(shards, |critic, shard| {
-                            let share = share(&shard);
-                            let batch = Batch::new(&rows[shard], &self.device);
-                            let columns = ReadAt::State.columns(&batch.grid, batch.first);
-                            let values = critic.scores(&batch.grid, columns);
-                            (batch.value_loss(values, clip).mul_scalar(share), ())
-                        });
-                        tokens += lengths.iter().sum::<usize>();
+                        chunk.learn_values(critic, clip);
+                        tokens += chunk.tokens();
                     }
                 }
                 let StepResult { loss, gradient_norm } = self.policy.update()?;
@@ -248,10 +231,10 @@ struct Means {
 }
 
 impl Means {
-    fn add(&mut self, share: f64, clip_fraction: Tensor<1>, ratio: Tensor<1>) {
-        self.shares.push(share);
-        self.clip_fractions.push(clip_fraction.inner());
-        self.ratios.push(ratio.inner());
+    fn add(&mut self, clipped: Clipped) {
+        self.shares.push(clipped.share);
+        self.clip_fractions.push(clipped.fraction.inner());
+        self.ratios.push(clipped.ratio.inner());
     }
 
     fn fill(mut self, line: &mut IterationMetrics, critic: bool) {

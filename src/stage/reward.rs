@@ -17,21 +17,19 @@ use super::task::{HeldOut, Split, Task};
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
 use crate::equations::bt_loss::segment_bt_loss;
-use crate::equations::segment_reward::{
-    aggregate, aggregation_weights, segment_rewards, sequence_scores,
-};
+use crate::equations::segment_reward::{aggregate, segment_rewards};
 use crate::equations::segmentation::Rule;
-use crate::model::generate::{ReadAt, Rows, TokenView, pad_rows};
+use crate::model::generate::{ReadAt, Rows, TokenView};
 use crate::model::optim::Trainer;
 use crate::model::shards::shards;
-use crate::model::{CausalLm, Grid, ModelConfig, ScalarModel};
+use crate::model::{CausalLm, ModelConfig, ScalarModel};
 use crate::run::fingerprint::{REWARD_CARD, model_fingerprint};
 use crate::run::folder::{StageFolder, write_json};
 use crate::run::{Context, Error, Stage};
 use crate::settings::RewardSettings;
 use crate::statistics::mean;
 use crate::stop::Stop;
-use crate::systems::Segmenter;
+use crate::systems::{Segmented, Segmenter, score_sequences};
 
 /// The result of the stage, on held-out pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -315,18 +313,8 @@ fn pair_loss(model: &ScalarModel, pairs: &[Example], settings: &RewardSettings) 
     let n = pairs.len();
     let side =
         |which: usize| pairs.iter().map(move |e| (e.pair.rows()[which], &e.segments[which][..]));
-    let rows: Vec<_> = side(0).chain(side(1)).collect();
-    let (grid, first) = Grid::aligned(rows.iter().map(|(row, _)| *row));
-    let scores = model.scores(&grid, ReadAt::Token.columns(&grid, first));
-    let weights: Vec<Vec<f32>> = rows
-        .iter()
-        .map(|((_, response), segments)| {
-            aggregation_weights(segments, response.len(), settings.aggregation)
-        })
-        .collect();
-    let weights = weights.iter().map(Vec::as_slice);
-    let weights = pad_rows(weights, grid.width() - first, 0.0, &scores.device());
-    let scores = sequence_scores(scores, weights); // [2n]
+    let rows: Vec<Segmented<'_>> = side(0).chain(side(1)).collect();
+    let scores = score_sequences(model, &rows, settings.aggregation); // [2n]
     let (chosen, rejected) = (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n));
     let margin = margins(settings, pairs)
         .map(|margins| Tensor::<1>::from_data(TensorData::new(margins, [n]), &chosen.device()));

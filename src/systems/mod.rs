@@ -15,6 +15,7 @@
 //! five choices. To add a system, write its file and name it in [`SYSTEMS`]; nothing in `stage`, `grid`, `report` or
 //! `cli` changes.
 
+pub mod chunk;
 pub mod error;
 pub mod group;
 pub mod interface;
@@ -30,10 +31,11 @@ use std::sync::LazyLock;
 use clap::builder::PossibleValue;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
+pub use self::chunk::{Chunk, Clipped};
 pub use self::error::SystemError;
 pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
 pub use self::loss::{Batch, Loss};
-pub use self::reward_model::{RewardModel, Segmenter};
+pub use self::reward_model::{RewardModel, Segmented, Segmenter, score_sequences};
 pub use self::sample::{Rewarded, Sample};
 pub use self::settings::PpoSettings;
 use crate::bounds::{Nested, section};

@@ -2,12 +2,16 @@
 
 use std::ops::Range;
 
+use burn::tensor::Tensor;
+
 use super::error::SystemError;
-use crate::equations::segment_reward::{Aggregation, aggregate, segment_rewards};
+use crate::equations::segment_reward::{
+    Aggregation, aggregate, aggregation_weights, segment_rewards, sequence_scores,
+};
 use crate::equations::segmentation::{EosPolicy, ResponseView, Rule, SegmentationError, segments};
-use crate::model::ScalarModel;
-use crate::model::generate::{ReadAt, Rows, TokenView};
+use crate::model::generate::{ReadAt, Rows, TokenView, pad_rows};
 use crate::model::optim::NonFinite;
+use crate::model::{Grid, ScalarModel};
 use crate::stop::Stop;
 
 /// Cuts responses into segments.
@@ -47,6 +51,26 @@ impl Segmenter {
         };
         segments(self.rule, policy, view)
     }
+}
+
+/// A prompt, its response and the response's segments.
+pub type Segmented<'a> = ((&'a [u32], &'a [u32]), &'a [Range<usize>]);
+
+/// e_φ of responses (E2, E3), `[B]`, with gradients if the model has them.
+pub fn score_sequences(
+    model: &ScalarModel,
+    rows: &[Segmented<'_>],
+    aggregation: Aggregation,
+) -> Tensor<1> {
+    let (grid, first) = Grid::aligned(rows.iter().map(|(row, _)| *row));
+    let scores = model.scores(&grid, ReadAt::Token.columns(&grid, first));
+    let weights: Vec<Vec<f32>> = rows
+        .iter()
+        .map(|((_, response), cut)| aggregation_weights(cut, response.len(), aggregation))
+        .collect();
+    let weights = weights.iter().map(Vec::as_slice);
+    let weights = pad_rows(weights, grid.width() - first, 0.0, &scores.device());
+    sequence_scores(scores, weights)
 }
 
 /// A segment reward model, and how the method reads it.
