@@ -251,7 +251,7 @@ fn prompt(context: &Context, tokenizer: &Tokenizer, text: Option<&str>) -> Resul
     match text {
         Some(text) => Ok(tokenizer.encode_prompt(&[message(Role::User, text)])?),
         None if tokenizer.vocab_size() == letters::vocabulary().len() => {
-            let held_out = letters::split().1;
+            let held_out = letters::split(letters::prompts()).1;
             let mut rng = stream(context.settings.seed, "shown prompt", 0);
             Ok(held_out.choose(&mut rng).expect("there are held-out prompts").tokens())
         }

@@ -84,7 +84,7 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     let (model, config) = CausalLm::load(&reference, context.frozen())?;
     let settings = &context.settings;
     let generation = settings.generation(&[letters::EOS]);
-    let (train, held_out) = letters::split();
+    let (train, held_out) = letters::split(letters::prompts());
     let counts = [settings.task.pairs, settings.task.held_out_pairs];
     let batch = settings.sampling.rows_at_once.div_ceil(2); // two responses a pair
     let total = counts.iter().map(|count| count.div_ceil(batch)).sum();

@@ -169,7 +169,7 @@ impl Task {
                 Ok(split)
             }
             Source::Letters => {
-                let (train, held_out) = letters::split();
+                let (train, held_out) = letters::split(letters::prompts());
                 let write = |prompts: &[Prompt], purpose: &str, count: usize| {
                     let letters = (0..count).map(|i| {
                         let mut rng = stream(context.settings.seed, purpose, i as u64);
@@ -252,7 +252,7 @@ impl Task {
     pub fn prompts(&self, context: &Context) -> Result<Split<Items<Vec<u32>>>, Error> {
         match &self.source {
             Source::Letters => {
-                let (train, held_out) = letters::split();
+                let (train, held_out) = letters::split(letters::prompts());
                 let tokens = |prompts: &[Prompt]| {
                     Items::Memory(prompts.iter().map(Prompt::tokens).collect())
                 };

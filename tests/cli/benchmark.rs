@@ -319,7 +319,7 @@ fn trained() -> TempDir {
 
 /// What a user of the embedded task says, and a letter that is worth more than none.
 fn letter() -> (String, String) {
-    let prompt = letters::split().1.remove(0);
+    let prompt = letters::split(letters::prompts()).1.remove(0);
     let mut rng = streams(0, "letter", 0..1).remove(0);
     let letter = letters::write_letter(&prompt, &mut rng);
     assert!(letters::gold(&prompt, &letter).reward() > letters::gold(&prompt, &[1]).reward());

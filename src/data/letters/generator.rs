@@ -58,12 +58,22 @@ pub fn write_letter(prompt: &Prompt, rng: &mut Stream) -> Vec<u32> {
 fn draw_clause(prompt: &Prompt, kinds: &[f64; 4], rng: &mut Stream) -> usize {
     let fillers = Topic::ALL.len();
     let group = match weighted(kinds, rng) {
-        0 => prompt.asked()[rng.random_range(0..2)] as usize,
+        0 => any(prompt.asked(), rng).map_or(fillers, |topic| topic as usize),
         1 => prompt.disliked() as usize,
         2 => fillers,
-        _ => prompt.neutral() as usize,
+        // Where every topic is asked for or disliked, a filler.
+        _ => any(prompt.neutral(), rng).map_or(fillers, |topic| topic as usize),
     };
     4 * group + rng.random_range(0..4)
+}
+
+/// One of `topics`, all with the same chance; drawn only where there are several.
+fn any(topics: &[Topic], rng: &mut Stream) -> Option<Topic> {
+    match topics {
+        [] => None,
+        [only] => Some(*only),
+        several => Some(several[rng.random_range(0..several.len())]),
+    }
 }
 
 /// An index with the chances `weights`, which sum to 1.

@@ -82,6 +82,8 @@ pub struct Gold {
     pub phrase_starts: Vec<bool>,
     /// The number of broken places; a missing `<eos>` is none.
     pub broken: usize,
+    /// Whether `<eos>` comes within the limit.
+    pub ended: bool,
 }
 
 impl Gold {
@@ -122,7 +124,7 @@ impl Gold {
         let (kind, relevance) = match form.topic {
             None => (ClauseKind::Filler, -0.5),
             Some(topic) if topic == prompt.disliked() => (ClauseKind::Disliked, -1.5),
-            Some(topic) if topic == prompt.neutral() => (ClauseKind::Neutral, -0.3),
+            Some(topic) if prompt.neutral().contains(&topic) => (ClauseKind::Neutral, -0.3),
             Some(_) => (ClauseKind::Asked, if new_topic { 1.5 } else { 1.0 }),
         };
         let kind = if repeated { ClauseKind::Repeat } else { kind };
@@ -156,6 +158,7 @@ pub fn gold(prompt: &Prompt, response: &[u32]) -> Gold {
         clauses: Vec::new(),
         phrase_starts: vec![false; response.len()],
         broken: 0,
+        ended: false,
     };
     let within = &response[..response.len().min(RESPONSE_LIMIT)];
     let Some(last) = within.len().checked_sub(1) else { return gold };
@@ -196,6 +199,7 @@ pub fn gold(prompt: &Prompt, response: &[u32]) -> Gold {
         }
     }
 
+    gold.ended = eos.is_some();
     match eos {
         Some(eos) if text.last() != Some(&id(".")) => gold.break_at(eos),
         Some(_) => {}

@@ -8,9 +8,10 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`vocabulary`](mod@vocabulary) | the 109 words, the table of clauses and of quality words, the tokenizer |
-//! | [`prompts`](mod@prompts) | the 1,536 prompts and their split |
+//! | [`prompts`](mod@prompts) | the 1,536 prompts and their split; graded ones for the verifiable task |
 //! | [`generator`] | the writer of training letters |
 //! | [`gold`](mod@gold) | the reward and the preference labels drawn from it |
+//! | [`verdict`] | whether a letter does what was asked: the reward of the verifiable task |
 //!
 //! # Examples
 //!
@@ -29,11 +30,13 @@
 pub mod generator;
 pub mod gold;
 pub mod prompts;
+pub mod verdict;
 pub mod vocabulary;
 
 pub use generator::write_letter;
 pub use gold::{Clause, ClauseKind, Gold, gold, prefers_first};
-pub use prompts::{Prompt, prompts, split};
+pub use prompts::{Prompt, graded_prompts, prompts, split};
+pub use verdict::passes;
 pub use vocabulary::{EOS, PAD, Topic, decode, encode, sentence_ends, tokenizer_json, vocabulary};
 
 /// The most tokens a response may have, `<eos>` included.
