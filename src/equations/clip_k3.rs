@@ -57,7 +57,11 @@ impl TokenMean {
 pub fn k3_penalty(log_probs: Tensor<2>, ref_log_probs: Tensor<2>) -> Tensor<2> {
     let [batch, tokens] = log_probs.dims();
     assert_shape!(ref_log_probs, [batch, tokens]);
-    let d = ref_log_probs - log_probs;
+    k3_of(ref_log_probs - log_probs)
+}
+
+/// `e^d - d - 1`.
+pub(super) fn k3_of(d: Tensor<2>) -> Tensor<2> {
     d.clone().exp() - d - 1.0
 }
 

@@ -12,6 +12,7 @@
 //! | [`gae`] | E8: advantages and returns |
 //! | [`ppo`] | E9 and E10: the losses of policy and critic |
 //! | [`group_baseline`], [`clip_k3`] | GRPO, Dr. GRPO and RLOO: advantages in a group, and the losses over them |
+//! | [`monte_carlo`], [`masked_clip`] | SPO: advantages from Monte Carlo values, and the loss over unsure tokens |
 
 pub mod bt_loss;
 pub mod clip_k3;
@@ -19,6 +20,8 @@ pub mod gae;
 pub mod group_baseline;
 pub mod interpolation;
 pub mod kl;
+pub mod masked_clip;
+pub mod monte_carlo;
 pub mod normalizer;
 pub mod ppo;
 pub mod regression;

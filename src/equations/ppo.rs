@@ -65,9 +65,9 @@ pub fn policy_loss(
 
 /// The tokens' parts of a clipped loss, `[B, T]` each, before they are averaged.
 pub(super) struct ClippedTerms {
-    terms: Tensor<2>,
-    clipped: Tensor<2>,
-    ratio: Tensor<2>,
+    pub(super) terms: Tensor<2>,
+    pub(super) clipped: Tensor<2>,
+    pub(super) ratio: Tensor<2>,
 }
 
 impl ClippedTerms {

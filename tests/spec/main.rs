@@ -34,6 +34,7 @@ mod ppo;
 mod precision;
 mod segment_reward;
 mod segmentation;
+mod spo;
 mod statistics;
 mod store;
 mod support;
