@@ -1,5 +1,5 @@
-//! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, and the
-//! embedded task.
+//! Rows of data files, preference pairs, prompts, tokenizers, chat templates, role formats, the embedded
+//! task, and a task small enough to enumerate.
 
 mod allowance;
 pub mod chat;
@@ -14,6 +14,7 @@ pub mod pairs;
 mod python;
 pub mod rows;
 pub mod store;
+pub mod tabular;
 pub mod template;
 pub mod tokenizer;
 mod tokenizer_files;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use segment_rlhf::data::letters::{encode, gold, split};
+use segment_rlhf::data::letters::{encode, gold, prompts, split};
 use segment_rlhf::report::texts::texts;
 use segment_rlhf::run::{Context, Stage};
 use segment_rlhf::stage::preferences::Pair;
@@ -27,7 +27,7 @@ fn a_letter_and_its_repetition_are_shaded_by_segments_and_by_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let [segment, token] = trained(dir.path());
     // The tiny model writes no letters: put one among its responses.
-    let prompt = split().1[0];
+    let prompt = split(prompts()).1[0];
     let [topic, disliked] = [prompt.asked()[0], prompt.disliked()].map(|topic| topic.word());
     let clause = |topic: &str| match topic {
         "food" => "food : cooks serve superb soup .",

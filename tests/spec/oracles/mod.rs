@@ -5,6 +5,7 @@ mod bradley_terry;
 mod clipping;
 mod credit;
 mod entropy;
+mod enumerated;
 mod huber;
 mod normalizer;
 mod optimum;
