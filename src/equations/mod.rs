@@ -13,6 +13,7 @@
 //! | [`ppo`] | E9 and E10: the losses of policy and critic |
 //! | [`group_baseline`], [`clip_k3`] | GRPO, Dr. GRPO and RLOO: advantages in a group, and the losses over them |
 //! | [`monte_carlo`], [`masked_clip`] | SPO: advantages from Monte Carlo values, and the loss over unsure tokens |
+//! | [`weighted_dpo`], [`sign_mask`] | segment-DPO and ASR: DPO over tokens with labels or masks |
 
 pub mod bt_loss;
 pub mod clip_k3;
@@ -27,3 +28,5 @@ pub mod ppo;
 pub mod regression;
 pub mod segment_reward;
 pub mod segmentation;
+pub mod sign_mask;
+pub mod weighted_dpo;

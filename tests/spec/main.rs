@@ -42,3 +42,4 @@ mod synthetic;
 mod tables;
 mod tiny_model;
 mod tolerance;
+mod weighted_dpo;
