@@ -194,7 +194,8 @@ struct Losses {
 fn sign_masks_and_their_dpo_are_those_of_the_formula_in_pytorch() {
     type Cut = fn(&Asr, &[f64]) -> Vec<Range<usize>>;
     type Golden = fn(&Side) -> &Masked;
-    let ways: [(Cut, Golden, fn(&Losses) -> f64); 3] = [
+    type Loss = fn(&Losses) -> f64;
+    let ways: [(Cut, Golden, Loss); 3] = [
         (|_, rewards| (0..rewards.len()).map(|t| t..t + 1).collect(), |s| &s.token, |l| l.token),
         (
             |c, rewards| reward_segments(rewards, c.tau, true),
