@@ -6,7 +6,7 @@
 //! tree        V(n) = mean of V(children),  A(n) = V(n) - V(parent), or over the std of the siblings
 //! ```
 //!
-//! V(s) is the mean reward of continuations from s: [`mean`](crate::statistics::mean) of what was sampled.
+//! V(s) is the mean reward of the continuations sampled from s.
 
 use crate::statistics::mean;
 

@@ -11,7 +11,7 @@
 //! | [`prompts`](mod@prompts) | the 1,536 prompts and their split; graded ones for the verifiable task |
 //! | [`generator`] | the writer of training letters |
 //! | [`gold`](mod@gold) | the reward and the preference labels drawn from it |
-//! | [`verdict`] | whether a letter does what was asked: the reward of the verifiable task |
+//! | [`verdict`](mod@verdict) | whether a letter does what was asked: the reward of the verifiable task |
 //!
 //! # Examples
 //!
