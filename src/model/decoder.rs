@@ -26,6 +26,7 @@ use super::weights::FreshParam;
 use crate::device::{Checkpointing, Precision};
 use crate::model::kernels::is_cpu;
 use crate::model::kernels::token_head::{self, token_head};
+use crate::model::shards::side_by_side;
 
 /// Token ids to final hidden states.
 #[derive(Module, Debug)]
@@ -274,34 +275,19 @@ impl CausalLm {
         inference(self, self.dtype())
     }
 
-    /// The same model, its weights laid out for products with a few rows where that is quicker.
-    pub(super) fn for_generation(&self) -> Self {
-        struct Columns;
-        impl ModuleMapper for Columns {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                param.map(|weight| if D == 2 { by_columns(weight) } else { weight })
-            }
-        }
-        /// The same values, one column of outputs behind the other.
-        fn by_columns<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
-            let options = (weight.device(), weight.dtype());
-            let data = weight.swap_dims(0, 1).into_data();
-            Tensor::from_data(data, (&options.0, options.1)).swap_dims(0, 1)
-        }
+    /// The same model, its weights laid out for products with a few rows where that is quicker; with `in_parts`, each
+    /// product is shared by the threads of the program.
+    pub(super) fn for_generation(&self, in_parts: bool) -> Self {
         if !is_cpu(&self.device()) {
             return self.clone();
         }
         let model = self.clone();
         let embedding = model.model.embed_tokens.weight.val();
-        let head = match model.lm_head {
-            Some(head) => head.map(&mut Columns),
-            None => {
-                let weight = named_param("lm_head.weight", by_columns(embedding));
-                Linear { weight, bias: None }
-            }
-        };
-        let layers = model.model.layers.map(&mut Columns);
-        Self { model: Decoder { layers, ..model.model }, lm_head: Some(head) }
+        let head =
+            model.lm_head.unwrap_or_else(|| Linear::of(named_param("lm_head.weight", embedding)));
+        let lm_head = Some(head.for_generation(in_parts));
+        let layers = side_by_side(model.model.layers, |layer| layer.for_generation(in_parts));
+        Self { model: Decoder { layers, ..model.model }, lm_head }
     }
 
     /// The model that `adapter` makes of this one, its base, whose tensors it shares.
@@ -461,7 +447,7 @@ impl ScalarModel {
         let purpose = format!("{} {HEAD}", head.purpose);
         let values = fresh_values(head.seed, &purpose, &[1, d], head.init(d));
         let weight = named_param(HEAD, Tensor::from_data(values, (&device, DType::F32)));
-        Self { model, score: Linear { weight, bias: None } }
+        Self { model, score: Linear::of(weight) }
     }
 
     /// The model that `adapter` makes of the language model `base`, whose tensors it shares.
@@ -472,7 +458,7 @@ impl ScalarModel {
     pub fn adapted(base: &CausalLm, adapter: &Adapter) -> Result<Self, CheckpointError> {
         let (model, device) = (base.model.clone(), base.device());
         let weight = adapter.head(model.norm.weight.dims()[0], &device)?;
-        adapter.onto(Self { model, score: Linear { weight, bias: None } }, &device)
+        adapter.onto(Self { model, score: Linear::of(weight) }, &device)
     }
 
     /// As [`CausalLm::computing`].

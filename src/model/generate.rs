@@ -1,11 +1,13 @@
 //! Generating responses, and reading a model's view of given ones.
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::decoder::{CausalLm, ScalarModel};
 use super::grid::Grid;
+use super::kernels::is_cpu;
 use super::sampling::Sampling;
 use super::shards::{shards, side_by_side};
 use crate::rng::Stream;
@@ -15,6 +17,8 @@ use crate::stop::{Interrupted, Stop};
 pub(crate) const PREFILL: usize = 128;
 /// What a row of a generated batch counts when the batch is cut into shards, in tokens.
 const ROW_TOKENS: usize = 32;
+/// Parameters of a model whose weights are larger than a CPU's caches: 128 MB of them.
+const LARGE: usize = 1 << 25;
 
 /// When generation stops, and how it draws.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +79,9 @@ pub fn generate_up_to(
 ) -> Result<Vec<Vec<u32>>, Interrupted> {
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
     assert_eq!(limits.len(), prompts.len(), "one limit a prompt");
-    let model = &model.for_generation();
+    // Every core would read all weights, and no cache holds them: then the cores share the products, not the rows.
+    let in_parts = is_cpu(&model.device()) && model.num_params() >= LARGE;
+    let model = &model.for_generation(in_parts);
     let mut responses = Vec::with_capacity(prompts.len());
     let mut rows: Vec<Row<'_>> = prompts
         .iter()
@@ -90,9 +96,10 @@ pub fn generate_up_to(
     for batch in rows.chunks_mut(generation.rows_at_once.max(1)) {
         // A shard reads all weights for each token, however few its rows: so here rows count, not tokens.
         let reads = vec![ROW_TOKENS; batch.len()];
+        let shards = if in_parts { vec![0..batch.len()] } else { shards(&reads, &model.device()) };
         let mut left = batch;
         let mut parts = Vec::new();
-        for shard in shards(&reads, &model.device()) {
+        for shard in shards {
             let (part, rest) = left.split_at_mut(shard.len());
             parts.push(part);
             left = rest;

@@ -9,7 +9,7 @@ use super::config::{Activation, AttentionBias, ModelConfig, Residual};
 use super::places::{HeadShape, Places};
 use super::precision::{cast, wide};
 use super::source::{Init, Source};
-use crate::model::kernels::linear::linear;
+use crate::model::kernels::linear::{by_columns, linear, linear_in_parts};
 use crate::model::kernels::rms_norm::rms_norm;
 use crate::model::kernels::swiglu::swiglu;
 
@@ -20,12 +20,25 @@ pub struct Linear {
     pub weight: Param<Tensor<2>>,
     /// `[outputs]`
     pub bias: Option<Param<Tensor<1>>>,
+    /// Whether the outputs of a large weight are computed in parts side by side.
+    #[module(skip)]
+    in_parts: bool,
 }
 
 impl Linear {
     /// Takes `NAME.weight` from `source`; without bias.
     pub fn new<S: Source>(source: &mut S, name: &str, shape: [usize; 2], init: Init) -> Self {
-        Self { weight: source.param(&format!("{name}.weight"), shape, init), bias: None }
+        Self::of(source.param(&format!("{name}.weight"), shape, init))
+    }
+
+    /// With the weight `weight`, `[outputs, inputs]`; without bias.
+    pub fn of(weight: Param<Tensor<2>>) -> Self {
+        Self { weight, bias: None, in_parts: false }
+    }
+
+    /// The same map, its weight laid out for products with a few rows: one column of outputs behind the other.
+    pub(super) fn for_generation(self, in_parts: bool) -> Self {
+        Self { weight: self.weight.map(by_columns), in_parts, ..self }
     }
 
     /// Takes `NAME.weight` from `source`, and `NAME.bias` if `biased`.
@@ -44,11 +57,13 @@ impl Linear {
     /// `[N, inputs]` to `[N, outputs]`, in the type of `x`. An adapter is applied beside the weight,
     /// x Wᵀ + s (x bᵀ) aᵀ, so that no dense W + s a b is made, or kept for the backward pass.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let times =
+            |x, weight| if self.in_parts { apply_in_parts(x, weight) } else { apply(x, weight) };
         let y = match self.weight.adapter() {
-            None => apply(x, self.weight.base()),
+            None => times(x, self.weight.base()),
             Some(LoraAdapter { a, b, scale }) => {
                 let low = apply(x.clone(), b.val()); // [N, rank]
-                apply(x, self.weight.base()).add(apply(low, a.val()).mul_scalar(*scale))
+                times(x, self.weight.base()).add(apply(low, a.val()).mul_scalar(*scale))
             }
         };
         match &self.bias {
@@ -65,6 +80,12 @@ impl Linear {
 pub(super) fn apply(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     let weight = cast(weight, x.dtype());
     linear(x, weight)
+}
+
+/// As [`apply`], the outputs of a large weight in parts side by side.
+fn apply_in_parts(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let weight = cast(weight, x.dtype());
+    linear_in_parts(x, weight)
 }
 
 /// Normalization of the channels, scaled per channel: RMSNorm, x / √(mean(x²) + ε); with a bias LayerNorm,
@@ -163,6 +184,15 @@ impl Mlp {
         }
     }
 
+    fn for_generation(self, in_parts: bool) -> Self {
+        Self {
+            gate_proj: self.gate_proj.map(|gate| gate.for_generation(in_parts)),
+            up_proj: self.up_proj.for_generation(in_parts),
+            down_proj: self.down_proj.for_generation(in_parts),
+            ..self
+        }
+    }
+
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let gate = self.gate_proj.as_ref().map(|gate| gate.forward(x.clone()));
         let up = self.up_proj.forward(x);
@@ -228,6 +258,16 @@ impl Attention {
         }
     }
 
+    fn for_generation(self, in_parts: bool) -> Self {
+        Self {
+            q_proj: self.q_proj.for_generation(in_parts),
+            k_proj: self.k_proj.for_generation(in_parts),
+            v_proj: self.v_proj.for_generation(in_parts),
+            o_proj: self.o_proj.for_generation(in_parts),
+            ..self
+        }
+    }
+
     /// `x` is `[N, D]`, its rows at `places`; with a cache, they see the keys of the tokens before them.
     fn forward(
         &self,
@@ -272,6 +312,15 @@ impl Layer {
             input_layernorm: norm(source, "input_layernorm"),
             post_attention_layernorm: norm(source, "post_attention_layernorm"),
             residual: config.residual,
+        }
+    }
+
+    /// The same layer, its weights as [`Linear::for_generation`] lays them out.
+    pub(super) fn for_generation(self, in_parts: bool) -> Self {
+        Self {
+            self_attn: self.self_attn.for_generation(in_parts),
+            mlp: self.mlp.for_generation(in_parts),
+            ..self
         }
     }
 

@@ -16,6 +16,8 @@ pub mod token_head;
 pub mod weights;
 
 #[cfg(feature = "flex")]
+mod gemm;
+#[cfg(feature = "flex")]
 mod product;
 mod simd;
 
@@ -50,8 +52,10 @@ fn is_served<const D: usize>(x: &Tensor<D>) -> bool {
 /// What the loops read and write: Flex's tensors as slices.
 #[cfg(feature = "flex")]
 mod slices {
-    use burn::backend::{Flex, tensor::FloatTensor};
+    use burn::backend::{Flex, TensorMetadata, tensor::FloatTensor};
     use burn::tensor::TensorData;
+
+    use super::gemm::Matrix;
 
     type FlexTensor = FloatTensor<Flex>;
 
@@ -63,6 +67,15 @@ mod slices {
     /// The values of a contiguous tensor.
     pub(super) fn values(x: &FlexTensor) -> &[f32] {
         x.as_slice().expect("contiguous values in f32")
+    }
+
+    /// The values of a tensor of two dimensions, in order or turned.
+    pub(super) fn matrix(x: &FlexTensor) -> Matrix<'_> {
+        let (layout, [rows, columns]) = (x.layout(), x.shape().dims());
+        let [row_stride, column_stride] =
+            [0, 1].map(|d| usize::try_from(layout.strides()[d]).expect("no flipped matrix"));
+        let values = &x.storage()[layout.start_offset()..];
+        Matrix { values, rows, columns, row_stride, column_stride }
     }
 
     /// A tensor of these values.

@@ -96,7 +96,7 @@ mod served {
         weight: &FloatTensor<Flex>,
         rows: &std::ops::Range<usize>,
     ) -> FloatTensor<Flex> {
-        product::<Flex>(part::<Flex>(x, rows), Flex::float_swap_dims(weight.clone(), 0, 1))
+        product(part::<Flex>(x, rows), Flex::float_swap_dims(weight.clone(), 0, 1))
     }
 
     /// Ranges of rows whose logits are in memory together.
@@ -182,12 +182,12 @@ mod served {
                 let gradient = &values(&gradient)[2 * rows.start..2 * rows.end];
                 slopes(logits.storage_mut::<f32>(), &targets[rows.clone()], gradient);
                 if x_wanted {
-                    let part = product::<Self>(logits.clone(), weight.clone());
+                    let part = product(logits.clone(), weight.clone());
                     dx.extend_from_slice(values(&part));
                 }
                 if weight_wanted {
                     let slopes = Self::float_swap_dims(logits, 0, 1);
-                    let part = product::<Self>(slopes, part::<Self>(&x, &rows));
+                    let part = product(slopes, part::<Self>(&x, &rows));
                     dw = Some(match dw {
                         Some(sum) => Self::float_add(sum, part),
                         None => part,
