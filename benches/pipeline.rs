@@ -24,7 +24,7 @@ use segment_rlhf::rng::{stream, streams};
 use segment_rlhf::settings::Settings;
 use segment_rlhf::stop::Stop;
 use segment_rlhf::systems::rewards::NormalizedRewards;
-use segment_rlhf::systems::{Draw, Method, Parts, RewardModel, Sample, Segmenter};
+use segment_rlhf::systems::{Draw, Judge, Method, Parts, RewardModel, Sample, Segmenter};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -182,13 +182,14 @@ fn assembly(c: &mut Criterion) {
         &CausalLm::fresh(&config(), 0, &Device::flex()),
         FreshHead { purpose: "bench", seed: 0, std: None },
     );
-    let reward_model = &RewardModel {
+    let judge = &Judge::RewardModel(RewardModel {
         model,
         reward_segmenter: segmenter.clone(),
         policy_segmenter: segmenter,
         aggregation: Aggregation::Average,
         stop: Stop::default(),
-    };
+    });
+    let reward_model = judge.reward_model().expect("just made");
     let normalizer = &Normalizer::LocationAware {
         w_mean: 0.1,
         b_mean: 0.2,
@@ -202,10 +203,10 @@ fn assembly(c: &mut Criterion) {
         ppo: &settings.ppo,
         section: None,
         max_new_tokens: N,
-        reward_model,
+        judge,
         normalizer,
     });
-    let rewards = NormalizedRewards { reward_model, normalizer, length_neutral: false };
+    let rewards = NormalizedRewards { judge, normalizer, length_neutral: false };
     let (policy, config) = (CausalLm::fresh(&config(), 0, &Device::flex()), config());
     let generation =
         Generation { sampling: Sampling::PLAIN, max_new_tokens: N, rows_at_once: 1, stops: &[] };

@@ -106,6 +106,8 @@ section! {
 section! {
     /// The section `[task]`.
     TaskSettings {
+        #[serde(default)] // a grid of before there was a choice
+        reward: TaskReward,
         letters: usize = AtLeast(1),
         pairs: usize = AtLeast(1),
         held_out_pairs: usize = AtLeast(1),
@@ -182,6 +184,17 @@ section! {
 section! {
     /// The section `[checkpoint]`.
     CheckpointSettings { every: usize = AtLeast(1) }
+}
+
+/// What the embedded task rewards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskReward {
+    /// What a reward model has learned from pairs: letters on two topics.
+    #[default]
+    Preferences,
+    /// Whether a letter does what was asked, by program: letters on one, two or three topics.
+    Verdict,
 }
 
 /// What normalizes segment rewards: table 4 of the paper.
@@ -295,6 +308,11 @@ impl Settings {
     pub fn read(path: &Path) -> Result<(String, String), SettingsError> {
         let text = std::fs::read_to_string(path).map_err(FileError::reading(path))?;
         Ok((path.display().to_string(), text))
+    }
+
+    /// Whether a program's verdict is the reward, and no reward model.
+    pub fn has_verdict(&self) -> bool {
+        self.task.reward == TaskReward::Verdict
     }
 
     /// How evaluation and rollouts draw a token.

@@ -26,8 +26,8 @@ use segment_rlhf::settings::Settings;
 use segment_rlhf::stop::Stop;
 use segment_rlhf::systems::rewards::NormalizedRewards;
 use segment_rlhf::systems::{
-    Chunk, Draw, Loss, Method, Parts, RewardModel, Sample, Segmented, Segmenter, System,
-    score_sequences,
+    Chunk, Draw, Judge, Loss, Method, Minibatch, Parts, RewardModel, Sample, Segmented, Segmenter,
+    System, score_sequences,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -237,7 +237,7 @@ struct Bench {
     policy: CausalLm,
     reference: CausalLm,
     critic: ScalarModel,
-    rewards: RewardModel,
+    judge: Judge,
     normalizer: Normalizer,
     settings: Settings,
 }
@@ -267,13 +267,13 @@ impl Bench {
             stops: vec![],
             sentence_ends: vec![],
         };
-        let rewards = RewardModel {
+        let judge = Judge::RewardModel(RewardModel {
             model: scalar_model(&folder.join("reward"), &device),
             reward_segmenter: segmenter.clone(),
             policy_segmenter: segmenter,
             aggregation: Aggregation::Average,
             stop: Stop::default(),
-        };
+        });
         let NormalizerLines { mean, std } = work.normalizer;
         let normalizer = Normalizer::LocationAware {
             w_mean: mean[0],
@@ -291,7 +291,11 @@ impl Bench {
         settings.ppo.length_neutral = false;
         settings.ppo.value_clip_dense = work.value_clip;
         let folder = folder.to_owned();
-        Self { work, config, folder, policy, reference, critic, rewards, normalizer, settings }
+        Self { work, config, folder, policy, reference, critic, judge, normalizer, settings }
+    }
+
+    fn rewards(&self) -> &RewardModel {
+        self.judge.reward_model().expect("opened as one")
     }
 
     fn rows(&self) -> Vec<(&[u32], &[u32])> {
@@ -321,7 +325,7 @@ impl Bench {
         Scores {
             views: rows.view(&self.policy, &stop).unwrap(),
             reference: rows.view(&self.reference, &stop).unwrap(),
-            rewards: rows.scalars(&self.rewards.model, ReadAt::Token, &stop).unwrap(),
+            rewards: rows.scalars(&self.rewards().model, ReadAt::Token, &stop).unwrap(),
             values: rows.scalars(&self.critic, ReadAt::State, &stop).unwrap(),
         }
     }
@@ -332,20 +336,20 @@ impl Bench {
             ppo: &self.settings.ppo,
             section: None,
             max_new_tokens: 96,
-            reward_model: &self.rewards,
+            judge: &self.judge,
             normalizer: &self.normalizer,
         })
     }
 
     fn assemble(&self, scores: &Scores) -> Vec<Sample> {
         let normalized = NormalizedRewards {
-            reward_model: &self.rewards,
+            judge: &self.judge,
             normalizer: &self.normalizer,
             length_neutral: false,
         };
         let sample = |(i, (prompt, response)): (usize, (&[u32], &[u32]))| {
             let entropies = &scores.reference[i].entropies;
-            let rewards = self.rewards.segment_rewards(response, entropies, &scores.rewards[i]);
+            let rewards = self.rewards().segment_rewards(response, entropies, &scores.rewards[i]);
             let rewarded = normalized.normalize(rewards.unwrap());
             let (view, reference) = (scores.views[i].clone(), scores.reference[i].clone());
             let values = Some(scores.values[i].clone());
@@ -398,8 +402,9 @@ impl Bench {
         let start = Instant::now();
         let mut first = None;
         for minibatch in samples.chunks(self.work.minibatch) {
+            let whole = Minibatch::of(minibatch);
             for chunk in minibatch.chunks(self.work.rows_at_once) {
-                let chunk = Chunk::new(chunk.iter().collect(), minibatch.len(), &device);
+                let chunk = Chunk::new(chunk.iter().collect(), whole, &device);
                 chunk.learn_policy(&mut policy, loss, 0.0);
                 chunk.learn_values(&mut critic, clip);
             }
@@ -420,7 +425,7 @@ impl Bench {
         let start = Instant::now();
         let mut first = None;
         for minibatch in samples.chunks(self.work.minibatch) {
-            let chunk = Chunk::new(minibatch.iter().collect(), minibatch.len(), &device);
+            let chunk = Chunk::new(minibatch.iter().collect(), Minibatch::of(minibatch), &device);
             chunk.learn_policy(&mut policy, loss, 0.0);
             first.get_or_insert(policy.update().unwrap().loss);
         }
@@ -437,7 +442,7 @@ impl Bench {
         let rows: Vec<(&[u32], &[u32])> = pairs.iter().flatten().copied().collect();
         let views = Rows::new(&rows, 32).view(&self.reference, &Stop::default()).unwrap();
         let segments: Vec<_> = (rows.iter().zip(&views))
-            .map(|(row, view)| self.rewards.reward_segmenter.cut(row.1, &view.entropies).unwrap())
+            .map(|(row, view)| self.rewards().reward_segmenter.cut(row.1, &view.entropies).unwrap())
             .collect();
         let device = Device::flex().autodiff();
         let model = scalar_model(&self.folder.join("reward"), &device);

@@ -28,7 +28,7 @@ use crate::stage::memory::{Estimator, advise};
 use crate::stage::score::segmenter;
 use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::segmented_text::SegmentedText;
-use crate::stage::task::{HeldOut, Task, model_tokenizer};
+use crate::stage::task::{HeldOut, Task, letter_prompts, model_tokenizer};
 use crate::systems::Method;
 use crate::table::{listing, markdown};
 
@@ -149,7 +149,7 @@ pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<
     let cells = plan.cells.iter().zip(&results.cells);
     let cells: Vec<(&Context, &Figures)> =
         cells.filter_map(|(of, cell)| Some((&of.context, cell.figures()?))).collect();
-    let what = cells.iter().flat_map(|(_, f)| [f.reward.held_out, f.evaluation.held_out]);
+    let what = cells.iter().flat_map(|(_, figures)| figures.held_out());
     let what: BTreeSet<HeldOut> = what.collect();
     what.into_iter().filter_map(HeldOut::caution).try_for_each(out)?;
     let arms = plan.grid.experiments.iter().flat_map(|experiment| &experiment.arms);
@@ -251,7 +251,7 @@ fn prompt(context: &Context, tokenizer: &Tokenizer, text: Option<&str>) -> Resul
     match text {
         Some(text) => Ok(tokenizer.encode_prompt(&[message(Role::User, text)])?),
         None if tokenizer.vocab_size() == letters::vocabulary().len() => {
-            let held_out = letters::split(letters::prompts()).1;
+            let held_out = letters::split(letter_prompts(&context.settings)).1;
             let mut rng = stream(context.settings.seed, "shown prompt", 0);
             Ok(held_out.choose(&mut rng).expect("there are held-out prompts").tokens())
         }
@@ -268,7 +268,8 @@ fn segmented(
     prompt: &[u32],
     response: &[u32],
 ) -> Result<SegmentedText, Error> {
-    if context.reward_model.is_some() || context.reward_dir().is_ok() {
+    let judged = context.reward_model.is_some() || context.reward_dir().is_ok();
+    if judged && !context.settings.has_verdict() {
         let rater = Rater::trained(context)?;
         let fitted = context.dir(Stage::FitNormalizer).join("normalizer.json").exists();
         let normalizer = fitted.then(|| rater.normalizer(context)).transpose()?;

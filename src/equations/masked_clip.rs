@@ -75,7 +75,8 @@ pub fn whiten_masked(advantages: &mut [Vec<f64>], mask: &[Vec<bool>]) {
 }
 
 /// The clipped loss over masked tokens with β times the k3 penalty; 0 where no token is masked, or where the mean ratio
-/// is above 10.
+/// is above 10. Z is `count`: for some rows of a larger batch its masked tokens times their share of the rows, so that the
+/// losses weighted by those shares sum to the loss of the whole; without it, the masked tokens.
 ///
 /// # Shapes
 ///
@@ -100,7 +101,7 @@ pub fn whiten_masked(advantages: &mut [Vec<f64>], mask: &[Vec<bool>]) {
 /// let (new, old) = (row([0.5, 0.9]), row([0.25, 0.95])); // a ratio of 2, and one that is masked out
 /// let advantages = Tensor::<2>::from_floats([[1.0, 1.0]], &device);
 /// let mask = Tensor::<2, Bool>::from_data([[true, false]], &device);
-/// let loss = masked_clip_loss([new.clone(), old, new, advantages], mask, 0.2, 1e-4).loss;
+/// let loss = masked_clip_loss([new.clone(), old, new, advantages], mask, 0.2, 1e-4, None).loss;
 /// assert!((loss.into_scalar::<f32>() + 1.2).abs() < 1e-6);
 /// ```
 pub fn masked_clip_loss(
@@ -108,6 +109,7 @@ pub fn masked_clip_loss(
     mask: Tensor<2, Bool>,
     clip: f64,
     beta: f64,
+    count: Option<f64>,
 ) -> PolicyLoss {
     let [batch, tokens] = log_probs.dims();
     assert_shape!(old_log_probs, [batch, tokens]);
@@ -124,14 +126,17 @@ pub fn masked_clip_loss(
     let log_ratio = clamp(log_probs - read(old_log_probs));
     let origin = log_ratio.zeros_like();
     let terms = ClippedTerms::of(log_ratio, origin.clone(), read(advantages), &mask, clip);
-    let count = read(origin.ones_like()).sum().clamp_min(1.0); // [1]
-    let over_masked = |x: Tensor<2>| read(x).sum() / count.clone();
-    let ratio = over_masked(terms.ratio.detach());
+    let masked = read(origin.ones_like()).sum().clamp_min(1.0); // [1]
+    let mean_ratio = read(terms.ratio.clone().detach()).sum() / masked.clone();
+    let over_masked = |x: Tensor<2>| match count {
+        Some(count) => read(x).sum().div_scalar(if count > 0.0 { count } else { 1.0 }),
+        None => read(x).sum() / masked.clone(),
+    };
     let loss = over_masked(terms.terms).neg() + penalty;
-    let rejected = ratio.clone().greater_elem(LARGEST_MEAN_RATIO);
+    let rejected = mean_ratio.greater_elem(LARGEST_MEAN_RATIO);
     PolicyLoss {
         loss: loss.mask_fill(rejected, 0.0),
         clip_fraction: over_masked(terms.clipped),
-        ratio,
+        ratio: over_masked(terms.ratio.detach()),
     }
 }

@@ -246,16 +246,21 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
         None => context.dir(Stage::TrainReward),
     };
     let ppo = context.dir(Stage::Ppo);
-    let normalizer = context.dir(Stage::FitNormalizer).join("normalizer.json");
-    let mut normalizer: NormalizerFile = read_json(&normalizer, "ablate")?;
-    normalizer.statistics.clear();
+    let verdict = context.settings.has_verdict();
+    let path = context.dir(Stage::FitNormalizer).join("normalizer.json");
+    let mut normalizer: Option<NormalizerFile> =
+        (!verdict).then(|| read_json(&path, "ablate")).transpose()?;
+    if let Some(normalizer) = &mut normalizer {
+        normalizer.statistics.clear();
+    }
+    let reward = (!verdict).then(|| read_json(&reward_dir.join("summary.json"), "ablate"));
     let preferences = has(Stage::Preferences)
         .then(|| read_json(&context.dir(Stage::Preferences).join("summary.json"), "ablate"));
     let metrics: Vec<IterationMetrics> = read_json_lines(&ppo.join("metrics.jsonl"))?;
     let evaluations: Vec<EvaluationLine> = read_json_lines(&ppo.join("evaluations.jsonl"))?;
     Ok(Figures {
         preferences: preferences.transpose()?,
-        reward: read_json(&reward_dir.join("summary.json"), "ablate")?,
+        reward: reward.transpose()?,
         normalizer,
         policy: read_json(&ppo.join("summary.json"), "ablate")?,
         evaluation: read_json(&context.dir(Stage::Evaluate).join("summary.json"), "ablate")?,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::run::folder::Origin;
 use crate::run::metrics::IterationMetrics;
 use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::task::HeldOut;
 use crate::stage::{evaluate, online, preferences, reward};
 use crate::systems::Method;
 
@@ -107,10 +108,12 @@ pub enum State {
 pub struct Figures {
     /// The embedded task's pairs; absent with the user's data.
     pub preferences: Option<preferences::Summary>,
-    /// The reward model on held-out pairs.
-    pub reward: reward::Summary,
-    /// The normalizer; `statistics` is left empty here.
-    pub normalizer: NormalizerFile,
+    /// The reward model on held-out pairs; absent with a verdict.
+    #[serde(default)]
+    pub reward: Option<reward::Summary>,
+    /// The normalizer; `statistics` is left empty here. Absent with a verdict.
+    #[serde(default)]
+    pub normalizer: Option<NormalizerFile>,
     pub policy: online::keep::Summary,
     /// The policy against the SFT model.
     pub evaluation: evaluate::Summary,
@@ -120,11 +123,20 @@ pub struct Figures {
     pub evaluations: Vec<online::keep::EvaluationLine>,
 }
 
+impl Figures {
+    /// What was held out, of the reward model's pairs and of the policy's prompts.
+    pub fn held_out(&self) -> impl Iterator<Item = HeldOut> {
+        let reward = self.reward.as_ref().map(|reward| reward.held_out);
+        reward.into_iter().chain([self.evaluation.held_out])
+    }
+}
+
 /// Declares [`Curve`]: each column has the name and the type of its field in [`IterationMetrics`].
 macro_rules! curve {
     ($($column:ident: $type:ty,)*) => {
         /// Columns of `metrics.jsonl`, defined by [`IterationMetrics`].
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default)] // results from before a column
         pub struct Curve { $(pub $column: Vec<$type>,)* }
 
         impl Curve {
@@ -143,6 +155,7 @@ curve! {
     kl_coefficient: f64,
     entropy: f64,
     response_tokens: f64,
+    sampled_tokens: usize,
     segments: f64,
     eos_rate: f64,
     clip_fraction: f64,

@@ -81,6 +81,9 @@ fn fits(plan: &Plan, results: &Results) -> Result<Vec<Fit>, Error> {
     for experiment in plan.experiments() {
         let mut fits = Vec::new();
         for (arm, cell) in plan.arms(results, experiment) {
+            if cell.context.settings.has_verdict() {
+                continue;
+            }
             let path = cell.context.dir(Stage::FitNormalizer).join("normalizer.json");
             let file: NormalizerFile = read_json(&path, "ablate")?;
             if matches!(file.normalizer, Normalizer::LocationAware { .. }) {

@@ -136,6 +136,17 @@ impl Context {
         if self.label.is_empty() { stage.to_owned() } else { format!("{} {stage}", self.label) }
     }
 
+    /// Refuses what needs a reward model in a run that has a verdict.
+    pub(crate) fn needs_reward_model(&self, what: &str) -> Result<(), Error> {
+        if self.settings.has_verdict() {
+            return Err(Error::Usage(format!(
+                "{what}: task.reward = \"verdict\" judges by program and has no reward model; leave this out, or set \
+                 task.reward = \"preferences\""
+            )));
+        }
+        Ok(())
+    }
+
     /// The context of `stage`: a stop names its folder.
     #[must_use]
     pub(crate) fn within(&self, stage: Stage) -> Self {
@@ -192,12 +203,15 @@ impl Layout {
 }
 
 impl Context {
-    /// The stages of the run: the user's model, data or reward model replaces the stage that makes it.
+    /// The stages of the run: the user's model, data or reward model replaces the stage that makes it, and a verdict those
+    /// of a reward model.
     pub fn stages(&self) -> impl Iterator<Item = Stage> {
+        let verdict = self.settings.has_verdict();
         let given = [
             (Stage::Sft, self.model.is_some()),
-            (Stage::Preferences, self.data.is_some()),
-            (Stage::TrainReward, self.reward_model.is_some()),
+            (Stage::Preferences, verdict || self.data.is_some()),
+            (Stage::TrainReward, verdict || self.reward_model.is_some()),
+            (Stage::FitNormalizer, verdict),
         ];
         Stage::ALL.into_iter().filter(move |stage| !given.contains(&(*stage, true)))
     }

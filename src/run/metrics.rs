@@ -51,6 +51,10 @@ pub struct IterationMetrics {
     pub entropy: f64,
     /// Tokens of a response, EOS included.
     pub response_tokens: f64,
+    /// Tokens that the iteration drew: those of the responses and of continuations; edges that responses share in a tree
+    /// count once.
+    #[serde(default)]
+    pub sampled_tokens: usize,
     /// Segments (actions) of a response.
     pub segments: f64,
     /// Tokens of a segment, mean over segments.

@@ -1,6 +1,6 @@
 //! The stages in their order, and what the result of each depends on.
 
-use crate::settings::{Settings, TaskSettings};
+use crate::settings::{Settings, TaskReward, TaskSettings};
 
 /// Settings by their names.
 macro_rules! keys {
@@ -70,7 +70,9 @@ impl Stage {
         match self {
             Self::Sft => {
                 let TaskSettings { letters, .. } = task;
-                let task = keys![letters];
+                let mut own = keys![letters];
+                own.extend(verdict(task));
+                let task = own;
                 keys![seed, model, lora, task, data, sft]
             }
             Self::Preferences => {
@@ -85,9 +87,14 @@ impl Stage {
                     keys![seed, method, data, segmentation, lora, heads, sampling, ppo, evaluation];
                 // The system's own settings, if it has any.
                 table.extend(systems.section(*method).map(|own| ("system".to_owned(), own)));
+                table.extend(verdict(task));
                 table
             }
-            Self::Evaluate => keys![seed, method, data, segmentation, sampling, evaluation],
+            Self::Evaluate => {
+                let mut table = keys![seed, method, data, segmentation, sampling, evaluation];
+                table.extend(verdict(task));
+                table
+            }
         }
     }
 
@@ -104,4 +111,10 @@ impl Stage {
             | Self::Evaluate => 1,
         }
     }
+}
+
+/// The key `reward` of the section `[task]` where it is not the default: a result from before it had a choice keeps its key.
+fn verdict(task: &TaskSettings) -> Option<(String, toml::Value)> {
+    let TaskSettings { reward, .. } = task;
+    (*reward != TaskReward::default()).then(|| keys![reward].into_iter().next()).flatten()
 }

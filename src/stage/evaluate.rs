@@ -24,16 +24,22 @@ use crate::table::rate;
 pub struct Evaluation {
     /// Responses to all prompts together, of which the shares below are shares.
     pub responses: usize,
+    /// Share of responses that pass, if a verdict is the reward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass_rate: Option<f64>,
+    /// Its standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass_rate_error: Option<f64>,
     /// Gold reward, if the truth is known.
     pub gold: Option<f64>,
     /// Its standard error.
     pub gold_error: Option<f64>,
-    /// e_φ of the run's reward model.
+    /// The judge's score: e_φ of the run's reward model, or its verdict.
     pub sequence_score: f64,
     /// Its standard error.
     pub sequence_score_error: Option<f64>,
-    /// Share of responses that beat the SFT model's to the same prompt (ties count half), by gold reward
-    /// if it is known, else by e_φ; absent for the SFT model itself.
+    /// Share of responses that beat the SFT model's to the same prompt (ties count half), by verdict if there is one, by
+    /// gold reward if it is known, else by e_φ; absent for the SFT model itself.
     pub win_rate: Option<f64>,
     /// Its standard error.
     pub win_rate_error: Option<f64>,
@@ -54,9 +60,9 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// What policies are compared by: the gold reward if it is known, else e_φ.
+    /// What policies are compared by: the pass rate if there is a verdict, the gold reward if it is known, else e_φ.
     pub fn score(&self) -> f64 {
-        self.gold.unwrap_or(self.sequence_score)
+        self.pass_rate.or(self.gold).unwrap_or(self.sequence_score)
     }
 }
 
@@ -66,7 +72,7 @@ pub struct Judged {
     pub prompts: Vec<Vec<u32>>,
     /// The responses' tokens.
     pub responses: Vec<Vec<u32>>,
-    /// The judge's score of each: gold reward, or e_φ.
+    /// The score of each: verdict, gold reward, or e_φ.
     pub scores: Vec<f64>,
     /// The figures, without the win rate.
     pub evaluation: Evaluation,
@@ -192,8 +198,11 @@ impl<'a> Evaluator<'a> {
         let repeats = |gold: &Vec<crate::data::letters::Gold>| {
             mean(gold.iter().map(|g| g.count(ClauseKind::Repeat) as f64))
         };
+        let verdict = settings.has_verdict();
         let evaluation = Evaluation {
             responses: responses.len(),
+            pass_rate: verdict.then(|| mean(sequence.iter().copied())),
+            pass_rate_error: if verdict { by_prompt(&sequence) } else { None },
             gold: rewards.as_ref().map(|rewards| mean(rewards.iter().copied())),
             gold_error: rewards.as_ref().and_then(|rewards| by_prompt(rewards)),
             sequence_score: mean(sequence.iter().copied()),
@@ -212,7 +221,7 @@ impl<'a> Evaluator<'a> {
                     .map(|r| f64::from(r.last().is_some_and(|token| stops.contains(token)))),
             ),
         };
-        let scores = rewards.unwrap_or(sequence);
+        let scores = rewards.filter(|_| !verdict).unwrap_or(sequence);
         Ok(Judged { prompts, responses, scores, evaluation })
     }
 
@@ -337,7 +346,11 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
 }
 
 fn describe(summary: &Summary) -> String {
-    let name = if summary.after.gold.is_some() { "gold" } else { "reward" };
+    let name = match &summary.after {
+        Evaluation { pass_rate: Some(_), .. } => "pass rate",
+        Evaluation { gold: Some(_), .. } => "gold",
+        _ => "reward",
+    };
     let Evaluation { win_rate, responses, kl, .. } = summary.after;
     let win = win_rate.map(|share| format!(", win rate {}", rate(share, responses)));
     let (before, after) = (summary.before.score(), summary.after.score());
@@ -352,6 +365,8 @@ mod tests {
     fn a_win_rate_is_told_with_its_count_and_that_of_one_response_as_such() {
         let evaluation = |responses: usize, win_rate: Option<f64>| Evaluation {
             responses,
+            pass_rate: None,
+            pass_rate_error: None,
             gold: Some(2.0),
             gold_error: None,
             sequence_score: 0.5,

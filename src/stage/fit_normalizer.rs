@@ -92,6 +92,7 @@ fn min_location(context: &Context) -> f64 {
 /// Every [`Error`]; a fit whose Std(p) is not positive where it will be used is refused, and nothing is
 /// written.
 pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
+    context.needs_reward_model(Stage::FitNormalizer.command())?;
     let context = &context.within(Stage::FitNormalizer);
     let settings = &context.settings;
     let fingerprints = Fingerprints::of(context)?;
@@ -149,7 +150,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     };
     let file = NormalizerFile {
         method: settings.method,
-        rule: scorer.reward_model.policy_segmenter.rule,
+        rule: scorer.judge.policy_segmenter().rule,
         reward_model: scorer.fingerprints.reward_model.clone(),
         normalizer,
         min_location,

@@ -173,13 +173,12 @@ impl<'a> Estimator<'a> {
         let pairs = Lengths { prompt, response };
         let rollouts =
             Lengths { prompt: sampling.prompt_tokens, response: sampling.max_new_tokens };
-        vec![
-            self.sft(pairs),
-            self.train_reward(pairs),
-            self.fit_normalizer(pairs),
-            self.ppo(rollouts),
-            self.evaluate(rollouts),
-        ]
+        let mut stages = vec![self.sft(pairs)];
+        if !self.settings.has_verdict() {
+            stages.extend([self.train_reward(pairs), self.fit_normalizer(pairs)]);
+        }
+        stages.extend([self.ppo(rollouts), self.evaluate(rollouts)]);
+        stages
     }
 
     /// `sft`.
@@ -250,9 +249,13 @@ impl<'a> Estimator<'a> {
         self.need("evaluate", parts)
     }
 
-    /// Reference and reward model.
+    /// Reference and reward model, if there is one.
     fn scoring(&self) -> f64 {
-        self.frozen(Model::Language) + self.beside_reference(Model::Scalar)
+        let reward_model = match self.settings.has_verdict() {
+            true => 0.0,
+            false => self.beside_reference(Model::Scalar),
+        };
+        self.frozen(Model::Language) + reward_model
     }
 
     /// What adapters are trained over.

@@ -20,13 +20,18 @@ use super::score::Scorer;
 use super::task::{Task, permutation};
 use crate::data::letters::Gold;
 use crate::equations::kl::AdaptiveKl;
+use crate::equations::normalizer::Normalizer;
 use crate::model::generate::{ReadAt, Rows, to_vec};
 use crate::model::optim::{StepResult, Trainer};
 use crate::model::sampling::Sampling;
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
 use crate::run::metrics::{IterationMetrics, IterationTimings};
 use crate::run::{Context, Error, Stage};
-use crate::systems::{Chunk, Clipped, Draw, Parts, Sample, System, SystemError};
+use crate::systems::interface::Leaf;
+use crate::systems::{
+    Chunk, Clipped, Draw, Judge, Minibatch, Parts, Path, PpoSettings, Rollouts, Sample, System,
+    SystemError,
+};
 
 /// Trains the policy of the run's method.
 pub fn run(context: &Context) -> Result<Summary, Error> {
@@ -44,16 +49,20 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     })?;
     let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
     let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
-    let rule = scorer.reward_model.policy_segmenter.rule;
-    let fingerprint = &scorer.fingerprints.reward_model;
-    let normalizer = NormalizerFile::read(context, rule, fingerprint)?.normalizer;
+    let normalizer = match &scorer.judge {
+        Judge::RewardModel(model) => {
+            let rule = model.policy_segmenter.rule;
+            NormalizerFile::read(context, rule, &scorer.fingerprints.reward_model)?.normalizer
+        }
+        Judge::Verdict { .. } => Normalizer::None,
+    };
     let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
     let system = settings.method.build(&Parts {
         method: settings.method,
         ppo: &settings.ppo,
         section: settings.systems.section(settings.method),
         max_new_tokens: settings.sampling.max_new_tokens,
-        reward_model: &scorer.reward_model,
+        judge: &scorer.judge,
         normalizer: &normalizer,
     });
     let mut inputs = scorer.fingerprints.inputs();
@@ -77,9 +86,10 @@ impl Learner<'_> {
     fn iterate(&mut self) -> Result<(IterationMetrics, IterationTimings), Error> {
         let (iteration, stops) = (self.iteration, self.task.tokenizer.stop_tokens());
         let start = Instant::now();
-        let samples = self.roll_out()?;
+        let (samples, drawn) = self.roll_out()?;
         let rollout_seconds = start.elapsed().as_secs_f64();
         let mut line = metrics_of(iteration, &samples, stops, self.kl_coefficient);
+        line.sampled_tokens = drawn;
         let truth = samples.iter().map(|s| self.task.gold(&s.prompt, &s.response));
         if let Some(truth) = truth.collect::<Option<Vec<Gold>>>() {
             compare_with_truth(&mut line, &samples, &truth);
@@ -89,19 +99,18 @@ impl Learner<'_> {
         let update_seconds = start.elapsed().as_secs_f64();
         self.adapt_kl(line.kl_k1);
         self.iteration += 1;
-        let response_tokens: usize = samples.iter().map(|s| s.response.len()).sum();
         let timings = IterationTimings {
             iteration,
             rollout_seconds,
             update_seconds,
-            rollout_tokens_per_second: response_tokens as f64 / rollout_seconds,
+            rollout_tokens_per_second: drawn as f64 / rollout_seconds,
             update_tokens_per_second: tokens as f64 / update_seconds,
         };
         Ok((line, timings))
     }
 
-    /// The samples of an iteration.
-    fn roll_out(&self) -> Result<Vec<Sample>, Error> {
+    /// The samples of an iteration, and the tokens that were drawn.
+    fn roll_out(&self) -> Result<(Vec<Sample>, usize), Error> {
         let settings = &self.context.settings;
         let policy = self.policy.model().inference();
         let critic = self.critic.as_ref().map(|critic| critic.model().inference());
@@ -122,7 +131,7 @@ impl Learner<'_> {
         Ok(samples.map_err(|error| error.at(self.iteration))?)
     }
 
-    /// The prompts of an iteration, each as often as the system samples it: a random choice without repetition, as long
+    /// The prompts of an iteration, each as often as the system samples it, those of trees once: a random choice without repetition, as long
     /// as there are enough.
     fn choose_prompts(&self) -> Result<Vec<Vec<u32>>, Error> {
         let (settings, responses) = (&self.context.settings, self.system.rollouts.responses());
@@ -130,7 +139,11 @@ impl Learner<'_> {
         let order =
             permutation(settings.seed, "rollout prompts", self.iteration, self.prompts.len());
         let chosen = self.prompts.read(order.iter().copied().cycle().take(count))?;
-        Ok(chosen.into_iter().flat_map(|prompt| vec![prompt; responses]).collect())
+        let copies = match self.system.rollouts {
+            Rollouts::Tree { .. } => 1,
+            _ => responses,
+        };
+        Ok(chosen.into_iter().flat_map(|prompt| vec![prompt; copies]).collect())
     }
 
     /// Loss → step: epochs of minibatches over the samples. Fills in the metrics of the update; gives the tokens that
@@ -142,12 +155,13 @@ impl Learner<'_> {
         for epoch in 0..ppo.epochs {
             let index = self.iteration * ppo.epochs + epoch;
             let order = permutation(settings.seed, "minibatches", index, samples.len());
-            for minibatch in order.chunks(ppo.minibatch) {
+            for minibatch in minibatches(&order, ppo) {
                 line.actor_learning_rate = self.policy.rate();
                 line.critic_learning_rate = self.critic.as_ref().map(Trainer::rate);
+                let whole = Minibatch::of(minibatch.iter().map(|&i| &samples[i]));
                 for chunk in minibatch.chunks(ppo.rows_at_once) {
                     let rows = chunk.iter().map(|&i| &samples[i]).collect();
-                    let chunk = Chunk::new(rows, minibatch.len(), &self.device);
+                    let chunk = Chunk::new(rows, whole, &self.device);
                     stop.check()?;
                     let loss = self.system.loss;
                     for clipped in chunk.learn_policy(&mut self.policy, loss, self.kl_coefficient) {
@@ -186,16 +200,36 @@ impl Learner<'_> {
     }
 }
 
-/// Sample → score → credit: a response to each prompt, those of one prompt side by side, with its rewards and advantages.
+/// The minibatches of an epoch over samples in this order: as many for each iteration, so that a tree with fewer leaves has
+/// smaller ones.
+fn minibatches<'a>(order: &'a [usize], ppo: &PpoSettings) -> Vec<&'a [usize]> {
+    if order.len() == ppo.rollouts {
+        return order.chunks(ppo.minibatch).collect();
+    }
+    let (n, count) = (order.len(), ppo.rollouts.div_ceil(ppo.minibatch));
+    (0..count).map(|i| &order[i * n / count..(i + 1) * n / count]).collect()
+}
+
+/// Sample → score → credit: a response to each prompt, or the leaves of its tree, those of one prompt side by side, with
+/// rewards and advantages; and the number of tokens that were drawn.
 pub fn roll_out(
     system: &System<'_>,
     draw: &Draw<'_>,
     reference: &CausalLm,
     critic: Option<&ScalarModel>,
     prompts: &[&[u32]],
-) -> Result<Vec<Sample>, SystemError> {
-    let responses = draw.responses("rollouts", prompts)?;
-    let rows = prompts.iter().copied().zip(responses.iter().map(Vec::as_slice));
+) -> Result<(Vec<Sample>, usize), SystemError> {
+    let leaves = match &system.rollouts {
+        Rollouts::Tree { branches, level_tokens } => {
+            draw.trees(prompts, branches, *level_tokens)?
+        }
+        _ => {
+            let responses = draw.responses("rollouts", prompts)?.into_iter().enumerate();
+            let leaf = |(tree, response)| Leaf { response, path: Path { tree, edges: vec![] } };
+            responses.map(leaf).collect()
+        }
+    };
+    let rows = leaves.iter().map(|leaf| (prompts[leaf.path.tree], &leaf.response[..]));
     let rows: Vec<(&[u32], &[u32])> = rows.collect();
 
     let rows = Rows::new(&rows, draw.rows_at_once);
@@ -213,8 +247,11 @@ pub fn roll_out(
         Sample::new(prompt, response, view, reference, values, rewarded)
     };
     let mut samples: Vec<Sample> = read.map(sample).collect();
-    system.credit.assign(&mut samples, draw)?;
-    Ok(samples)
+    for (sample, leaf) in samples.iter_mut().zip(&leaves) {
+        sample.path = leaf.path.clone();
+    }
+    let drawn = system.credit.assign(&mut samples, draw)?;
+    Ok((samples, drawn))
 }
 
 /// Sums over the optimizer steps of an iteration, for their means.

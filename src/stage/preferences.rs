@@ -72,6 +72,7 @@ pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
 
 /// Samples the embedded task's pairs from the reference model, unless that is done.
 pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
+    context.needs_reward_model(Stage::Preferences.command())?;
     let context = &context.within(Stage::Preferences);
     let reference = context.reference_dir()?;
     Task::open(context, Some(&reference))?;

@@ -204,6 +204,7 @@ impl Examples<'_> {
 
 /// Trains the reward model of the run's method, or of the method whose reward model it uses.
 pub fn run(context: &Context) -> Result<Summary, Error> {
+    context.needs_reward_model(Stage::TrainReward.command())?;
     let context = &context.within(Stage::TrainReward);
     let settings = &context.settings;
     let method = settings.method.reward_model();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::models::Base;
+use super::task::letter_passes;
 use crate::equations::segment_reward::Aggregation;
 use crate::equations::segmentation::{EosPolicy, Rule};
 use crate::model::CausalLm;
@@ -13,8 +14,9 @@ use crate::run::fingerprint::{REWARD_CARD, model_fingerprint, reward_fingerprint
 use crate::run::folder::read_json;
 use crate::run::{Context, Error};
 use crate::settings::Settings;
+use crate::stop::Stop;
 use crate::systems::reward_model::SegmentRewards;
-use crate::systems::{Method, RewardModel, Segmenter};
+use crate::systems::{Judge, Method, RewardModel, Segmenter};
 
 /// The segmenter of a run for a rule and the tokens of its tokenizer.
 pub fn segmenter(
@@ -74,18 +76,19 @@ impl RewardCard {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprints {
     pub reference: String,
-    /// Of the reward model with its card.
+    /// Of the reward model with its card, or the name of the verdict in its place.
     pub reward_model: String,
 }
 
 impl Fingerprints {
     /// Those of the run's models; reads each once.
     pub fn of(context: &Context) -> Result<Self, Error> {
-        let (reference, reward) = (context.reference_dir()?, context.reward_dir()?);
-        Ok(Self {
-            reference: model_fingerprint(&reference)?,
-            reward_model: reward_fingerprint(&reward)?,
-        })
+        let reference = model_fingerprint(&context.reference_dir()?)?;
+        let reward_model = match context.settings.has_verdict() {
+            true => "verdict".to_owned(),
+            false => reward_fingerprint(&context.reward_dir()?)?,
+        };
+        Ok(Self { reference, reward_model })
     }
 
     /// Both as inputs of a stage.
@@ -94,14 +97,15 @@ impl Fingerprints {
     }
 }
 
-/// Reference model and reward model.
+/// Reference model and judge.
 pub struct Scorer {
     /// π_SFT.
     pub reference: CausalLm,
     reference_dir: PathBuf,
-    /// The reward model, and how the method reads it.
-    pub reward_model: RewardModel,
+    /// The reward model, and how the method reads it; or the verdict.
+    pub judge: Judge,
     rows_at_once: usize,
+    stop: Stop,
     pub fingerprints: Fingerprints,
 }
 
@@ -126,22 +130,28 @@ impl Scorer {
     ) -> Result<Self, Error> {
         let settings = &context.settings;
         let reference_dir = context.reference_dir()?;
+        let stop = context.stop.clone();
+        let segmenter = |rule| segmenter(settings, rule, sentence_ends, stops);
+        let policy_segmenter =
+            segmenter(settings.method.policy_rule(settings.segmentation.entropy_cutoff));
+        if settings.has_verdict() {
+            let (reference, _) = CausalLm::load(&reference_dir, context.frozen())?;
+            let judge = Judge::Verdict { passes: letter_passes, segmenter: policy_segmenter };
+            return Ok(Self { reference, reference_dir, judge, rows_at_once, stop, fingerprints });
+        }
         let reward_dir = context.reward_dir()?;
         let card = RewardCard::read(&reward_dir)?;
         card.check(&reward_dir, settings, &fingerprints.reference)?;
-        let segmenter = |rule| segmenter(settings, rule, sentence_ends, stops);
         let (reference, _) = CausalLm::load(&reference_dir, context.frozen())?;
         let base = Base { dir: &reference_dir, model: &reference };
-        let reward_model = RewardModel {
+        let judge = Judge::RewardModel(RewardModel {
             model: base.scalar_model(&reward_dir.join("model"), context.frozen())?,
             reward_segmenter: segmenter(card.rule),
-            policy_segmenter: segmenter(
-                settings.method.policy_rule(settings.segmentation.entropy_cutoff),
-            ),
+            policy_segmenter,
             aggregation: card.aggregation,
-            stop: context.stop.clone(),
-        };
-        Ok(Self { reference, reference_dir, reward_model, rows_at_once, fingerprints })
+            stop: stop.clone(),
+        });
+        Ok(Self { reference, reference_dir, judge, rows_at_once, stop, fingerprints })
     }
 
     /// The reference model as the base of others.
@@ -155,8 +165,8 @@ impl Scorer {
         rows: &[(&[u32], &[u32])],
     ) -> Result<Vec<(TokenView, SegmentRewards)>, Error> {
         let rows = Rows::new(rows, self.rows_at_once);
-        let reference = rows.view(&self.reference, &self.reward_model.stop)?;
-        let rewards = self.reward_model.score(&rows, &reference)?;
+        let reference = rows.view(&self.reference, &self.stop)?;
+        let rewards = self.judge.score(&rows, &reference)?;
         Ok(reference.into_iter().zip(rewards).collect())
     }
 }

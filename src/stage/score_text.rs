@@ -19,7 +19,7 @@ use crate::run::fingerprint::REWARD_CARD;
 use crate::run::{Context, Error};
 use crate::stage::segmented_text::SegmentedText;
 use crate::systems::reward_model::SegmentRewards;
-use crate::systems::{RewardModel, Segmenter};
+use crate::systems::{Judge, RewardModel, Segmenter};
 
 /// A row to be scored.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,13 +137,15 @@ impl Rater {
 
     /// The reward model of the run, or the reward stage in the folder of `--reward-model`.
     pub fn trained(context: &Context) -> Result<Self, Error> {
+        context.needs_reward_model("a reward model's scores")?;
         let reference_dir = context.reference_dir()?;
         let tokenizer = model_tokenizer(&reference_dir)?;
         let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
         let rows_at_once = context.settings.ppo.rows_at_once;
         let scorer = Scorer::load(context, ends, stops, rows_at_once)?;
         let length_limit = ModelConfig::from_dir(&reference_dir)?.length_limit();
-        let Scorer { reference, reward_model, fingerprints, .. } = scorer;
+        let Scorer { reference, judge, fingerprints, .. } = scorer;
+        let Judge::RewardModel(reward_model) = judge else { unreachable!("refused above") };
         Ok(Self {
             tokenizer,
             reference: Some(reference),

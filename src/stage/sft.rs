@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory;
 use super::supervised::{Epochs, or_save, train};
-use super::task::{HeldOut, Task};
+use super::task::{HeldOut, Task, longest_letter_prompt};
 use crate::atomic;
 use crate::data::letters;
 use crate::data::pairs::Conversation;
@@ -64,7 +64,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let (model, config) = match &context.model {
         Some(dir) => (context.trained_policy(dir, None)?, ModelConfig::from_dir(dir)?),
         None => {
-            let longest = letters::prompts()[0].tokens().len() + letters::RESPONSE_LIMIT;
+            let longest = longest_letter_prompt(settings) + letters::RESPONSE_LIMIT;
             let config = settings.model.config(letters::vocabulary().len(), longest);
             let PrecisionSettings { compute, checkpointing } = settings.precision;
             let device = checkpointing.autodiff(&context.device);

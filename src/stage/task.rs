@@ -20,6 +20,7 @@ use crate::rng::{Fnv1a, stream};
 use crate::run::fingerprint::{MODEL_FILES, file_fingerprint, hash_file};
 use crate::run::lock::Turn;
 use crate::run::{Context, Error, FolderError};
+use crate::settings::Settings;
 
 /// A tokenizer, and the source of the data.
 pub struct Task {
@@ -144,8 +145,15 @@ impl Task {
         let dir = model_dir.map(Path::to_owned);
         let task =
             Self { tokenizer, source, dir, limits, held_out_share, length_limit, new_tokens };
+        if matches!(task.source, Source::File { .. }) && context.settings.has_verdict() {
+            return Err(Error::Usage(
+                "--data: task.reward = \"verdict\" judges the embedded task's letters alone; leave --data out, or set \
+                 task.reward = \"preferences\""
+                    .into(),
+            ));
+        }
         if matches!(task.source, Source::Letters) && model_dir.is_some() {
-            let prompt = letters::prompts()[0].tokens().len(); // they are all of one length
+            let prompt = longest_letter_prompt(&context.settings);
             task.check_length(prompt + new_tokens, "the embedded task")?;
         }
         Ok(task)
@@ -169,7 +177,7 @@ impl Task {
                 Ok(split)
             }
             Source::Letters => {
-                let (train, held_out) = letters::split(letters::prompts());
+                let (train, held_out) = letters::split(letter_prompts(&context.settings));
                 let write = |prompts: &[Prompt], purpose: &str, count: usize| {
                     let letters = (0..count).map(|i| {
                         let mut rng = stream(context.settings.seed, purpose, i as u64);
@@ -252,7 +260,7 @@ impl Task {
     pub fn prompts(&self, context: &Context) -> Result<Split<Items<Vec<u32>>>, Error> {
         match &self.source {
             Source::Letters => {
-                let (train, held_out) = letters::split(letters::prompts());
+                let (train, held_out) = letters::split(letter_prompts(&context.settings));
                 let tokens = |prompts: &[Prompt]| {
                     Items::Memory(prompts.iter().map(Prompt::tokens).collect())
                 };
@@ -349,6 +357,22 @@ pub fn model_tokenizer(dir: &Path) -> Result<Tokenizer, Error> {
     Ok(tokenizer)
 }
 
+/// The prompts of the embedded task.
+pub fn letter_prompts(settings: &Settings) -> Vec<Prompt> {
+    if settings.has_verdict() { letters::graded_prompts() } else { letters::prompts() }
+}
+
+/// The tokens of the longest of them.
+pub(super) fn longest_letter_prompt(settings: &Settings) -> usize {
+    let lengths = letter_prompts(settings).into_iter().map(|prompt| prompt.tokens().len());
+    lengths.max().expect("there are prompts")
+}
+
+/// Whether a letter passes.
+pub(super) fn letter_passes(prompt: &[u32], response: &[u32]) -> bool {
+    Prompt::from_tokens(prompt).is_some_and(|prompt| letters::passes(&prompt, response))
+}
+
 /// The tokenizer of the embedded task.
 pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     let format = RoleFormat::new("{} ", "<user> {} ", "<answer> {}")?;
@@ -400,7 +424,6 @@ mod tests {
     use super::*;
     use crate::data::pairs::PreferencePair;
     use crate::device::DeviceName;
-    use crate::settings::Settings;
 
     /// A run on a file of these rows, of the embedded task's words.
     struct Run {

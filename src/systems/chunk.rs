@@ -11,10 +11,30 @@ use crate::model::optim::Trainer;
 use crate::model::shards::shards;
 use crate::model::{CausalLm, ScalarModel};
 
+/// What the loss of a minibatch is a mean over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Minibatch {
+    /// Its rows.
+    pub rows: usize,
+    /// Its tokens that the policy learns from.
+    pub teaching_tokens: usize,
+}
+
+impl Minibatch {
+    /// Of these samples.
+    pub fn of<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Self {
+        let none = Self { rows: 0, teaching_tokens: 0 };
+        samples.into_iter().fold(none, |sum, sample| Self {
+            rows: sum.rows + 1,
+            teaching_tokens: sum.teaching_tokens + sample.teaching_tokens(),
+        })
+    }
+}
+
 /// The rows of a minibatch that are read at once.
 pub struct Chunk<'a> {
     rows: Vec<&'a Sample>,
-    minibatch: usize,
+    minibatch: Minibatch,
     device: &'a Device,
 }
 
@@ -29,8 +49,8 @@ pub struct Clipped {
 }
 
 impl<'a> Chunk<'a> {
-    /// `rows` of a minibatch of `minibatch` rows, on a device with autodiff.
-    pub fn new(rows: Vec<&'a Sample>, minibatch: usize, device: &'a Device) -> Self {
+    /// `rows` of a minibatch, on a device with autodiff.
+    pub fn new(rows: Vec<&'a Sample>, minibatch: Minibatch, device: &'a Device) -> Self {
         Self { rows, minibatch, device }
     }
 
@@ -44,7 +64,7 @@ impl<'a> Chunk<'a> {
     }
 
     fn share(&self, rows: &Range<usize>) -> f64 {
-        rows.len() as f64 / self.minibatch as f64
+        rows.len() as f64 / self.minibatch.rows as f64
     }
 
     /// Adds the gradient of the policy's loss, with β in force, by the rows' share of the minibatch.
@@ -58,7 +78,8 @@ impl<'a> Chunk<'a> {
             let share = self.share(&shard);
             let batch = Batch::new(&self.rows[shard], self.device);
             let log_probs = response_log_probs(policy, &batch.grid, batch.first).0;
-            let losses = loss.of(log_probs, &batch, kl_coefficient);
+            let teaching_tokens = share * self.minibatch.teaching_tokens as f64;
+            let losses = loss.of(log_probs, &batch, kl_coefficient, teaching_tokens);
             let clipped = Clipped { share, fraction: losses.clip_fraction, ratio: losses.ratio };
             (losses.loss.mul_scalar(share), clipped)
         })

@@ -103,12 +103,12 @@ fn check(ppo: &PpoSettings, section: toml::Value) -> Option<(String, String)> {
 }
 
 fn build<'a>(parts: &Parts<'a>, baseline: Baseline, loss: Loss) -> System<'a> {
-    let Parts { reward_model, normalizer, ref section, .. } = *parts;
+    let Parts { judge, normalizer, ref section, .. } = *parts;
     let Settings { size, kl_coefficient } = own(section.clone().expect("a system with a section"));
     let kl_in_reward = matches!(loss, Loss::ResponseClip { .. });
     System {
         rollouts: Rollouts::Group(size),
-        rewards: Box::new(NormalizedRewards { reward_model, normalizer, length_neutral: false }),
+        rewards: Box::new(NormalizedRewards { judge, normalizer, length_neutral: false }),
         credit: Box::new(GroupBaseline { size, baseline, kl_in_reward }),
         loss,
         value_clip: None,
@@ -128,7 +128,7 @@ struct GroupBaseline {
 }
 
 impl Credit for GroupBaseline {
-    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<(), SystemError> {
+    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<usize, SystemError> {
         for group in samples.chunks_mut(self.size) {
             let reward = |sample: &Sample| {
                 let reward: f64 = sample.normalized.iter().sum();
@@ -145,6 +145,6 @@ impl Credit for GroupBaseline {
                 sample.advantages = vec![advantage; tokens];
             }
         }
-        Ok(())
+        Ok(samples.iter().map(|sample| sample.response.len()).sum())
     }
 }

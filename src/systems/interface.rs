@@ -5,32 +5,40 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use super::error::SystemError;
+use super::judge::Judge;
 use super::loss::Loss;
-use super::reward_model::RewardModel;
-use super::sample::{Rewarded, Sample};
+use super::sample::{Edge, Path, Rewarded, Sample};
 use super::settings::PpoSettings;
 use crate::equations::normalizer::Normalizer;
 use crate::equations::segmentation::Rule;
-use crate::model::generate::{Generation, Rows, TokenView, generate};
+use crate::model::generate::{Generation, Rows, TokenView, generate, generate_up_to};
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::streams;
 use crate::stop::{Interrupted, Stop};
 
 /// How the samples of a prompt hang together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rollouts {
     /// One response a prompt.
     Single,
     /// This many responses a prompt, side by side.
     Group(usize),
+    /// A tree of continuations a prompt; its leaves are the responses.
+    Tree {
+        /// Children of a node, level by level.
+        branches: Vec<usize>,
+        /// The tokens of an edge, at most; on the last level a response is written to its end.
+        level_tokens: usize,
+    },
 }
 
 impl Rollouts {
-    /// Responses to each prompt.
-    pub fn responses(self) -> usize {
+    /// Responses to each prompt, at most.
+    pub fn responses(&self) -> usize {
         match self {
             Self::Single => 1,
-            Self::Group(size) => size,
+            Self::Group(size) => *size,
+            Self::Tree { branches, .. } => branches.iter().product(),
         }
     }
 }
@@ -52,12 +60,12 @@ pub trait Rewards {
 /// Whose credit the rewards are.
 pub trait Credit {
     /// Sets token rewards, advantages and, with a critic, returns of an iteration's samples; those of one prompt stand
-    /// side by side. More may be drawn from the policy.
+    /// side by side. More may be drawn from the policy. Gives the number of tokens that the iteration has drawn.
     ///
     /// # Errors
     ///
     /// [`SystemError`].
-    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<(), SystemError>;
+    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<usize, SystemError>;
 }
 
 /// The policy as it is in one iteration, to sample from.
@@ -95,6 +103,81 @@ impl Draw<'_> {
         let streams = streams(self.seed, purpose, start..start + prompts.len());
         generate(self.policy, self.config, prompts, self.generation, streams, self.stop)
     }
+
+    /// A continuation of each prefix, of so many tokens at most. The draws depend on the seed, the purpose, the iteration
+    /// and a prefix's place alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`] when the run's stop is asked for.
+    pub fn continuations(
+        &self,
+        purpose: &str,
+        prefixes: &[&[u32]],
+        limits: &[usize],
+    ) -> Result<Vec<Vec<u32>>, Interrupted> {
+        // Their number differs from iteration to iteration.
+        let start = self.iteration << 32;
+        let streams = streams(self.seed, purpose, start..start + prefixes.len());
+        let Self { policy, config, generation, stop, .. } = *self;
+        generate_up_to(policy, config, prefixes, limits, generation, streams, stop)
+    }
+
+    /// A tree of continuations of each prompt, the leaves of one side by side.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`] when the run's stop is asked for.
+    pub fn trees(
+        &self,
+        prompts: &[&[u32]],
+        branches: &[usize],
+        level_tokens: usize,
+    ) -> Result<Vec<Leaf>, Interrupted> {
+        let longest = self.generation.max_new_tokens;
+        let root = |tree| Leaf { response: Vec::new(), path: Path { tree, edges: Vec::new() } };
+        let mut open: Vec<Leaf> = (0..prompts.len()).map(root).collect();
+        let (mut leaves, mut nodes) = (Vec::new(), vec![1; prompts.len()]);
+        for (level, &children) in branches.iter().enumerate() {
+            let parents: Vec<&Leaf> =
+                open.iter().flat_map(|parent| std::iter::repeat_n(parent, children)).collect();
+            let last = level + 1 == branches.len();
+            let limit = |parent: &&Leaf| {
+                let left = longest - parent.response.len();
+                if last { left } else { left.min(level_tokens) }
+            };
+            let limits: Vec<usize> = parents.iter().map(limit).collect();
+            let prefixes: Vec<Vec<u32>> = (parents.iter())
+                .map(|parent| [prompts[parent.path.tree], &parent.response].concat())
+                .collect();
+            let prefixes: Vec<&[u32]> = prefixes.iter().map(Vec::as_slice).collect();
+            let drawn = self.continuations(&format!("tree level {level}"), &prefixes, &limits)?;
+            let mut next = Vec::new();
+            for ((parent, drawn), limit) in parents.into_iter().zip(drawn).zip(limits) {
+                let mut child = parent.clone();
+                let ended = drawn.len() < limit
+                    || drawn.last().is_some_and(|token| self.generation.stops.contains(token));
+                child.response.extend(drawn);
+                let node = &mut nodes[child.path.tree];
+                child.path.edges.push(Edge { node: *node, end: child.response.len() });
+                *node += 1;
+                let is_leaf = last || ended || child.response.len() == longest;
+                if is_leaf { &mut leaves } else { &mut next }.push(child);
+            }
+            open = next;
+        }
+        leaves.sort_by_key(|leaf| leaf.path.tree);
+        Ok(leaves)
+    }
+}
+
+/// A response that ends a path in a tree of continuations.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// The response's tokens.
+    pub response: Vec<u32>,
+    /// Its path from the root.
+    pub path: Path,
 }
 
 /// The choices of a system.
@@ -123,8 +206,8 @@ pub struct Parts<'a> {
     pub section: Option<toml::Value>,
     /// The longest response, in tokens.
     pub max_new_tokens: usize,
-    /// The method's reward model.
-    pub reward_model: &'a RewardModel,
+    /// What judges responses: the method's reward model, or a verdict.
+    pub judge: &'a Judge,
     /// The normalizer of its rewards.
     pub normalizer: &'a Normalizer,
 }

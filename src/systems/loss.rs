@@ -4,6 +4,7 @@ use burn::tensor::{Bool, Device, Tensor};
 
 use super::sample::Sample;
 use crate::equations::clip_k3::{TokenMean, clip_k3_loss, response_clip_loss};
+use crate::equations::masked_clip::masked_clip_loss;
 use crate::equations::ppo::{PolicyLoss, policy_loss, value_loss};
 use crate::model::Grid;
 use crate::model::generate::pad_rows;
@@ -35,6 +36,15 @@ impl<'a> Batch<'a> {
     /// True at response tokens, `[B, R]`.
     fn mask(&self) -> Tensor<2, Bool> {
         self.grid.mask(self.first..self.grid.width(), self.device)
+    }
+
+    /// True at response tokens that teach, `[B, R]`.
+    fn teaching_mask(&self) -> Tensor<2, Bool> {
+        let teaches = |sample: &Sample| match &sample.teaches {
+            Some(teaches) => teaches.iter().map(|&teaches| f32::from(teaches)).collect(),
+            None => vec![1.0; sample.response.len()],
+        };
+        self.pad(teaches).greater_elem(0.5)
     }
 
     /// The critic's loss (E10), `[1]`, of its values of the states before each token, `[B, R]`.
@@ -69,11 +79,23 @@ pub enum Loss {
         /// ε.
         clip: f64,
     },
+    /// The clipped loss over the tokens that teach, with β times the k3 penalty.
+    MaskedClip {
+        /// ε.
+        clip: f64,
+    },
 }
 
 impl Loss {
-    /// The loss of `batch` for the policy's log-probabilities of its response tokens, `[B, R]`, and β in force.
-    pub fn of(self, log_probs: Tensor<2>, batch: &Batch<'_>, kl_coefficient: f64) -> PolicyLoss {
+    /// The loss of `batch` for the policy's log-probabilities of its response tokens, `[B, R]`, β in force, and the number
+    /// of tokens that teach in a minibatch, times the batch's share of its rows.
+    pub fn of(
+        self,
+        log_probs: Tensor<2>,
+        batch: &Batch<'_>,
+        kl_coefficient: f64,
+        teaching_tokens: f64,
+    ) -> PolicyLoss {
         let old = batch.pad(|s| s.log_probs.clone());
         let advantages = batch.pad(|s| narrow(&s.advantages));
         match self {
@@ -85,6 +107,12 @@ impl Loss {
             }
             Self::ResponseClip { clip } => {
                 response_clip_loss(log_probs, old, advantages, batch.mask(), clip)
+            }
+            Self::MaskedClip { clip } => {
+                let reference = batch.pad(|s| s.ref_log_probs.clone());
+                let rows = [log_probs, old, reference, advantages];
+                let count = Some(teaching_tokens);
+                masked_clip_loss(rows, batch.teaching_mask(), clip, kl_coefficient, count)
             }
         }
     }

@@ -19,33 +19,40 @@ pub mod chunk;
 pub mod error;
 pub mod group;
 pub mod interface;
+pub mod judge;
 pub mod loss;
 pub mod paper;
 pub mod reward_model;
 pub mod rewards;
 pub mod sample;
 pub mod settings;
+pub mod spo;
 
 use std::sync::LazyLock;
 
 use clap::builder::PossibleValue;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
-pub use self::chunk::{Chunk, Clipped};
+pub use self::chunk::{Chunk, Clipped, Minibatch};
 pub use self::error::SystemError;
 pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
+pub use self::judge::{Judge, Verdict};
 pub use self::loss::{Batch, Loss};
 pub use self::reward_model::{RewardModel, Segmented, Segmenter, score_sequences};
-pub use self::sample::{Rewarded, Sample};
+pub use self::sample::{Edge, Path, Rewarded, Sample};
 pub use self::settings::PpoSettings;
 use crate::bounds::{Nested, section};
 
 /// The registry: the methods of every system.
-pub const SYSTEMS: &[&[Method]] = &[&paper::METHODS, &group::METHODS];
+pub const SYSTEMS: &[&[Method]] = &[&paper::METHODS, &group::METHODS, &spo::METHODS];
 
 section! {
     /// The section `[systems]`: a section for each system that has settings of its own.
-    SystemsSettings { group: group::Settings = Nested }
+    SystemsSettings {
+        group: group::Settings = Nested,
+        #[serde(default = "spo::Settings::defaults")] // a grid of before there was this system
+        spo: spo::Settings = Nested,
+    }
 }
 
 impl SystemsSettings {

@@ -107,14 +107,14 @@ pub const METHODS: [Method; 6] = [
 ];
 
 fn build<'a>(parts: &Parts<'a>) -> System<'a> {
-    let Parts { ppo, reward_model, normalizer, .. } = *parts;
-    let whole = reward_model.policy_segmenter.rule == Rule::Whole;
+    let Parts { ppo, judge, normalizer, .. } = *parts;
+    let whole = judge.policy_segmenter().rule == Rule::Whole;
     // One reward a response stands at its end, as published.
     let interpolation = if whole { Interpolation::LastToken } else { ppo.interpolation };
     System {
         rollouts: Rollouts::Single,
         rewards: Box::new(NormalizedRewards {
-            reward_model,
+            judge,
             normalizer,
             length_neutral: ppo.length_neutral,
         }),
@@ -133,7 +133,7 @@ struct SpreadGae {
 }
 
 impl Credit for SpreadGae {
-    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<(), SystemError> {
+    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<usize, SystemError> {
         let wide =
             |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
         for sample in &mut *samples {
@@ -154,6 +154,6 @@ impl Credit for SpreadGae {
         for (sample, advantages) in samples.iter_mut().zip(advantages) {
             sample.advantages = advantages;
         }
-        Ok(())
+        Ok(samples.iter().map(|sample| sample.response.len()).sum())
     }
 }

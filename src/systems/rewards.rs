@@ -2,15 +2,16 @@
 
 use super::error::SystemError;
 use super::interface::Rewards;
-use super::reward_model::{RewardModel, SegmentRewards};
+use super::judge::Judge;
+use super::reward_model::SegmentRewards;
 use super::sample::Rewarded;
 use crate::equations::normalizer::{Normalizer, length_neutral};
 use crate::model::generate::{Rows, TokenView};
 
-/// The rewards of a reward model, normalized by location (E5).
+/// The judge's rewards, normalized by location (E5).
 pub struct NormalizedRewards<'a> {
-    /// The reward model.
-    pub reward_model: &'a RewardModel,
+    /// What judges responses.
+    pub judge: &'a Judge,
     /// E5.
     pub normalizer: &'a Normalizer,
     /// Whether a response's rewards are divided by their number.
@@ -23,7 +24,7 @@ impl Rewards for NormalizedRewards<'_> {
         responses: &Rows<'_>,
         reference: &[TokenView],
     ) -> Result<Vec<Rewarded>, SystemError> {
-        let scored = self.reward_model.score(responses, reference)?;
+        let scored = self.judge.score(responses, reference)?;
         Ok(scored.into_iter().map(|rewards| self.normalize(rewards)).collect())
     }
 }
@@ -33,7 +34,8 @@ impl NormalizedRewards<'_> {
     pub fn normalize(&self, rewards: SegmentRewards) -> Rewarded {
         let SegmentRewards { segments, rewards, sequence_score } = rewards;
         let mut normalized = self.normalizer.normalize_all(&rewards);
-        if self.length_neutral {
+        // A verdict is one reward, however many segments stand before it.
+        if self.length_neutral && matches!(self.judge, Judge::RewardModel(_)) {
             normalized = length_neutral(&normalized);
         }
         Rewarded { segments, rewards, normalized, sequence_score }

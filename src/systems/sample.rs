@@ -47,6 +47,28 @@ pub struct Sample {
     pub advantages: Vec<f64>,
     /// The critic's targets, from `Credit::assign` on, if there is a critic.
     pub returns: Option<Vec<f64>>,
+    /// Whether the policy learns from each token, from `Credit::assign` on, if not from all.
+    pub teaches: Option<Vec<bool>>,
+    /// Its place in a tree of continuations; empty outside of one.
+    pub path: Path,
+}
+
+/// The way from the root of a tree of continuations to a leaf.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Path {
+    /// The tree's number in the iteration.
+    pub tree: usize,
+    /// The edges, the root's first.
+    pub edges: Vec<Edge>,
+}
+
+/// Tokens of a response that lead to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edge {
+    /// The number of the node in its tree: the root is 0, and each is after its parent.
+    pub node: usize,
+    /// The place behind the edge's last token in the response.
+    pub end: usize,
 }
 
 impl Sample {
@@ -74,6 +96,16 @@ impl Sample {
             token_rewards: Vec::new(),
             advantages: Vec::new(),
             returns: None,
+            teaches: None,
+            path: Path::default(),
+        }
+    }
+
+    /// The number of tokens that the policy learns from.
+    pub fn teaching_tokens(&self) -> usize {
+        match &self.teaches {
+            Some(teaches) => teaches.iter().filter(|&&teaches| teaches).count(),
+            None => self.response.len(),
         }
     }
 }

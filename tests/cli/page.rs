@@ -77,7 +77,7 @@ fn fit(arm: &str, slope: f64) -> Fit {
     };
     let results = results();
     let (.., cell) = results.rows().find(|(_, of, _)| of.name == arm).unwrap();
-    let file = &cell.figures().unwrap().normalizer;
+    let file = cell.figures().unwrap().normalizer.as_ref().unwrap();
     let statistics = (5..=300).map(statistic).collect();
     Fit {
         arm: arm.into(),

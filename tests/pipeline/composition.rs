@@ -72,7 +72,7 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Sample>, Mo
         stop: &context.stop,
     };
     let critic = Some(&parts.critic);
-    let rollouts = roll_out(&system, &draw, &scorer.reference, critic, &prompts).unwrap();
+    let rollouts = roll_out(&system, &draw, &scorer.reference, critic, &prompts).unwrap().0;
     drop(system);
     (rollouts, parts)
 }
@@ -90,7 +90,7 @@ fn system<'a>(
         ppo,
         section: None,
         max_new_tokens: settings.sampling.max_new_tokens,
-        reward_model: &scorer.reward_model,
+        judge: &scorer.judge,
         normalizer,
     };
     settings.method.build(&parts)
@@ -272,7 +272,8 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
     let prompts = prompts.read(order.iter().copied().cycle().take(8)).unwrap();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let critic = critic.unwrap().0;
-    let rollouts = roll_out(&system, &draw, &scorer.reference, Some(&critic), &prompts).unwrap();
+    let rolled_out = roll_out(&system, &draw, &scorer.reference, Some(&critic), &prompts);
+    let rollouts = rolled_out.unwrap().0;
     let mean_of = |row: &dyn Fn(&Sample, usize) -> f64| {
         let rows = rollouts.iter().map(|rollout| {
             let n = rollout.response.len();

@@ -3,6 +3,8 @@
 mod composition;
 mod degeneracy;
 mod numerics;
+mod spo;
 mod stages;
 mod support;
 mod texts;
+mod verdict;

@@ -170,15 +170,21 @@ fn all_six_methods_run_and_share_two_reward_models() {
         let (.., cell) = results.rows().find(|(_, arm, _)| arm.method == method).unwrap();
         cell.figures().unwrap()
     };
-    let reward_model = |method| &of(method).normalizer.reward_model;
+    let reward_model = |method| &of(method).normalizer.as_ref().unwrap().reward_model;
     assert_eq!(reward_model(Method::BANDIT), reward_model(Method::BANDIT_AS_SEGMENT));
     assert_eq!(reward_model(Method::SEGMENT), reward_model(Method::SEGMENT_AS_BANDIT));
     assert_ne!(reward_model(Method::SEGMENT), reward_model(Method::BANDIT));
     for method in [Method::BANDIT, Method::SEGMENT_AS_BANDIT] {
-        assert!(matches!(of(method).normalizer.normalizer, Normalizer::Scalar { .. }));
+        assert!(matches!(
+            of(method).normalizer.as_ref().unwrap().normalizer,
+            Normalizer::Scalar { .. }
+        ));
     }
     for method in [Method::SENTENCE, Method::TOKEN, Method::SEGMENT, Method::BANDIT_AS_SEGMENT] {
-        assert!(matches!(of(method).normalizer.normalizer, Normalizer::LocationAware { .. }));
+        assert!(matches!(
+            of(method).normalizer.as_ref().unwrap().normalizer,
+            Normalizer::LocationAware { .. }
+        ));
     }
     let before = results.cells.iter().map(|cell| cell.figures().unwrap().evaluation.before.gold);
     let before: Vec<_> = before.collect();

@@ -103,7 +103,11 @@ fn the_experiments_that_come_with_the_program_hold() {
         .filter(|name| name != "all" && !names.contains(&name.as_str()))
         .collect();
     others.sort();
-    assert_eq!(others, ["group", "noise"], "all.toml lacks what has a run of its own");
+    assert_eq!(
+        others,
+        ["group", "noise", "spo", "spo_ablation"],
+        "all.toml lacks what has a run of its own"
+    );
     let ours: Vec<bool> = own("noise.toml")[0].arms.iter().map(|arm| arm.ours).collect();
     assert_eq!(ours, [false, true, false, true, false, true], "the paper's temperature is 1");
     assert_eq!(all[0].arms.len(), 6, "the methods of table 1");

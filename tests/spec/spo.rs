@@ -64,7 +64,7 @@ fn the_loss_is_over_unsure_tokens_alone() {
         let new = [1.5f64.ln(), 9.0, 0.0];
         let reference = [1.5f64.ln(), 3.0, 2f64.ln()];
         let rows = [row(new), row([0.0; 3]), row(reference), row([1.0, 7.0, -1.0])];
-        let loss = masked_clip_loss(rows, mask, 0.2, 0.5);
+        let loss = masked_clip_loss(rows, mask, 0.2, 0.5, None);
         let penalty = 0.5 * (1.0 - 2f64.ln());
         assert_close(&host(loss.loss), &[-(1.2 - 1.0) / 2.0 + penalty], tolerance);
         assert_close(&host(loss.clip_fraction), &[0.5], tolerance);
@@ -135,7 +135,7 @@ impl Chain {
         let rows = [log_probs, old, reference, row(&self.whitened())];
         let mut mask = self.mask();
         mask.iter_mut().for_each(|row| row.resize(self.width(), false));
-        masked_clip_loss(rows, marks(&mask, device), self.clip, self.kl_coef)
+        masked_clip_loss(rows, marks(&mask, device), self.clip, self.kl_coef, None)
     }
 
     /// Whether the official code gives numbers: it has none for fewer than two masked tokens.
@@ -373,7 +373,7 @@ fn one_masked_token_is_worth_nothing_and_none_gives_no_loss_nor_gradient() {
     for (device, _) in devices() {
         let none = |x: Tensor<2>| {
             let rows = [x.clone(), x.zeros_like(), x.zeros_like(), x.ones_like()];
-            masked_clip_loss(rows, marks(&[vec![false; 2]], &device), 0.2, 0.1).loss
+            masked_clip_loss(rows, marks(&[vec![false; 2]], &device), 0.2, 0.1, None).loss
         };
         let (loss, gradient) = value_and_gradient(none, &[vec![-1.0, -2.0]], &device, DType::F32);
         assert_eq!((loss, gradient), (0.0, vec![0.0; 2]));
@@ -389,10 +389,35 @@ fn with_every_token_masked_and_rows_of_one_length_the_policy_s_part_is_that_of_g
     let advantages = row(&[vec![1.0, -1.0], vec![0.5, 2.0]]);
     let mask = marks(&vec![vec![true; 2]; 2], &device);
     let rows = [new.clone(), old, new, advantages]; // no distance from the reference
-    let ours = masked_clip_loss(rows.clone(), mask.clone(), 0.2, 0.1);
+    let ours = masked_clip_loss(rows.clone(), mask.clone(), 0.2, 0.1, None);
     let grpo = clip_k3_loss(rows, mask, 0.2, 0.1, TokenMean::Response);
     assert_close(&host(ours.loss), &host(grpo.loss), tolerance::HOST_F64);
     assert_close(&host(ours.ratio), &host(grpo.ratio), tolerance::HOST_F64);
+}
+
+#[test]
+fn shards_weighted_by_their_share_of_the_rows_sum_to_the_loss_of_the_minibatch() {
+    let device = cpu();
+    let new = [vec![-1.0, -0.5], vec![-0.25, -1.5], vec![-0.75, -0.5]];
+    let old = [vec![-1.25, -0.25], vec![-0.5, -1.0], vec![-0.75, -2.0]];
+    let advantages = [vec![1.0, -1.0], vec![0.5, 2.0], vec![-1.0, 0.25]];
+    let mask = [vec![true, false], vec![true, true], vec![false, false]];
+    let loss = |rows: std::ops::Range<usize>, count| {
+        let row = |of: &[Vec<f64>]| matrix(&of[rows.clone()], &device, DType::F64);
+        let all = [row(&new), row(&old), row(&old), row(&advantages)];
+        let losses = masked_clip_loss(all, marks(&mask[rows.clone()], &device), 0.2, 0.1, count);
+        [losses.loss, losses.ratio, losses.clip_fraction].map(|of| host(of)[0])
+    };
+    let whole = loss(0..3, None);
+    for shards in [vec![0..1, 1..3], vec![0..2, 2..3], vec![0..1, 1..2, 2..3]] {
+        let mut sum = [0.0; 3];
+        for shard in shards {
+            let share = shard.len() as f64 / 3.0;
+            let part = loss(shard, Some(3.0 * share));
+            sum = std::array::from_fn(|i| sum[i] + share * part[i]);
+        }
+        assert_close(&sum, &whole, tolerance::HOST_F64);
+    }
 }
 
 #[test]
@@ -401,7 +426,7 @@ fn log_ratios_are_held_within_ten_nats() {
     let row = |x: f64| matrix(&[vec![x]], &device, DType::F64);
     let loss = |new: f64, reference: f64, beta: f64| {
         let rows = [row(new), row(0.0), row(reference), row(-1.0)];
-        host(masked_clip_loss(rows, marks(&[vec![true]], &device), 0.2, beta).loss)[0]
+        host(masked_clip_loss(rows, marks(&[vec![true]], &device), 0.2, beta, None).loss)[0]
     };
     // d = -20 counts as -10; the ratio is e^-20, held at e^-10, and min(-r, -0.8) is -0.8.
     let k3 = |d: f64| d.exp() - d - 1.0;
@@ -436,7 +461,7 @@ fn no_argument_is_broadcast_and_what_does_not_fit_is_named() {
         let rows = |i: usize| of(if wrong == i { 1 } else { 2 });
         let mask = marks(&vec![vec![true; 2]; if wrong == 4 { 1 } else { 2 }], &device);
         let all = [rows(0), rows(1), rows(2), rows(3)];
-        let panic = panic_of(|| masked_clip_loss(all, mask, 0.2, 0.1));
+        let panic = panic_of(|| masked_clip_loss(all, mask, 0.2, 0.1, None));
         assert!(panic.contains("shape") || panic.contains("dim"), "{wrong}: {panic}");
     }
     let chain = || chain_advantages(&[0.0; 2], THRESHOLD, &[0, 1], &[0.5], 1.0);

@@ -184,6 +184,7 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
         kl_coefficient: column(&|_| 0.1),
         entropy: column(&|i| 0.45 - 0.1 * share(i)),
         response_tokens: column(&|i| rollouts[i][2]),
+        sampled_tokens: (0..ITERATIONS).map(|i| (64.0 * rollouts[i][2]) as usize).collect(),
         segments: column(&|i| if dense { rollouts[i][2] / 2.6 } else { 1.0 }),
         eos_rate: column(&|i| 0.98 - 0.05 * share(i)),
         clip_fraction: column(&|i| 0.02 + 0.03 * share(i)),
@@ -212,8 +213,8 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
             mean_gap: 3.1,
             label_agreement: 0.87,
         }),
-        reward: reward_model(settings, &mut own),
-        normalizer: normalizer(settings),
+        reward: Some(reward_model(settings, &mut own)),
+        normalizer: Some(normalizer(settings)),
         policy: keep::Summary {
             iterations: ITERATIONS,
             last: last.clone(),
@@ -241,6 +242,8 @@ fn evaluation([gold, kl, tokens]: [f64; 3], dense: bool, compared: bool) -> Eval
     let when = |value: f64| compared.then(|| round(value));
     Evaluation {
         responses: 384,
+        pass_rate: None,
+        pass_rate_error: None,
         gold: Some(round(gold)),
         gold_error: Some(0.2),
         sequence_score: round(gold / 10.0),

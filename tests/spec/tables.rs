@@ -392,7 +392,7 @@ fn reproduce_shows_shares_with_their_counts_and_correlations_by_what_they_are_of
     // Seeds differ in how many pairs gold decides.
     let results = reproduced(&[1, 2], |number, figures| {
         if number == 1 {
-            figures.reward.gold_pairs = Some(781);
+            figures.reward.as_mut().unwrap().gold_pairs = Some(781);
         }
     });
     let table = reproduce::table(&results);
@@ -403,9 +403,9 @@ fn reproduce_shows_shares_with_their_counts_and_correlations_by_what_they_are_of
 fn reproduce_says_of_one_response_that_it_is_one() {
     let results = reproduced(&[1], |_, figures| {
         let after = &mut figures.evaluation.after;
-        (after.responses, figures.reward.pairs) = (1, 1);
+        (after.responses, figures.reward.as_mut().unwrap().pairs) = (1, 1);
         (after.win_rate, after.win_rate_error) = (Some(1.0), None);
-        figures.reward.accuracy = 0.0;
+        figures.reward.as_mut().unwrap().accuracy = 0.0;
     });
     let table = reproduce::table(&results);
     let token = row(&table, "method", "token");

@@ -8,7 +8,7 @@ use super::curves::{BandPoint, Column, SeedPath, gold_at_kl, path};
 use super::orderings::{Ordering, Outcome, Verdict, orderings};
 use super::quantity::Quantity;
 use super::seeds::{Finished, band, base, known, paired};
-use crate::grid::results::{self, Cell, Figures, Results, State};
+use crate::grid::results::{self, Cell, Results, State};
 use crate::stage::task::HeldOut;
 use crate::statistics::Estimate;
 use crate::systems::Method;
@@ -198,9 +198,8 @@ impl Experiment {
 
 /// The note of an experiment, with a caution if its figures are not of held-out prompts.
 fn noted(note: Option<&str>, finished: &[Finished]) -> Option<String> {
-    let what = |figures: &Figures| [figures.reward.held_out, figures.evaluation.held_out];
     let what: BTreeSet<HeldOut> =
-        finished.iter().flat_map(BTreeMap::values).flat_map(|figures| what(figures)).collect();
+        finished.iter().flat_map(BTreeMap::values).flat_map(|figures| figures.held_out()).collect();
     let cautions =
         what.into_iter().filter_map(HeldOut::caution).map(|text| format!("Note: {text}."));
     let parts: Vec<String> = note.map(str::to_owned).into_iter().chain(cautions).collect();

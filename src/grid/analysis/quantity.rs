@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::curves::{area, effective_coefficients, gold_at_kl, path};
 use crate::equations::normalizer::Normalizer;
 use crate::grid::results::Figures;
+use crate::stage::fit_normalizer::NormalizerFile;
 use crate::statistics::{Estimate, mean};
 
 macro_rules! quantities {
@@ -44,6 +45,8 @@ macro_rules! quantities {
 }
 
 quantities! {
+    PassRate = "pass_rate", "pass rate":
+        "Share of held-out responses that pass, if a verdict is the reward." => |f| f.evaluation.after.pass_rate;
     Gold = "gold", "gold":
         "Gold reward of a response to a held-out prompt." => |f| f.evaluation.after.gold;
     WinRate = "win_rate", "win rate":
@@ -67,6 +70,9 @@ quantities! {
         "Clauses of a held-out response that repeat an earlier one." => |f| f.evaluation.after.repeats;
     EosRate = "eos_rate", "ended":
         "Share of held-out responses that ended in EOS." => |f| Some(f.evaluation.after.eos_rate);
+    SampledTokens = "sampled_tokens", "sampled tokens":
+        "Tokens drawn in training: responses and continuations."
+        => |f| Some(f.curve.sampled_tokens.iter().sum::<usize>() as f64).filter(|&all| all > 0.0);
     Area = "area", "area":
         "Area under held-out gold reward over updates by the trapezoidal rule, from the SFT model on, divided by the \
          updates: the mean during training." => |f| area(&path(f)?);
@@ -107,42 +113,42 @@ quantities! {
         "Pearson's correlation of a token's advantage with its true credit, mean over iterations."
         => |f| mean_of(f.curve.credit_correlation.iter().copied().flatten());
     RewardPairs = "reward_pairs", "RM pairs":
-        "Held-out pairs of a seed: what the accuracy is a share of." => |f| Some(f.reward.pairs as f64);
+        "Held-out pairs of a seed: what the accuracy is a share of." => |f| Some(f.reward.as_ref()?.pairs as f64);
     RewardAccuracy = "reward_accuracy", "RM accuracy":
         "Share of held-out pairs whose chosen response the reward model scores higher."
-        => |f| Some(f.reward.accuracy);
+        => |f| Some(f.reward.as_ref()?.accuracy);
     RewardGoldAccuracy = "reward_gold_accuracy", "RM gold accuracy":
-        "The same with the gold reward in place of the label." => |f| f.reward.gold_accuracy;
+        "The same with the gold reward in place of the label." => |f| f.reward.as_ref()?.gold_accuracy;
     RewardGoldPairs = "reward_gold_pairs", "RM gold pairs":
         "Held-out pairs of a seed whose responses differ in gold reward: what the gold accuracy is a share of."
-        => |f| Some(f.reward.gold_pairs? as f64);
+        => |f| Some(f.reward.as_ref()?.gold_pairs? as f64);
     SequenceRankCorrelation = "sequence_rank_correlation", "ρ responses":
         "Spearman's correlation of e_φ with the gold reward, over the responses of held-out pairs."
-        => |f| f.reward.sequence_rank_correlation;
+        => |f| f.reward.as_ref()?.sequence_rank_correlation;
     RankCorrelation = "rank_correlation", "ρ segments":
         "Spearman's correlation of segment rewards with the true credit of their tokens; none where a response is one \
          segment."
-        => |f| f.reward.rank_correlation;
+        => |f| f.reward.as_ref()?.rank_correlation;
     ClauseCorrelation = "clause_correlation", "ρ clauses":
-        "The same over clauses." => |f| f.reward.clause_correlation;
+        "The same over clauses." => |f| f.reward.as_ref()?.clause_correlation;
     TopicCorrelation = "topic_correlation", "ρ topics":
-        "The same over segments that start at a topic word." => |f| f.reward.topic_correlation;
+        "The same over segments that start at a topic word." => |f| f.reward.as_ref()?.topic_correlation;
     QualityCorrelation = "quality_correlation", "ρ quality":
-        "The same over segments that start at a quality word." => |f| f.reward.quality_correlation;
+        "The same over segments that start at a quality word." => |f| f.reward.as_ref()?.quality_correlation;
     BoundaryPrecision = "boundary_precision", "boundary precision":
-        "Share of segment starts that are true phrase starts." => |f| f.reward.boundary_precision;
+        "Share of segment starts that are true phrase starts." => |f| f.reward.as_ref()?.boundary_precision;
     BoundaryRecall = "boundary_recall", "boundary recall":
-        "Share of true phrase starts that are segment starts." => |f| f.reward.boundary_recall;
+        "Share of true phrase starts that are segment starts." => |f| f.reward.as_ref()?.boundary_recall;
     BoundaryF1 = "boundary_f1", "boundary F1":
-        "F1 of segment starts against true phrase starts." => |f| f.reward.boundary_f1;
+        "F1 of segment starts against true phrase starts." => |f| f.reward.as_ref()?.boundary_f1;
     SegmentTokens = "segment_tokens", "tokens a segment":
-        "Tokens of a segment in the held-out pairs." => |f| Some(f.reward.segment_tokens);
+        "Tokens of a segment in the held-out pairs." => |f| Some(f.reward.as_ref()?.segment_tokens);
     NormalizerMeanR2 = "normalizer_mean_r2", "R² of Mean(p)":
         "Share of the variance of the locations' means that the normalizer's Mean(p) explains."
-        => |f| f.normalizer.r_squared_mean.filter(|_| is_line(f));
+        => |f| line(f)?.r_squared_mean;
     NormalizerStdR2 = "normalizer_std_r2", "R² of Std(p)":
         "Share of the variance of the locations' standard deviations that its Std(p) explains."
-        => |f| f.normalizer.r_squared_std.filter(|_| is_line(f));
+        => |f| line(f)?.r_squared_std;
 }
 
 impl Quantity {
@@ -209,6 +215,7 @@ impl Quantity {
     pub(in crate::grid) fn of_base(self, figures: &Figures) -> Option<f64> {
         let before = &figures.evaluation.before;
         match self {
+            Self::PassRate => before.pass_rate,
             Self::Gold => before.gold,
             Self::WinRate | Self::LengthControlledWinRate => Some(0.5), // against itself
             Self::Responses => Some(before.responses as f64),
@@ -221,9 +228,10 @@ impl Quantity {
     }
 }
 
-/// Whether the normalizer is a curve over locations: R² of a constant says nothing about a fit.
-fn is_line(figures: &Figures) -> bool {
-    matches!(figures.normalizer.normalizer, Normalizer::LocationAware { .. })
+/// The normalizer, if it is a curve over locations: R² of a constant says nothing about a fit.
+fn line(figures: &Figures) -> Option<&NormalizerFile> {
+    let normalizer = figures.normalizer.as_ref();
+    normalizer.filter(|file| matches!(file.normalizer, Normalizer::LocationAware { .. }))
 }
 
 /// The mean of the values; `None` without one.

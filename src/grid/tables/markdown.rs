@@ -144,8 +144,11 @@ const DIFFERENCES: &[Quantity] = &[
     Quantity::Tokens,
 ];
 
-/// The quantity that judges arms: gold reward, or e_φ if no arm has it.
+/// The quantity that judges arms: the pass rate if there is a verdict, else gold reward, or e_φ if no arm has it.
 fn score(experiment: &Experiment) -> Quantity {
+    if experiment.arms.iter().any(|arm| arm.figure(Quantity::PassRate).is_some()) {
+        return Quantity::PassRate;
+    }
     let gold = experiment.arms.iter().any(|arm| arm.figure(Quantity::Gold).is_some());
     if gold || experiment.arms.iter().all(|arm| arm.figures.is_empty()) {
         Quantity::Gold

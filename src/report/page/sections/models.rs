@@ -225,7 +225,7 @@ pub(super) fn reward_model(page: &Page) -> Option<Section> {
     let plots = own.filter_map(|arm| {
         let bins: Vec<_> = finished(page, &experiment.name, &arm.name)
             .into_iter()
-            .map(|figures| &figures.reward.calibration)
+            .filter_map(|figures| Some(&figures.reward.as_ref()?.calibration))
             .collect();
         let most = bins.iter().map(|bins| bins.len()).max()?;
         let points = (0..most).filter_map(|i| {
