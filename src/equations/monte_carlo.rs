@@ -8,6 +8,7 @@
 //!
 //! V(s) is the mean reward of the continuations sampled from s.
 
+use super::masked_clip::unsure;
 use crate::statistics::mean;
 
 /// Added to the standard deviation of a node's children.
@@ -35,8 +36,8 @@ pub const SIBLING_STD_EPSILON: f64 = 1e-8;
 /// assert_eq!(cutpoints(&log_probs, 0.9, 2), [1, 4]);
 /// ```
 pub fn cutpoints(log_probs: &[f64], threshold: f64, interval: usize) -> Vec<usize> {
-    let unsure = log_probs.iter().enumerate().filter(|(_, l)| l.exp() < threshold);
-    unsure.map(|(t, _)| t).step_by(interval).collect()
+    let unsure = unsure(log_probs, threshold).into_iter().enumerate();
+    unsure.filter(|(_, unsure)| *unsure).map(|(t, _)| t).step_by(interval).collect()
 }
 
 /// The advantage of each of a response's tokens: what the value gains from the cutpoint before it to the next.

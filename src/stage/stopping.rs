@@ -84,7 +84,7 @@ impl Unbroken {
     fn new(stage: Stage, more: &[&str]) -> Self {
         let run = tempfile::tempdir().unwrap();
         let context = context(run.path(), more);
-        let before = Stage::ALL.into_iter().take_while(|&before| before != stage);
+        let before = context.stages().take_while(|&before| before != stage);
         before.for_each(|stage| super::run(stage, &context).unwrap());
         let (passes, result) = passes::count(0, &context.stop, || super::run(stage, &context));
         result.unwrap();
@@ -158,10 +158,19 @@ fn an_iteration_of_ppo_ends_with_whichever_pass_a_stop_comes_in() {
     }
 }
 
+/// Systems that draw more than one response a prompt, of numbers that differ from iteration to iteration.
+#[test]
+fn systems_with_draws_of_their_own_go_on_where_they_were_stopped() {
+    let spo = ["task.reward=verdict", "systems.spo.size=2", "systems.spo.branches=[2, 2]"];
+    for method in ["method=spo_chain", "method=spo_tree"] {
+        goes_on(Stage::Ppo, &[&spo[..], &[method]].concat());
+    }
+}
+
 /// After a stop at three quarters, less than half of the passes is left to do.
 #[track_caller]
-fn goes_on(stage: Stage) {
-    let unbroken = Unbroken::new(stage, &[]);
+fn goes_on(stage: Stage, more: &[&str]) {
+    let unbroken = Unbroken::new(stage, more);
     unbroken.begin_anew();
     assert!(unbroken.stopped(unbroken.passes * 3 / 4).1);
     let (left, _) = unbroken.stopped(0);
@@ -182,7 +191,7 @@ macro_rules! stages {
 
             #[test]
             fn goes_on_where_it_was_stopped() {
-                goes_on($stage);
+                goes_on($stage, &[]);
             }
         }
     )* };

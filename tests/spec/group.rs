@@ -10,8 +10,8 @@ use serde::Deserialize;
 
 use crate::goldens::cases;
 use crate::support::{
-    assert_close, assert_gradient, cpu, devices, host, mask, matrix, panic_of, value_and_gradient,
-    with_nan_padding,
+    assert_close, assert_gradient, cpu, devices, host, mask, matrix, padded, panic_of,
+    value_and_gradient, with_nan_padding,
 };
 use crate::tolerance;
 
@@ -81,13 +81,7 @@ impl Case {
 
     /// Rows of different lengths on one rectangle, NaN behind them.
     fn padded(&self, rows: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let width = self.lengths().into_iter().max().unwrap();
-        let pad = |row: &Vec<f64>| {
-            let mut row = row.clone();
-            row.resize(width, f64::NAN);
-            row
-        };
-        rows.iter().map(pad).collect()
+        padded(rows, self.lengths().into_iter().max().unwrap(), f64::NAN)
     }
 
     /// Each response's advantage at each of its tokens.

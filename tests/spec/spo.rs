@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::goldens::cases;
 use crate::support::{
-    assert_close, assert_gradient, cpu, devices, host, matrix, panic_of, value_and_gradient,
+    assert_close, assert_gradient, cpu, devices, host, matrix, padded, panic_of, value_and_gradient,
 };
 use crate::tolerance;
 
@@ -113,15 +113,6 @@ impl Chain {
         self.old_log_probs.iter().map(of).collect()
     }
 
-    fn padded(&self, rows: &[Vec<f64>], padding: f64) -> Vec<Vec<f64>> {
-        let pad = |row: &Vec<f64>| {
-            let mut row = row.clone();
-            row.resize(self.width(), padding);
-            row
-        };
-        rows.iter().map(pad).collect()
-    }
-
     fn whitened(&self) -> Vec<Vec<f64>> {
         let mut advantages = self.advantages.clone();
         whiten_masked(&mut advantages, &self.mask());
@@ -130,7 +121,7 @@ impl Chain {
 
     fn policy(&self, log_probs: Tensor<2>, device: &Device) -> PolicyLoss {
         let dtype = log_probs.dtype();
-        let row = |rows: &[Vec<f64>]| matrix(&self.padded(rows, f64::NAN), device, dtype);
+        let row = |rows: &[Vec<f64>]| matrix(&padded(rows, self.width(), f64::NAN), device, dtype);
         let (old, reference) = (row(&self.old_log_probs), row(&self.ref_log_probs));
         let rows = [log_probs, old, reference, row(&self.whitened())];
         let mut mask = self.mask();
@@ -195,7 +186,7 @@ fn the_masked_loss_and_its_gradient_are_those_of_the_official_code() {
     for case in cases::<Chain>("spo_chain") {
         assert_eq!(case.ratio_threshold, LARGEST_MEAN_RATIO);
         for (device, tolerance) in devices() {
-            let x = case.padded(&case.log_probs, f64::NAN);
+            let x = padded(&case.log_probs, case.width(), f64::NAN);
             let loss = |x| case.policy(x, &device).loss;
             let (loss, gradient) = value_and_gradient(loss, &x, &device, DType::F32);
             let policy = case.policy(matrix(&x, &device, DType::F32), &device);
@@ -209,7 +200,7 @@ fn the_masked_loss_and_its_gradient_are_those_of_the_official_code() {
             let expected: Vec<Vec<f64>> =
                 expected.map(|row| row.iter().map(|g| g.unwrap()).collect()).collect();
             assert_close(&[loss], &[case.loss.unwrap()], tolerance);
-            assert_close(&gradient, &case.padded(&expected, 0.0).concat(), tolerance);
+            assert_close(&gradient, &padded(&expected, case.width(), 0.0).concat(), tolerance);
             let relative = [host(policy.ratio)[0] / case.mean_ratio.unwrap()];
             assert_close(&relative, &[1.0], tolerance);
             assert_close(&host(policy.clip_fraction), &[case.clip_fraction.unwrap()], tolerance);
@@ -444,7 +435,10 @@ fn gradients_are_those_of_central_differences() {
     let own: Vec<&Chain> = cases.iter().filter(|c| smooth.contains(&c.kind.as_str())).collect();
     assert!(own.len() >= 6);
     for case in own {
-        assert_gradient(|x| case.policy(x, &cpu()).loss, &case.padded(&case.log_probs, 0.0));
+        assert_gradient(
+            |x| case.policy(x, &cpu()).loss,
+            &padded(&case.log_probs, case.width(), 0.0),
+        );
     }
 }
 

@@ -42,6 +42,16 @@ pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
+/// Rows brought to one width.
+pub fn padded(rows: &[Vec<f64>], width: usize, padding: f64) -> Vec<Vec<f64>> {
+    let pad = |row: &Vec<f64>| {
+        let mut row = row.clone();
+        row.resize(width, padding);
+        row
+    };
+    rows.iter().map(pad).collect()
+}
+
 /// Rows with NaN after the first `lengths[row]` tokens.
 pub fn with_nan_padding(rows: &[Vec<f64>], lengths: &[usize]) -> Vec<Vec<f64>> {
     let pad = |(row, &n): (&Vec<f64>, &usize)| {

@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use crate::goldens::cases;
 use crate::support::{
-    assert_close, assert_gradient, cpu, devices, host, mask, matrix, panic_of, value_and_gradient,
-    vector,
+    assert_close, assert_gradient, cpu, devices, host, mask, matrix, padded, panic_of,
+    value_and_gradient, vector,
 };
 use crate::tolerance;
 
@@ -28,18 +28,9 @@ impl Rows {
         self.log_probs.iter().map(Vec::len).max().unwrap()
     }
 
-    fn padded(&self, rows: &[Vec<f64>], padding: f64) -> Vec<Vec<f64>> {
-        let pad = |row: &Vec<f64>| {
-            let mut row = row.clone();
-            row.resize(self.width(), padding);
-            row
-        };
-        rows.iter().map(pad).collect()
-    }
-
     fn loss(&self, log_probs: Tensor<2>, beta: f64, device: &Device) -> Tensor<1> {
         let dtype = log_probs.dtype();
-        let row = |rows: &[Vec<f64>]| matrix(&self.padded(rows, f64::NAN), device, dtype);
+        let row = |rows: &[Vec<f64>]| matrix(&padded(rows, self.width(), f64::NAN), device, dtype);
         let lengths: Vec<usize> = self.log_probs.iter().map(Vec::len).collect();
         let rows = [log_probs, row(&self.reference), row(&self.weights)];
         weighted_dpo_loss(rows, mask(&lengths, self.width(), device), beta)
@@ -47,11 +38,11 @@ impl Rows {
 
     fn assert_golden(&self, beta: f64, loss: f64, gradient: &[Vec<f64>]) {
         for (device, tolerance) in devices() {
-            let x = self.padded(&self.log_probs, f64::NAN);
+            let x = padded(&self.log_probs, self.width(), f64::NAN);
             let of = |x| self.loss(x, beta, &device);
             let (value, own) = value_and_gradient(of, &x, &device, DType::F32);
             assert_close(&[value], &[loss], tolerance);
-            assert_close(&own, &self.padded(gradient, 0.0).concat(), tolerance);
+            assert_close(&own, &padded(gradient, self.width(), 0.0).concat(), tolerance);
         }
     }
 }
@@ -393,7 +384,7 @@ fn gradients_are_those_of_central_differences() {
     for case in cases::<SegmentDpo>("segment_dpo") {
         let rows = case.rows();
         if rows.weights.concat().iter().any(|weight| *weight != 0.0) {
-            let x = rows.padded(&rows.log_probs, 0.0);
+            let x = padded(&rows.log_probs, rows.width(), 0.0);
             assert_gradient(|x| rows.loss(x, case.beta, &cpu()), &x);
         }
     }
