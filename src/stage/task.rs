@@ -178,11 +178,17 @@ impl Task {
             }
             Source::Letters => {
                 let (train, held_out) = letters::split(letter_prompts(&context.settings));
+                let verdict = context.settings.has_verdict();
                 let write = |prompts: &[Prompt], purpose: &str, count: usize| {
                     let letters = (0..count).map(|i| {
                         let mut rng = stream(context.settings.seed, purpose, i as u64);
                         let prompt = &prompts[i % prompts.len()];
-                        (prompt.tokens(), letters::write_letter(prompt, &mut rng))
+                        let mut letter = letters::write_letter(prompt, &mut rng);
+                        // A second try, so that the model that learns from them passes now and then.
+                        if verdict && !letters::passes(prompt, &letter) {
+                            letter = letters::write_letter(prompt, &mut rng);
+                        }
+                        (prompt.tokens(), letter)
                     });
                     Items::Memory(letters.collect())
                 };

@@ -750,6 +750,45 @@ const SETTINGS: &[Row] = &[
         ],
         |_| try_in_empty(&["ppo", "--method", "grpo", "--set", "systems.group.size=3"]),
     ),
+    (
+        "SettingsError::Range",
+        2,
+        &["--set systems.spo.size=3: systems.spo.size = 3; expected a divisor of ppo.rollouts = 8"],
+        |_| try_in_empty(&["ppo", "--method", "spo_chain", "--set", "systems.spo.size=3"]),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["systems.spo.branches = [3, 2]; expected a product that divides ppo.rollouts = 8"],
+        |_| try_in_empty(&["ppo", "--method", "spo_tree", "--set", "systems.spo.branches=[3,2]"]),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["systems.spo.branches = 1; expected from 2 to 64 branches a level"],
+        |_| set("systems.spo.branches=[1]"),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["systems.spo.branches = []; expected a number of branches for each level"],
+        |_| set("systems.spo.branches=[]"),
+    ),
+    (
+        "Error::Usage",
+        2,
+        &["train-reward: task.reward = \"verdict\" judges by program and has no reward model"],
+        |_| try_in_empty(&["train-reward", "--set", "task.reward=verdict"]),
+    ),
+    (
+        "Error::Usage",
+        2,
+        &["a reward model's scores: task.reward = \"verdict\" judges by program"],
+        |_| {
+            let text = ["score", "--prompt", "write .", "--response", "dear ana"];
+            try_in_empty(&[&text[..], &["--set", "task.reward=verdict"]].concat())
+        },
+    ),
     ("SettingsError::Range", 2, &["reproduce.methods = []; expected at least one method"], |_| {
         set("reproduce.methods=[]")
     }),

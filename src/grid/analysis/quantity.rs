@@ -70,9 +70,9 @@ quantities! {
         "Clauses of a held-out response that repeat an earlier one." => |f| f.evaluation.after.repeats;
     EosRate = "eos_rate", "ended":
         "Share of held-out responses that ended in EOS." => |f| Some(f.evaluation.after.eos_rate);
-    SampledTokens = "sampled_tokens", "sampled tokens":
-        "Tokens drawn in training: responses and continuations."
-        => |f| Some(f.curve.sampled_tokens.iter().sum::<usize>() as f64).filter(|&all| all > 0.0);
+    SampledTokens = "sampled_tokens", "sampled tokens, thousands":
+        "Thousands of tokens drawn in training: of responses and continuations."
+        => |f| Some(f.curve.sampled_tokens.iter().sum::<usize>() as f64 / 1e3).filter(|&all| all > 0.0);
     Area = "area", "area":
         "Area under held-out gold reward over updates by the trapezoidal rule, from the SFT model on, divided by the \
          updates: the mean during training." => |f| area(&path(f)?);
@@ -154,6 +154,7 @@ quantities! {
 impl Quantity {
     /// The quantities in which arms are compared.
     pub const COMPARED: &[Self] = &[
+        Self::PassRate,
         Self::Gold,
         Self::WinRate,
         Self::LengthControlledWinRate,
@@ -185,7 +186,7 @@ impl Quantity {
     /// If it is a share, the quantity that counts what it is a share of.
     pub fn count(self) -> Option<Self> {
         match self {
-            Self::WinRate | Self::LengthControlledWinRate => Some(Self::Responses),
+            Self::PassRate | Self::WinRate | Self::LengthControlledWinRate => Some(Self::Responses),
             Self::RewardAccuracy => Some(Self::RewardPairs),
             Self::RewardGoldAccuracy => Some(Self::RewardGoldPairs),
             _ => None,
@@ -197,11 +198,11 @@ impl Quantity {
     /// one-sided tests). Anything else whose interval includes 0 is undecided.
     ///
     /// Gold reward: 0.2, a fifth of what one clause on an asked topic earns. Win rates: 0.02, about what 0.2 of gold
-    /// reward moves one by.
+    /// reward moves one by; pass rates: as much.
     pub fn margin(self) -> Option<f64> {
         match self {
             Self::Gold | Self::Area | Self::BestGold => Some(0.2),
-            Self::WinRate | Self::LengthControlledWinRate => Some(0.02),
+            Self::PassRate | Self::WinRate | Self::LengthControlledWinRate => Some(0.02),
             _ => self.level().map(|_| 0.2),
         }
     }

@@ -110,6 +110,7 @@ const SHORT: &[Quantity] = &[
     Quantity::GoldAtOneNat,
 ];
 const POLICY: &[Quantity] = &[
+    Quantity::SampledTokens,
     Quantity::Segments,
     Quantity::EosRate,
     Quantity::BestGold,
@@ -195,7 +196,7 @@ fn differences(experiment: &Experiment) -> Option<String> {
         experiment.differences.iter().filter(|d| !d.figures.is_empty()).collect();
     let score = score(experiment);
     let is_known = |q: &Quantity| known.iter().any(|d| d.figures.contains_key(q));
-    let rest = DIFFERENCES.iter().copied().filter(|&q| q != Quantity::Gold && is_known(&q));
+    let rest = DIFFERENCES.iter().copied().filter(|&q| q != score && is_known(&q));
     let columns: Vec<Quantity> = [score].into_iter().chain(rest).collect();
     let titles = columns.iter().map(|&q| experiment.title(q));
     let header: Vec<String> = ["difference".to_owned()].into_iter().chain(titles).collect();

@@ -69,9 +69,22 @@ fn arms_table(
     table(caption, &header, rows)
 }
 
-/// The columns that judge the policy, then `further` ones; without e_φ if gold is known.
-fn judged(gold: bool, further: &[Shown]) -> Vec<Shown> {
+/// The quantity that judges policies, and what it is.
+fn judge(experiment: &Experiment, gold: bool) -> (Quantity, &'static str) {
+    let verdict = experiment.arms.iter().any(|arm| arm.figure(Quantity::PassRate).is_some());
+    match (verdict, gold) {
+        (true, _) => (Quantity::PassRate, "the verdict of the task"),
+        (_, true) => (Quantity::Gold, "the gold reward of the task"),
+        _ => (Quantity::SequenceScore, "e_φ, the reward model's own score"),
+    }
+}
+
+/// The columns that judge the policy, then `further` ones; without e_φ if gold is known, and without a pass rate if there
+/// is no verdict.
+fn judged(experiment: &Experiment, gold: bool, further: &[Shown]) -> Vec<Shown> {
+    let verdict = judge(experiment, gold).0 == Quantity::PassRate;
     let columns = [
+        (Quantity::PassRate, 2),
         (Quantity::Gold, 2),
         (Quantity::SequenceScore, 2),
         (Quantity::WinRate, 2),
@@ -79,16 +92,19 @@ fn judged(gold: bool, further: &[Shown]) -> Vec<Shown> {
         (Quantity::Kl, 2),
         (Quantity::Tokens, 1),
     ];
-    let columns = columns.iter().filter(|(q, _)| *q != Quantity::SequenceScore || !gold);
+    let columns = columns.iter().filter(|(q, _)| match q {
+        Quantity::PassRate => verdict,
+        Quantity::SequenceScore => !gold,
+        _ => true,
+    });
     columns.chain(further).copied().collect()
 }
 
 pub(super) fn headline(page: &Page) -> Option<Section> {
     let experiment = main_experiment(page.analysis)?;
     let gold = knows_gold(page.analysis);
-    let columns = judged(gold, &[]);
-    let judge =
-        if gold { "the gold reward of the task" } else { "e_φ, the reward model's own score" };
+    let columns = judged(experiment, gold, &[]);
+    let (quantity, judge) = judge(experiment, gold);
     let caption = format!(
         "{}. On held-out prompts: mean ± standard error over seeds, below it the 95 % interval (Student's t). \
          Responses are judged by {judge}; (n …) is the number of responses of each seed that a win rate is a share of. The paper's figures are of other models and other judges: only the \
@@ -96,7 +112,6 @@ pub(super) fn headline(page: &Page) -> Option<Section> {
         experiment.title.trim_end_matches('.')
     );
     let main = arms_table(experiment, &caption, &columns, &Benchmark::ALL);
-    let quantity = if gold { Quantity::Gold } else { Quantity::SequenceScore };
     let figure = intervals(experiment, quantity);
     Section::new("headline", "Headline", main.into_iter().chain(figure).collect())
 }
@@ -244,9 +259,9 @@ pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
         (Quantity::SequenceRankCorrelation, 2),
         (Quantity::RankCorrelation, 2),
     ];
-    let columns = judged(truth, &further);
     let mut blocks = Vec::new();
     for experiment in &page.analysis.experiments {
+        let columns = judged(experiment, truth, &further);
         let note = note(experiment).map_or(String::new(), |note| format!(" {note}"));
         let caption =
             format!("Mean ± standard error over seeds, below it the 95 % interval.{note}");
@@ -259,9 +274,8 @@ pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
 }
 
 fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
-    let score = if truth { Quantity::Gold } else { Quantity::SequenceScore };
     let columns = [
-        (score, 2),
+        (judge(experiment, truth).0, 2),
         (Quantity::WinRate, 3),
         (Quantity::LengthControlledWinRate, 3),
         (Quantity::GoldAtOneNat, 2),
