@@ -7,6 +7,7 @@ mod overlay;
 
 use std::path::Path;
 
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::overlay::{line_at, merge};
@@ -65,7 +66,7 @@ section! {
         normalizer: NormalizerSettings = Nested,
         sampling: SamplingSettings = Nested,
         ppo: PpoSettings = Nested,
-        #[serde(default = "default_systems")] // a grid of before there were any
+        #[serde(default = "default_systems", deserialize_with = "systems")]
         systems: SystemsSettings = Nested,
         evaluation: EvaluationSettings = Nested,
         reproduce: ReproduceSettings = Nested,
@@ -76,6 +77,13 @@ section! {
 fn default_systems() -> SystemsSettings {
     let defaults: toml::Table = DEFAULTS.parse().expect("the defaults parse");
     defaults["systems"].clone().try_into().expect("the defaults hold")
+}
+
+/// The sections of systems, over the defaults: a grid of before there was a system lacks its section.
+fn systems<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemsSettings, D::Error> {
+    let mut all = toml::Table::try_from(default_systems()).expect("settings serialise");
+    merge(&mut all, toml::Table::deserialize(deserializer)?);
+    all.try_into().map_err(|error: toml::de::Error| D::Error::custom(error.message()))
 }
 
 section! {

@@ -50,7 +50,6 @@ section! {
     /// The section `[systems]`: a section for each system that has settings of its own.
     SystemsSettings {
         group: group::Settings = Nested,
-        #[serde(default = "spo::Settings::defaults")] // a grid of before there was this system
         spo: spo::Settings = Nested,
     }
 }

@@ -50,14 +50,6 @@ section! {
     }
 }
 
-impl Settings {
-    /// The defaults, in `experiments/default.toml`.
-    pub(super) fn defaults() -> Self {
-        let defaults: toml::Table = crate::settings::DEFAULTS.parse().expect("the defaults parse");
-        defaults["systems"]["spo"].clone().try_into().expect("the defaults hold")
-    }
-}
-
 /// Where a chain is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
