@@ -55,6 +55,15 @@ columns! {
     CauseTokenShare: "Share of tokens that have a true credit." => |f| known(&f.curve.cause_token_share);
     CreditCorrelation: "Pearson's correlation of advantage and true credit."
         => |f| known(&f.curve.credit_correlation);
+    SampledTokens: "Thousands of tokens drawn in training so far." => |f| {
+        let mut drawn = 0.0;
+        let each = f.curve.sampled_tokens.iter().map(|&tokens| {
+            drawn += tokens as f64 / 1e3;
+            drawn
+        });
+        [0.0].into_iter().chain(each).enumerate().skip(usize::from(f.curve.sampled_tokens.is_empty())).collect()
+    };
+    PassRate: "Share of held-out responses that pass." => |f| held_out(f, |e| e.pass_rate);
     HeldOutGold: "Gold reward on held-out prompts." => |f| held_out(f, |e| e.gold);
     HeldOutSequenceScore: "e_φ on held-out prompts." => |f| held_out(f, |e| Some(e.sequence_score));
     WinRate: "Win rate over the SFT model on held-out prompts; ½ for that model itself."

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Shown, arms_only, figure, heading, main_experiment, text, title};
 use crate::grid::analysis::{Arm, BandPoint, Column, Experiment, ONE_BETA, PathPoint, Quantity};
 use crate::report::page::Page;
-use crate::report::page::plots::{Layer, Plot, Style};
+use crate::report::page::plots::{Layer, Plot, SERIES, Style};
 use crate::report::page::view::{Block, Drawing, Entry, Section};
 use crate::systems::Method;
 
@@ -43,7 +43,9 @@ pub(super) fn series(arms: &[&Arm]) -> Vec<Style> {
     let by_method: Vec<usize> = (arms.iter())
         .filter_map(|arm| Method::all().iter().position(|method| *method == arm.method))
         .collect();
-    let distinct = by_method.iter().collect::<BTreeSet<_>>().len() == arms.len();
+    // There are more methods than looks.
+    let looks: BTreeSet<usize> = by_method.iter().map(|number| number % SERIES).collect();
+    let distinct = looks.len() == arms.len();
     let number = |i: usize| if distinct { by_method[i] } else { i };
     (0..arms.len()).map(|i| Style::Series(number(i))).collect()
 }
@@ -64,31 +66,51 @@ impl Group<'_> {
         self.styled().into_iter().map(|(style, name, _)| Entry::new(style, name)).collect()
     }
 
-    /// A curve for each arm, with a band if there are several seeds.
+    /// A curve for each arm over updates of the policy, with a band if there are several seeds.
     pub(super) fn plot(&self, column: Column, y: &str) -> Option<Drawing> {
+        self.plot_over("updates of the policy", column, y, |_, point| Some(point.iteration as f64))
+    }
+
+    /// The pass rate over the tokens that were sampled, if there is a verdict.
+    fn pass_rate(&self) -> Option<Drawing> {
+        let tokens = |arm: &Arm, point: &BandPoint| {
+            let drawn = arm.band(Column::SampledTokens).iter();
+            let at = drawn.into_iter().find(|drawn| drawn.iteration == point.iteration)?;
+            Some(at.estimate.mean)
+        };
+        self.plot_over("sampled tokens, thousands", Column::PassRate, "Pass rate, held out", tokens)
+    }
+
+    /// A curve for each arm, its points at the place that `x` gives them.
+    fn plot_over(
+        &self,
+        axis: &str,
+        column: Column,
+        y: &str,
+        x: impl Fn(&Arm, &BandPoint) -> Option<f64>,
+    ) -> Option<Drawing> {
         let arms = self.styled().into_iter();
-        let bands = arms.clone().map(|(style, _, arm)| band(style, arm.band(column)));
+        let bands = arms.clone().map(|(style, _, arm)| {
+            let interval = |p: &BandPoint| {
+                let [low, high] = p.estimate.interval?;
+                Some((x(arm, p)?, low, high))
+            };
+            Layer::Band(style, arm.band(column).iter().filter_map(interval).collect())
+        });
         let lines = arms.map(|(style, _, arm)| {
             let points = arm.band(column).iter();
-            let points = points.map(|p| (p.iteration as f64, p.estimate.mean)).collect();
+            let points = points.filter_map(|p| Some((x(arm, p)?, p.estimate.mean))).collect();
             Layer::Line { style, points, marked: true }
         });
         let plot = Plot {
             y: y.to_owned(),
-            x: "updates of the policy".into(),
-            description: format!("{y} over updates of the policy, one curve an arm"),
+            x: axis.to_owned(),
+            description: format!("{y} over {axis}, one curve an arm"),
             layers: bands.chain(lines).collect(),
             ..Plot::default()
         };
         Drawing::of(None, &plot)
     }
-}
-
-/// The 95 % intervals of a curve.
-fn band(style: Style, points: &[BandPoint]) -> Layer {
-    let point =
-        |p: &BandPoint| p.estimate.interval.map(|[low, high]| (p.iteration as f64, low, high));
-    Layer::Band(style, points.iter().filter_map(point).collect())
 }
 
 pub(super) fn curves(page: &Page, truth: bool) -> Option<Section> {
@@ -105,13 +127,14 @@ pub(super) fn curves(page: &Page, truth: bool) -> Option<Section> {
     ];
     let mut blocks = vec![text(
         "Lines are means over seeds, bands their 95 % intervals, cut where they leave the plot; of a single seed there \
-         is no band. Win rates are of held-out prompts, the rest of rollouts to training prompts, which the policy draws \
+         is no band. Pass rates and win rates are of held-out prompts, the rest of rollouts to training prompts, which the policy draws \
          before its update: what is at 0 is the SFT model.",
     )];
     for experiment in &page.analysis.experiments {
         let mut figures = Vec::new();
         for group in groups(experiment) {
-            let plots = columns.iter().filter_map(|&(column, y)| group.plot(column, y)).collect();
+            let curves = columns.iter().filter_map(|&(column, y)| group.plot(column, y));
+            let plots = group.pass_rate().into_iter().chain(curves).collect();
             let name = group.name.map_or(String::new(), |name| format!(", {name}"));
             let win_rate = experiment.count(Quantity::WinRate);
             let count = win_rate.map_or(String::new(), |n| {
