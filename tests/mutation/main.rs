@@ -119,6 +119,7 @@ impl Copy {
             "experiments",
             "paper",
         ];
+        fs::create_dir_all(&dir).unwrap();
         for name in parts {
             copy(&crate_dir().join(name), &dir.join(name));
         }
