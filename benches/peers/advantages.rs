@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use segment_rlhf::data::diagnostics::pearson;
 use segment_rlhf::data::tabular::{END, Tabular};
 use segment_rlhf::equations::gae::gae;
 use segment_rlhf::equations::group_baseline::{leave_one_out, over_mean, over_std};
@@ -155,15 +156,6 @@ fn tree(draws: &mut Draws<'_>, budget: usize) -> Vec<Pair> {
     pairs
 }
 
-fn correlation(pairs: &[Pair]) -> Option<f64> {
-    let [a, b] = [|p: &Pair| p.0, |p: &Pair| p.1].map(|of| mean(pairs.iter().map(of)));
-    let sum = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
-        pairs.iter().map(|&(x, y)| of(x - a, y - b)).sum()
-    };
-    let (xx, yy) = (sum(&|x, _| x * x), sum(&|_, y| y * y));
-    (xx > 0.0 && yy > 0.0).then(|| sum(&|x, y| x * y) / (xx * yy).sqrt())
-}
-
 type Estimator = fn(&mut Draws<'_>, usize) -> Vec<Pair>;
 
 fn main() {
@@ -190,7 +182,8 @@ fn main() {
                 let mut draws = Draws { table: &table, stream: stream(seed, name, 0), tokens: 0 };
                 let pairs = estimate(&mut draws, budget);
                 errors.push(mean(pairs.iter().map(|(a, exact)| (a - exact).powi(2))));
-                correlations.extend(correlation(&pairs));
+                let (estimated, exact): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
+                correlations.extend(pearson(&estimated, &exact));
             }
             let cell = |of: &[f64]| {
                 let error = standard_error(of).unwrap_or_default();

@@ -246,14 +246,12 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
         None => context.dir(Stage::TrainReward),
     };
     let ppo = context.dir(Stage::Ppo);
-    let verdict = context.settings.has_verdict();
+    // A run with a verdict has neither.
+    let judged = has(Stage::FitNormalizer);
     let path = context.dir(Stage::FitNormalizer).join("normalizer.json");
-    let mut normalizer: Option<NormalizerFile> =
-        (!verdict).then(|| read_json(&path, "ablate")).transpose()?;
-    if let Some(normalizer) = &mut normalizer {
-        normalizer.statistics.clear();
-    }
-    let reward = (!verdict).then(|| read_json(&reward_dir.join("summary.json"), "ablate"));
+    let normalizer = judged.then(|| read_json::<NormalizerFile>(&path, "ablate")).transpose()?;
+    let normalizer = normalizer.map(|file| NormalizerFile { statistics: Vec::new(), ..file });
+    let reward = judged.then(|| read_json(&reward_dir.join("summary.json"), "ablate"));
     let preferences = has(Stage::Preferences)
         .then(|| read_json(&context.dir(Stage::Preferences).join("summary.json"), "ablate"));
     let metrics: Vec<IterationMetrics> = read_json_lines(&ppo.join("metrics.jsonl"))?;

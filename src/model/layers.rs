@@ -57,8 +57,11 @@ impl Linear {
     /// `[N, inputs]` to `[N, outputs]`, in the type of `x`. An adapter is applied beside the weight,
     /// x Wᵀ + s (x bᵀ) aᵀ, so that no dense W + s a b is made, or kept for the backward pass.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let times =
-            |x, weight| if self.in_parts { apply_in_parts(x, weight) } else { apply(x, weight) };
+        let product = if self.in_parts { linear_in_parts } else { linear };
+        let times = |x: Tensor<2>, weight| {
+            let weight = cast(weight, x.dtype());
+            product(x, weight)
+        };
         let y = match self.weight.adapter() {
             None => times(x, self.weight.base()),
             Some(LoraAdapter { a, b, scale }) => {
@@ -80,12 +83,6 @@ impl Linear {
 pub(super) fn apply(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     let weight = cast(weight, x.dtype());
     linear(x, weight)
-}
-
-/// As [`apply`], the outputs of a large weight in parts side by side.
-fn apply_in_parts(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    let weight = cast(weight, x.dtype());
-    linear_in_parts(x, weight)
 }
 
 /// Normalization of the channels, scaled per channel: RMSNorm, x / √(mean(x²) + ε); with a bias LayerNorm,

@@ -17,7 +17,7 @@ use super::error::SystemError;
 use super::interface::{Credit, Draw, Method, Parts, Rollouts, Row, System};
 use super::loss::Loss;
 use super::rewards::NormalizedRewards;
-use super::sample::Sample;
+use super::sample::{Sample, response_tokens};
 use super::settings::PpoSettings;
 use crate::bounds::{AtLeast, Bounds, section};
 use crate::equations::clip_k3::TokenMean;
@@ -95,11 +95,8 @@ fn own(section: toml::Value) -> Settings {
     section.try_into().expect("checked when it was read")
 }
 
-/// Every prompt of an iteration has as many responses.
 fn check(ppo: &PpoSettings, section: toml::Value) -> Option<(String, String)> {
-    let (size, rollouts) = (own(section).size, ppo.rollouts);
-    let problem = format!("{size}; expected a divisor of ppo.rollouts = {rollouts}");
-    (!rollouts.is_multiple_of(size)).then(|| ("size".to_owned(), problem))
+    ppo.check_group_size(own(section).size)
 }
 
 fn build<'a>(parts: &Parts<'a>, baseline: Baseline, loss: Loss) -> System<'a> {
@@ -139,12 +136,10 @@ impl Credit for GroupBaseline {
             let rewards: Vec<f64> = group.iter().map(reward).collect();
             let advantages = (self.baseline)(&rewards);
             for ((sample, reward), advantage) in group.iter_mut().zip(rewards).zip(advantages) {
-                let tokens = sample.response.len();
-                sample.token_rewards = vec![0.0; tokens];
-                sample.token_rewards[tokens - 1] = reward;
-                sample.advantages = vec![advantage; tokens];
+                sample.earn_at_the_end(reward);
+                sample.advantages = vec![advantage; sample.response.len()];
             }
         }
-        Ok(samples.iter().map(|sample| sample.response.len()).sum())
+        Ok(response_tokens(samples))
     }
 }

@@ -18,7 +18,7 @@ use super::error::SystemError;
 use super::interface::{Credit, Draw, Method, Parts, Rollouts, Row, System};
 use super::loss::Loss;
 use super::rewards::NormalizedRewards;
-use super::sample::Sample;
+use super::sample::{Sample, response_tokens, wide};
 use crate::equations::gae::{gae, whiten};
 use crate::equations::interpolation::{Interpolation, interpolate};
 use crate::equations::kl::token_rewards;
@@ -134,8 +134,6 @@ struct SpreadGae {
 
 impl Credit for SpreadGae {
     fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<usize, SystemError> {
-        let wide =
-            |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
         for sample in &mut *samples {
             let tokens = sample.response.len();
             let spread =
@@ -154,6 +152,6 @@ impl Credit for SpreadGae {
         for (sample, advantages) in samples.iter_mut().zip(advantages) {
             sample.advantages = advantages;
         }
-        Ok(samples.iter().map(|sample| sample.response.len()).sum())
+        Ok(response_tokens(samples))
     }
 }

@@ -101,6 +101,13 @@ impl Sample {
         }
     }
 
+    /// Earns `reward` at the last token, and nothing before it.
+    pub(super) fn earn_at_the_end(&mut self, reward: f64) {
+        let tokens = self.response.len();
+        self.token_rewards = vec![0.0; tokens];
+        self.token_rewards[tokens - 1] = reward;
+    }
+
     /// The number of tokens that the policy learns from.
     pub fn teaching_tokens(&self) -> usize {
         match &self.teaches {
@@ -108,4 +115,14 @@ impl Sample {
             None => self.response.len(),
         }
     }
+}
+
+/// The tokens of all responses.
+pub(super) fn response_tokens(samples: &[Sample]) -> usize {
+    samples.iter().map(|sample| sample.response.len()).sum()
+}
+
+/// Numbers of the models in the precision in which credit is computed.
+pub(super) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| f64::from(value)).collect()
 }

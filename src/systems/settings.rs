@@ -28,3 +28,12 @@ section! {
         critic: OptimizerSettings = Nested,
     }
 }
+
+impl PpoSettings {
+    /// The key `size` with what is wrong with it, if not every prompt of an iteration has as many responses.
+    pub(super) fn check_group_size(&self, size: usize) -> Option<(String, String)> {
+        let rollouts = self.rollouts;
+        let problem = format!("{size}; expected a divisor of ppo.rollouts = {rollouts}");
+        (!rollouts.is_multiple_of(size)).then(|| ("size".to_owned(), problem))
+    }
+}

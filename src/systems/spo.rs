@@ -23,7 +23,7 @@ use super::error::SystemError;
 use super::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
 use super::loss::Loss;
 use super::rewards::NormalizedRewards;
-use super::sample::Sample;
+use super::sample::{Sample, response_tokens, wide};
 use super::settings::PpoSettings;
 use crate::bounds::{AtLeast, Bounds, Limit, section};
 use crate::equations::masked_clip::{unsure, whiten_masked};
@@ -124,9 +124,7 @@ fn own(section: toml::Value) -> Settings {
 }
 
 fn check_chain(ppo: &PpoSettings, section: toml::Value) -> Option<(String, String)> {
-    let (size, rollouts) = (own(section).size, ppo.rollouts);
-    let problem = format!("{size}; expected a divisor of ppo.rollouts = {rollouts}");
-    (!rollouts.is_multiple_of(size)).then(|| ("size".to_owned(), problem))
+    ppo.check_group_size(own(section).size)
 }
 
 /// The leaves of whole trees are an iteration's rollouts, and even trees that end early fill its minibatches.
@@ -179,10 +177,6 @@ fn tree<'a>(parts: &Parts<'a>) -> System<'a> {
     system(parts, rollouts, |settings, _| Box::new(Tree { settings }))
 }
 
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|&value| f64::from(value)).collect()
-}
-
 /// The tokens from which the policy may learn: those of which it was unsure, or all.
 fn mask(settings: &Settings, log_probs: &[f64]) -> Vec<bool> {
     match settings.mask {
@@ -195,10 +189,7 @@ fn mask(settings: &Settings, log_probs: &[f64]) -> Vec<bool> {
 fn give(samples: &mut [Sample], mut advantages: Vec<Vec<f64>>, teaches: Vec<Vec<bool>>) {
     whiten_masked(&mut advantages, &teaches);
     for ((sample, advantages), teaches) in samples.iter_mut().zip(advantages).zip(teaches) {
-        sample.token_rewards = vec![0.0; sample.response.len()];
-        if let Some(last) = sample.token_rewards.last_mut() {
-            *last = sample.normalized.iter().sum();
-        }
+        sample.earn_at_the_end(sample.normalized.iter().sum());
         sample.advantages = advantages;
         sample.teaches = Some(teaches);
     }
@@ -248,8 +239,7 @@ impl Credit for Chain<'_> {
         let advantages = advantages.collect();
         let teaches = log_probs.iter().map(|of| mask(&self.settings, of)).collect();
         give(samples, advantages, teaches);
-        let responses: usize = samples.iter().map(|sample| sample.response.len()).sum();
-        Ok(responses + drawn)
+        Ok(response_tokens(samples) + drawn)
     }
 }
 
