@@ -54,7 +54,7 @@ pub fn pairs(bytes: &[u8]) {
             assert!((2..=4).contains(&response.len()) && response.ends_with(&[tokenizer.eos()]));
         };
         let mut pairs = 0;
-        let read = read_pairs(&path, tokenizer, limits, |pair, _| {
+        let read = read_pairs(&path, tokenizer, limits, false, |pair, _| {
             prompt(&pair.prompt);
             response(&pair.chosen);
             response(&pair.rejected);

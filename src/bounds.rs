@@ -16,6 +16,8 @@ pub enum Bounds {
     Positive,
     /// Above 0, infinity among them.
     PositiveOrInfinite,
+    /// [0, 0.5)
+    BelowHalf,
     /// [0, 1)
     BelowOne,
     /// [0, 1]
@@ -41,6 +43,7 @@ impl Bounds {
             Self::NotNegativeOrInfinite => value >= 0.0,
             Self::Positive => value > 0.0 && value.is_finite(),
             Self::PositiveOrInfinite => value > 0.0,
+            Self::BelowHalf => (0.0..0.5).contains(&value),
             Self::BelowOne => (0.0..1.0).contains(&value),
             Self::ZeroToOne => (0.0..=1.0).contains(&value),
             Self::UpToOne => value > 0.0 && value <= 1.0,
@@ -56,6 +59,7 @@ impl fmt::Display for Bounds {
             Self::NotNegativeOrInfinite => "0 or above, or inf",
             Self::Positive => "above 0",
             Self::PositiveOrInfinite => "above 0, or inf",
+            Self::BelowHalf => "in [0, 0.5)",
             Self::BelowOne => "in [0, 1)",
             Self::ZeroToOne => "in [0, 1]",
             Self::UpToOne => "in (0, 1]",

@@ -24,7 +24,7 @@ use crate::model::generate::Generation;
 use crate::model::lora::LoraSettings;
 use crate::model::optim::OptimizerSettings;
 use crate::model::sampling::Sampling;
-use crate::systems::{Method, PpoSettings, SystemsSettings};
+use crate::systems::{DpoSettings, Method, PpoSettings, SystemsSettings, Weights};
 
 /// Every setting with its default.
 pub const DEFAULTS: &str = include_str!("../experiments/default.toml");
@@ -66,6 +66,8 @@ section! {
         normalizer: NormalizerSettings = Nested,
         sampling: SamplingSettings = Nested,
         ppo: PpoSettings = Nested,
+        #[serde(default = "default_dpo")] // a grid of before there was one
+        dpo: DpoSettings = Nested,
         #[serde(default = "default_systems", deserialize_with = "systems")]
         systems: SystemsSettings = Nested,
         evaluation: EvaluationSettings = Nested,
@@ -74,9 +76,23 @@ section! {
     }
 }
 
-fn default_systems() -> SystemsSettings {
+/// A section of the defaults, by its keys.
+fn default_section<T: for<'de> Deserialize<'de>>(keys: &[&str]) -> T {
     let defaults: toml::Table = DEFAULTS.parse().expect("the defaults parse");
-    defaults["systems"].clone().try_into().expect("the defaults hold")
+    let section = keys.iter().fold(toml::Value::from(defaults), |all, &key| all[key].clone());
+    section.try_into().expect("the defaults hold")
+}
+
+fn default_aligned() -> AlignedSettings {
+    default_section(&["task", "aligned"])
+}
+
+fn default_systems() -> SystemsSettings {
+    default_section(&["systems"])
+}
+
+fn default_dpo() -> DpoSettings {
+    default_section(&["dpo"])
 }
 
 /// The sections of systems, over the defaults: a grid of before there was a system lacks its section.
@@ -120,6 +136,16 @@ section! {
         pairs: usize = AtLeast(1),
         held_out_pairs: usize = AtLeast(1),
         label_temperature: f64 = Bounds::Positive,
+        #[serde(default = "default_aligned")] // a grid of before there were any
+        aligned: AlignedSettings = Nested,
+    }
+}
+section! {
+    /// The section `[task.aligned]`.
+    AlignedSettings {
+        pairs: bool,
+        resampled_share: f64 = Bounds::UpToOne,
+        label_flips: f64 = Bounds::ZeroToOne,
     }
 }
 section! {
@@ -318,6 +344,11 @@ impl Settings {
         Ok((path.display().to_string(), text))
     }
 
+    /// What the tokens of a pair count for a method that learns from pairs.
+    pub fn weights(&self) -> Option<Weights> {
+        self.method.weights(self.systems.section(self.method))
+    }
+
     /// Whether a program's verdict is the reward, and no reward model.
     pub fn has_verdict(&self) -> bool {
         self.task.reward == TaskReward::Verdict
@@ -337,7 +368,15 @@ impl Settings {
 
     /// The first key whose value is out of range, or does not go with another, with what was expected.
     fn first_problem(&self) -> Option<(String, String)> {
-        self.problem().or_else(|| self.systems.check(self.method, &self.ppo))
+        let without_pairs = || {
+            let method = self.method.name();
+            (self.has_verdict() && self.weights().is_some()).then(|| {
+                let expected = "expected a method that learns from rollouts, since task.reward = \"verdict\" has no pairs";
+                ("method".to_owned(), format!("{method:?}; {expected}"))
+            })
+        };
+        let system = || self.systems.check(self.method, &self.ppo);
+        self.problem().or_else(system).or_else(without_pairs)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::run::lock::{Locks, Unsupported};
 use crate::run::progress::Progress;
 use crate::run::{Context, Layout};
 use crate::settings::{DEFAULTS, Settings};
-use crate::stage::{evaluate, export, fit_normalizer, online, preferences, reward, sft};
+use crate::stage::{dpo, evaluate, export, fit_normalizer, online, preferences, reward, sft};
 use crate::stop::Stop;
 use crate::systems::Method;
 
@@ -59,8 +59,10 @@ enum Command {
     TrainReward,
     /// Fits mean and standard deviation of a method's rewards by location
     FitNormalizer,
-    /// Trains the policy of a method
+    /// Trains the policy of a method that learns from its rollouts
     Ppo,
+    /// Trains the policy of a method that learns from preference pairs, such as --method dpo
+    Dpo,
     /// Compares the policy of a method with the reference model, or runs a public benchmark
     Evaluate {
         #[command(subcommand)]
@@ -197,6 +199,7 @@ impl Cli {
             Command::TrainReward => show::json(&reward::run(&stage()?)?),
             Command::FitNormalizer => show::json(&fit_normalizer::run(&stage()?)?.normalizer),
             Command::Ppo => show::json(&online::run(&stage()?)?),
+            Command::Dpo => show::json(&dpo::run(&stage()?)?),
             Command::Evaluate { benchmark: None } => show::json(&evaluate::run(&stage()?)?),
             Command::Evaluate { benchmark: Some(benchmark) } => benchmark.run(&cell()?),
             Command::Export(ExportArgs { hf, what, dtype }) => {

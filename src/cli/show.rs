@@ -177,7 +177,7 @@ pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<
 
 /// Writes responses to a prompt.
 pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Error> {
-    let policy = context.dir(Stage::Ppo).join("model");
+    let policy = context.dir(context.policy_stage()).join("model");
     let use_policy = !args.reference && context.model.is_none() && policy.exists();
     let dir = if use_policy { policy } else { context.reference_dir()? };
     let tokenizer = model_tokenizer(&dir)?;

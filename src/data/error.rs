@@ -69,6 +69,7 @@ faults! {
         "a Parquet file, and this program was built without the cargo feature `parquet`; build it with the \
          feature, or give JSON Lines",
     row wrong_type(key, expected, found): "{key} is {found}; expected {expected}",
+    row out_of_range(key, problem): "`{key}` is {problem}",
     row missing_key(key, layouts): "the key `{key}` is missing; a row is {layouts}",
     row unknown_role(key, role): "the role of `{key}` is {role:?}; expected system, user or assistant",
     row no_response(which): "`{which}` must end with a message of the assistant: the response",

@@ -1,5 +1,7 @@
 //! The layouts that a row of preference pairs, prompts or conversations may have.
 
+use std::ops::Range;
+
 use serde_json::Value;
 
 use super::chat::{Message, Role};
@@ -38,8 +40,72 @@ pub(super) struct Sides {
     pub(super) rejected: String,
 }
 
+/// Characters of a text with a label.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Segment {
+    pub(super) range: Range<usize>,
+    pub(super) label: i8,
+}
+
 /// A row of preference pairs, prompts or conversations.
 impl Fields<'_> {
+    /// The labelled segments of the chosen and the rejected text, in their order.
+    pub(super) fn labelled_segments(
+        &self,
+        texts: &[String; 2],
+    ) -> Result<[Vec<Segment>; 2], DataError> {
+        let list = self.list("segments")?;
+        let read = |(i, value): (usize, &Value)| {
+            let key = |name: &str| format!("segments[{i}].{name}");
+            let number = |name: &str| match value.get(name).filter(|value| !value.is_null()) {
+                None => Ok(None),
+                Some(found) => match found.as_u64() {
+                    None => Err(self.wrong_type(&key(name), "a whole number of characters", found)),
+                    Some(number) => Ok(Some(number as usize)),
+                },
+            };
+            let required = |name| number(name)?.ok_or_else(|| self.missing(&key(name)));
+            let label = value.get("label").ok_or_else(|| self.missing(&key("label")))?;
+            let Some(label @ -1..=1) = label.as_i64() else {
+                return Err(self.refused(&key("label"), &format!("{label}; expected -1, 0 or 1")));
+            };
+            let own = required("start")?..required("end")?;
+            let other = match (number("rejected_start")?, number("rejected_end")?) {
+                (None, None) => own.clone(),
+                (Some(start), Some(end)) => start..end,
+                (None, Some(_)) => return Err(self.missing(&key("rejected_start"))),
+                (Some(_), None) => return Err(self.missing(&key("rejected_end"))),
+            };
+            Ok([own, other].map(|range| Segment { range, label: label as i8 }))
+        };
+        let both = list.iter().enumerate().map(read).collect::<Result<Vec<_>, DataError>>()?;
+        let side = |side: usize| {
+            let (name, length) = (["chosen", "rejected"][side], texts[side].chars().count());
+            let mut segments: Vec<(usize, Segment)> =
+                both.iter().map(|both| both[side].clone()).enumerate().collect();
+            segments.sort_by_key(|(_, segment)| segment.range.start);
+            let mut end = 0;
+            for (i, Segment { range, .. }) in &segments {
+                let expected = match () {
+                    () if range.is_empty() => "a start before its end".to_owned(),
+                    () if range.end > length => {
+                        format!("an end within the {length} characters of `{name}`")
+                    }
+                    () if range.start < end => format!("segments of `{name}` that do not overlap"),
+                    () => {
+                        end = range.end;
+                        continue;
+                    }
+                };
+                let found =
+                    format!("{} to {} of `{name}`; expected {expected}", range.start, range.end);
+                return Err(self.refused(&format!("segments[{i}]"), &found));
+            }
+            Ok(segments.into_iter().map(|(_, segment)| segment).collect())
+        };
+        Ok([side(0)?, side(1)?])
+    }
+
     /// Whether `key` holds a text.
     pub(super) fn is_text(&self, key: &str) -> bool {
         self.get(key).is_some_and(Value::is_string)

@@ -19,6 +19,11 @@
 //! `score_rejected`, or their difference as `margin`. Other keys are ignored, a null counts as a missing
 //! key.
 //!
+//! Where labels of segments are read, each row has them: `segments`, a list of `{"start", "end", "label"}`, of characters
+//! from 0, the end excluded. Label 1 says that the chosen response is better there, -1 that the rejected one is, 0 that
+//! they are as good. The range is of both responses; `rejected_start` and `rejected_end` give the rejected one another.
+//! A token has the label of the segment that holds its last character, and 0 in none.
+//!
 //! Cutting is as published: prompts lose tokens at the left, responses at the right, and the last
 //! token of a cut response is overwritten by EOS. A response that fits gets EOS appended, unless the
 //! chat template ends it with a stop token, and counts it.
@@ -27,7 +32,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -36,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use super::chat::{Message, Role};
 use super::error::DataError;
 use super::fields::Fields;
-use super::layouts::{Refusal, Sides, Skip};
+use super::layouts::{Refusal, Segment, Sides, Skip};
 use super::rows::{Row, files, rows};
 use super::tokenizer::Tokenizer;
 use crate::rng::Fnv1a;
@@ -60,6 +65,8 @@ pub struct PreferencePair {
     pub rejected: Vec<u32>,
     /// The better response's score less the worse one's, if the row has scores.
     pub score_gap: Option<f32>,
+    /// The label of the segment of each token of both responses, if labels were read.
+    pub labels: Option<[Vec<i8>; 2]>,
 }
 
 /// A prompt and the response to it, as token ids; the response ends with EOS.
@@ -147,7 +154,7 @@ pub fn prompt_hash(prompt: &[u32]) -> u64 {
 }
 
 /// Calls `visit` with each preference pair in a file, in order, and the [hash](prompt_hash) of its whole prompt,
-/// before cutting; returns what was cut and skipped.
+/// before cutting; returns what was cut and skipped. Where `labelled`, labels of segments are read with them.
 ///
 /// # Errors
 ///
@@ -157,22 +164,36 @@ pub fn read_pairs(
     path: &Path,
     tokenizer: &Tokenizer,
     limits: Limits,
+    labelled: bool,
     mut visit: impl FnMut(PreferencePair, u64) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
     let read = |line: &Fields, counts: &mut Counts| {
         let score_gap = line.score_gap()?;
         let Sides { prompt: messages, chosen, rejected } = line.pair()?;
-        let (prompt, chosen) = encoder.conversation(line, &messages, &chosen)?;
-        let (_, rejected) = encoder.conversation(line, &messages, &rejected)?;
+        let texts = [chosen, rejected];
+        let segments = labelled.then(|| line.labelled_segments(&texts)).transpose()?;
+        let (prompt, chosen) = encoder.conversation(line, &messages, &texts[0])?;
+        let (_, rejected) = encoder.conversation(line, &messages, &texts[1])?;
         let hash = prompt_hash(&prompt);
         let prompt = encoder.cut_prompt(prompt, counts);
         let [chosen, rejected] =
             [chosen, rejected].map(|ids| encoder.cut_response(prompt.len(), ids, counts));
-        match chosen == rejected {
-            true => Err(Refusal::Skip(Skip::Equal)),
-            false => Ok((PreferencePair { prompt, chosen, rejected, score_gap }, hash)),
+        if chosen == rejected {
+            return Err(Refusal::Skip(Skip::Equal));
         }
+        let labels = |(segments, text): (Vec<Segment>, &str), response: &[u32]| {
+            let spans = encoder.spans(line, &messages, text)?;
+            Ok::<_, DataError>(token_labels(&segments, &spans, response.len()))
+        };
+        let labels = match segments {
+            None => None,
+            Some([first, second]) => Some([
+                labels((first, &texts[0]), &chosen)?,
+                labels((second, &texts[1]), &rejected)?,
+            ]),
+        };
+        Ok((PreferencePair { prompt, chosen, rejected, score_gap, labels }, hash))
     };
     let (mut total, mut any) = (Counts::default(), false);
     for_each_row(path, PAIR, read, |pair, counts| {
@@ -315,6 +336,19 @@ fn for_each_row<T: Send>(
     Ok(())
 }
 
+/// The label of each of a response's tokens, given the characters that each covers: that of the segment that holds its
+/// last one, and 0 in none.
+fn token_labels(segments: &[Segment], spans: &[Range<usize>], tokens: usize) -> Vec<i8> {
+    let label = |span: &Range<usize>| {
+        let last = span.end.checked_sub(1).filter(|_| !span.is_empty());
+        let holds = |segment: &&Segment| last.is_some_and(|last| segment.range.contains(&last));
+        segments.iter().find(holds).map_or(0, |segment| segment.label)
+    };
+    let mut labels: Vec<i8> = spans.iter().map(label).collect();
+    labels.resize(tokens, 0); // EOS has no text
+    labels
+}
+
 /// Messages to token ids within the limits, counting cuts.
 struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
@@ -356,6 +390,18 @@ impl<'a> Encoder<'a> {
             true => Err(Refusal::Skip(Skip::Empty)),
             false => Ok((prompt, ids)),
         }
+    }
+
+    /// The characters of the response that each of its tokens covers.
+    fn spans(
+        &self,
+        line: &Fields,
+        messages: &[Message],
+        response: &str,
+    ) -> Result<Vec<Range<usize>>, DataError> {
+        let message = Message { role: Role::Assistant, content: response.into() };
+        let spans = self.tokenizer.response_spans(messages, &message);
+        spans.map_err(|error| at(line, error))
     }
 
     fn not_empty(

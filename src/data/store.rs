@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! tokens        every row's prompt, then its responses; a token is 4 bytes
+//! labels        of pairs with labels of segments, a byte for each token of every row's responses
 //! index         32 bytes a row: where its tokens start, how many each part has, the gap of its scores,
 //!               and a hash of its prompt, whole
-//! summary.json  sizes, hashes of all three files, and what was cut and skipped
+//! summary.json  sizes, hashes of the other files, and what was cut and skipped
 //! ```
 //!
 //! All numbers are little-endian. In memory a row takes 24 bytes, whatever its length. Every byte is verified
@@ -24,6 +25,7 @@ use crate::file_error::FileError;
 use crate::rng::{Fnv1a, Lanes, fnv1a};
 
 const TOKENS: &str = "tokens";
+const LABELS: &str = "labels";
 const INDEX: &str = "index";
 const SUMMARY: &str = "summary.json";
 /// The number of the format. Since 2, rows hold the hash of the whole prompt, not of what the limits left of it.
@@ -41,6 +43,8 @@ pub struct StoredRow {
     pub responses: [Vec<u32>; 2],
     /// What the first scores more than the second, if that is known.
     pub score_gap: Option<f32>,
+    /// The label of the segment of each response token, if there are labels: of all rows of a store or of none.
+    pub labels: Option<[Vec<i8>; 2]>,
 }
 
 impl StoredRow {
@@ -59,20 +63,20 @@ impl StoredRow {
 
 impl From<PreferencePair> for StoredRow {
     fn from(pair: PreferencePair) -> Self {
-        let responses = [pair.chosen, pair.rejected];
-        Self { prompt: pair.prompt, responses, score_gap: pair.score_gap }
+        let PreferencePair { prompt, chosen, rejected, score_gap, labels } = pair;
+        Self { prompt, responses: [chosen, rejected], score_gap, labels }
     }
 }
 
 impl From<Conversation> for StoredRow {
     fn from((prompt, response): Conversation) -> Self {
-        Self { prompt, responses: [response, Vec::new()], score_gap: None }
+        Self { prompt, responses: [response, Vec::new()], score_gap: None, labels: None }
     }
 }
 
 impl From<Vec<u32>> for StoredRow {
     fn from(prompt: Vec<u32>) -> Self {
-        Self { prompt, responses: [Vec::new(), Vec::new()], score_gap: None }
+        Self { prompt, responses: [Vec::new(), Vec::new()], score_gap: None, labels: None }
     }
 }
 
@@ -139,6 +143,8 @@ struct Summary {
     rows: u64,
     tokens: u64,
     token_hash: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    label_hash: Option<String>,
     index_hash: String,
     fingerprint: String,
     counts: Counts,
@@ -173,6 +179,8 @@ pub struct Store {
     path: PathBuf,
     tokens: Mutex<File>,
     places: Vec<Place>,
+    /// Where the labels of each row start, and all of them; of a store without labels neither.
+    labels: Option<(Vec<usize>, Vec<u8>)>,
     prompt_hashes: Vec<u64>,
     /// A hash of all its rows.
     pub fingerprint: String,
@@ -205,6 +213,8 @@ impl Opened {
 pub struct StoreWriter<'a> {
     dir: &'a Path,
     tokens: BufWriter<File>,
+    /// In memory: a byte a token.
+    labels: Option<Vec<u8>>,
     index: BufWriter<File>,
     rows: u64,
     written: u64,
@@ -227,6 +237,10 @@ impl StoreWriter<'_> {
             score_gap: row.score_gap.unwrap_or(f32::NAN),
         };
         let entry = place.to_bytes(prompt_hash);
+        if let Some([first, second]) = &row.labels {
+            let labels = first.iter().chain(second).map(|&label| label as u8);
+            self.labels.get_or_insert_default().extend(labels);
+        }
         let tokens = bytes_of(&[&row.prompt[..], first, second].concat());
         self.token_hash.write(&tokens);
         self.lanes.write(&tokens);
@@ -239,12 +253,18 @@ impl StoreWriter<'_> {
 
     fn finish(mut self, counts: Counts) -> Result<(), DataError> {
         let (tokens, index) = (self.token_hash.finish(), self.index_hash.finish());
+        let label_hash = self.labels.as_ref().map(|labels| hex(fnv1a(labels)));
+        if let Some(labels) = &self.labels {
+            let path = self.dir.join(LABELS);
+            atomic::write_file(&path, labels).map_err(FileError::writing(&path))?;
+        }
         let summary = Summary {
             rows: self.rows,
             tokens: self.written,
             token_hash: hex(self.lanes.finish()),
             index_hash: hex(index),
-            fingerprint: hex(tokens) + &hex(index),
+            fingerprint: hex(tokens) + label_hash.as_deref().unwrap_or("") + &hex(index),
+            label_hash,
             counts,
             summary_hash: String::new(),
         };
@@ -269,6 +289,7 @@ impl Store {
             let mut writer = StoreWriter {
                 dir: temporary,
                 tokens: create(TOKENS).map_err(FileError::writing(dir))?,
+                labels: None,
                 index: create(INDEX).map_err(FileError::writing(dir))?,
                 rows: 0,
                 written: 0,
@@ -305,10 +326,23 @@ impl Store {
         if hex(hash) != summary.token_hash {
             return damaged(TOKENS);
         }
-        let (places, prompt_hashes) = index.chunks_exact(ENTRY).map(Place::from_bytes).unzip();
+        let (places, prompt_hashes) =
+            index.chunks_exact(ENTRY).map(Place::from_bytes).unzip::<_, _, Vec<_>, _>();
+        let labels = match &summary.label_hash {
+            None => None,
+            Some(hash) => {
+                let right = |labels: &Vec<u8>| hex(fnv1a(labels)) == *hash;
+                let Some(labels) = whole(LABELS)?.filter(right) else { return damaged(LABELS) };
+                let starts = places.iter().scan(0, |next, place: &Place| {
+                    let [_, first, second] = place.parts();
+                    Some(std::mem::replace(next, *next + first + second))
+                });
+                Some((starts.collect(), labels))
+            }
+        };
         let Summary { fingerprint, counts, .. } = summary;
         let tokens = tokens.into();
-        Ok(Opened::Whole(Self { path, tokens, places, prompt_hashes, fingerprint, counts }))
+        Ok(Opened::Whole(Self { path, tokens, places, labels, prompt_hashes, fingerprint, counts }))
     }
 
     /// The hash of each row's whole prompt, which is given once, since it need not stay in memory.
@@ -366,7 +400,11 @@ impl Store {
             .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
         let [prompt, first, second] = parts.map(|n| tokens.by_ref().take(n).collect());
         let score_gap = Some(place.score_gap).filter(|gap| !gap.is_nan());
-        Ok(StoredRow { prompt, responses: [first, second], score_gap })
+        let labels = self.labels.as_ref().map(|(starts, labels)| {
+            let mut of = labels[starts[i]..].iter().map(|&label| label as i8);
+            [parts[1], parts[2]].map(|n| of.by_ref().take(n).collect())
+        });
+        Ok(StoredRow { prompt, responses: [first, second], score_gap, labels })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -243,6 +244,55 @@ impl Tokenizer {
             }
         };
         Ok((ids, self.ended(response)))
+    }
+
+    /// The characters of a response that each of its tokens covers, as [`Self::encode_conversation`] encodes it. A token
+    /// of the template around the response covers none; EOS that is appended has no entry.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::encode_conversation`].
+    pub fn response_spans(
+        &self,
+        prompt: &[Message],
+        response: &Message,
+    ) -> Result<Vec<Range<usize>>, DataError> {
+        let spans = |text: &str| match self.inner.encode_char_offsets(text, false) {
+            Ok(encoding) => Ok(encoding),
+            Err(error) => Err(DataError::encode(error.to_string())),
+        };
+        let content = &response.content;
+        // The tokens, where the response starts in their text, and how many of them are the prompt's.
+        let (encoding, start, before) = match &self.format {
+            PromptFormat::Roles(_) => (spans(content)?, 0, 0),
+            PromptFormat::Template(template) => {
+                let text = self.prompt_text(prompt)?;
+                let messages = [prompt, std::slice::from_ref(response)].concat();
+                let conversation = template.render(&messages, false)?;
+                let own = conversation
+                    .strip_prefix(&text)
+                    .ok_or_else(|| parting(&text, &conversation))?;
+                let all = spans(&conversation)?;
+                let ids = self.encode(&text)?;
+                let (encoding, whole, before) = match all.get_ids().starts_with(&ids) {
+                    true => (all, &conversation[..], ids.len()),
+                    false => (spans(own)?, own, 0),
+                };
+                // Templates trim what they are given.
+                let trimmed = content.trim();
+                let lead = content.len() - content.trim_start().len();
+                let at = own.find(trimmed).unwrap_or(0) + (whole.len() - own.len());
+                let start =
+                    whole[..at].chars().count() as isize - content[..lead].chars().count() as isize;
+                (encoding, start, before)
+            }
+        };
+        let length = content.chars().count() as isize;
+        let within = |&(from, to): &(usize, usize)| {
+            let at = |place: usize| (place as isize - start).clamp(0, length) as usize;
+            at(from)..at(to)
+        };
+        Ok(encoding.get_offsets()[before..].iter().map(within).collect())
     }
 
     /// The tokens of a turn, cut behind the first stop token that ends it; without one, EOS is

@@ -105,9 +105,16 @@ pub fn dpo_loss(
     assert_shape!(policy_rejected, [pairs]);
     assert_shape!(ref_chosen, [pairs]);
     assert_shape!(ref_rejected, [pairs]);
-    let chosen = (policy_chosen - ref_chosen) * beta;
-    let rejected = (policy_rejected - ref_rejected) * beta;
-    let loss = segment_bt_loss(chosen.clone(), rejected.clone(), None) * (1.0 - label_smoothing)
-        + segment_bt_loss(rejected.clone(), chosen.clone(), None) * label_smoothing;
-    DpoLoss { loss, chosen_rewards: chosen.detach(), rejected_rewards: rejected.detach() }
+    let rewards = [(policy_chosen - ref_chosen) * beta, (policy_rejected - ref_rejected) * beta];
+    DpoLoss::of(rewards, label_smoothing)
+}
+
+impl DpoLoss {
+    /// The loss of the rewards of the chosen and the rejected responses.
+    pub(super) fn of([chosen, rejected]: [Tensor<1>; 2], label_smoothing: f64) -> Self {
+        let loss = segment_bt_loss(chosen.clone(), rejected.clone(), None)
+            * (1.0 - label_smoothing)
+            + segment_bt_loss(rejected.clone(), chosen.clone(), None) * label_smoothing;
+        Self { loss, chosen_rewards: chosen.detach(), rejected_rewards: rejected.detach() }
+    }
 }

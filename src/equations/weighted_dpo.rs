@@ -4,7 +4,7 @@
 //! L = -E ln σ(β [Σ_t w_t d_t of the first response - Σ_t w_t d_t of the second]),   d = ln π_θ - ln π_ref
 //! ```
 //!
-//! With weights of 1 it is DPO of the first response against the second. In segment-DPO the two responses are cut into
+//! With weights of 1 it is DPO of the first response against the second, label smoothing as there. In segment-DPO the two responses are cut into
 //! as many segments, and a pair of segments has one label: +1 where the first response's is better, -1 where the
 //! second's is, 0 for a tie.
 
@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use burn::tensor::{Bool, Tensor, assert_shape};
 
-use super::bt_loss::segment_bt_loss;
+use super::bt_loss::DpoLoss;
 
 /// The weight of each of a response's tokens: its segment's label; 0 for tokens in none.
 ///
@@ -35,12 +35,14 @@ pub fn token_weights(segments: &[Range<usize>], labels: &[i8], tokens: usize) ->
     weights
 }
 
-/// The loss, averaged over P pairs, in nats.
+/// The loss, averaged over P pairs, in nats, with the rewards `β Σ_t w_t d_t` of both responses of each; label smoothing
+/// in [0, 0.5).
 ///
 /// # Shapes
 ///
 /// `[2P, T]` each, the first responses of all pairs, then the second ones: log-probabilities under the policy and under
-/// the reference, nats, and weights. The mask is true at response tokens; the others are never read. `-> [1]`.
+/// the reference, nats, and weights. The mask is true at response tokens; the others are never read. `-> [1]`, and
+/// rewards `[P]`.
 ///
 /// # Panics
 ///
@@ -63,14 +65,17 @@ pub fn token_weights(segments: &[Range<usize>], labels: &[i8], tokens: usize) ->
 /// let reference = rows([[-2.0, -3.0], [-4.0, -1.0]]);
 /// let weights = rows([[1.0, 0.0], [1.0, 0.0]]);
 /// let mask = Tensor::<2, Bool>::from_data([[true, true], [true, true]], &device);
-/// let loss = weighted_dpo_loss([policy, reference, weights], mask, 0.5).into_scalar::<f32>();
+/// let dpo = weighted_dpo_loss([policy, reference, weights], mask, 0.5, 0.0);
+/// assert_eq!(dpo.rejected_rewards.into_scalar::<f32>(), 1.5);
+/// let loss = dpo.loss.into_scalar::<f32>();
 /// assert!((loss - 1f32.exp().ln_1p()).abs() < 1e-6); // -ln σ(0.5 · (1 - 3))
 /// ```
 pub fn weighted_dpo_loss(
     [log_probs, ref_log_probs, weights]: [Tensor<2>; 3],
     mask: Tensor<2, Bool>,
     beta: f64,
-) -> Tensor<1> {
+    label_smoothing: f64,
+) -> DpoLoss {
     let [rows, tokens] = log_probs.dims();
     assert_shape!(ref_log_probs, [rows, tokens]);
     assert_shape!(weights, [rows, tokens]);
@@ -82,6 +87,6 @@ pub fn weighted_dpo_loss(
     let rewards: Tensor<1> =
         (log_ratios * read(weights)).sum_dim(1).squeeze_dim::<1>(1).mul_scalar(beta);
     let pairs = rows / 2;
-    let (first, second) = (rewards.clone().narrow(0, 0, pairs), rewards.narrow(0, pairs, pairs));
-    segment_bt_loss(first, second, None)
+    let both = [rewards.clone().narrow(0, 0, pairs), rewards.narrow(0, pairs, pairs)];
+    DpoLoss::of(both, label_smoothing)
 }

@@ -162,6 +162,7 @@ fn usual_rate(stage: Stage) -> f64 {
         Stage::TrainReward => 4.5e-3,
         Stage::FitNormalizer => 2.5e-3,
         Stage::Ppo => 5.5e-3,
+        Stage::Dpo => 4.5e-3,
         Stage::Evaluate => 5.0e-3,
     }
 }
@@ -180,6 +181,7 @@ fn work(stage: Stage, settings: &Settings) -> f64 {
             let evaluations = 1 + ppo.iterations.div_ceil(ppo.evaluate_every);
             ppo.iterations * ppo.rollouts * (1 + ppo.epochs) + evaluations * evaluation
         }
+        Stage::Dpo => task.pairs * settings.dpo.epochs + task.held_out_pairs,
         Stage::Evaluate => 2 * evaluation,
     };
     sequences as f64

@@ -245,24 +245,33 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
         Some(dir) => dir.clone(),
         None => context.dir(Stage::TrainReward),
     };
-    let ppo = context.dir(Stage::Ppo);
-    // A run with a verdict has neither.
-    let judged = has(Stage::FitNormalizer);
     let path = context.dir(Stage::FitNormalizer).join("normalizer.json");
-    let normalizer = judged.then(|| read_json::<NormalizerFile>(&path, "ablate")).transpose()?;
+    let normalizer =
+        has(Stage::FitNormalizer).then(|| read_json::<NormalizerFile>(&path, "ablate"));
+    let normalizer = normalizer.transpose()?;
     let normalizer = normalizer.map(|file| NormalizerFile { statistics: Vec::new(), ..file });
+    let judged = !context.settings.has_verdict();
     let reward = judged.then(|| read_json(&reward_dir.join("summary.json"), "ablate"));
     let preferences = has(Stage::Preferences)
         .then(|| read_json(&context.dir(Stage::Preferences).join("summary.json"), "ablate"));
-    let metrics: Vec<IterationMetrics> = read_json_lines(&ppo.join("metrics.jsonl"))?;
-    let evaluations: Vec<EvaluationLine> = read_json_lines(&ppo.join("evaluations.jsonl"))?;
+    let (mut policy, mut curve, mut evaluations) = (None, Curve::default(), Vec::new());
+    if has(Stage::Ppo) {
+        let dir = context.dir(Stage::Ppo);
+        policy = Some(read_json(&dir.join("summary.json"), "ablate")?);
+        let metrics: Vec<IterationMetrics> = read_json_lines(&dir.join("metrics.jsonl"))?;
+        curve = Curve::of(&metrics);
+        evaluations = read_json_lines::<EvaluationLine>(&dir.join("evaluations.jsonl"))?;
+    }
+    let dpo = context.dir(Stage::Dpo).join("summary.json");
+    let dpo = has(Stage::Dpo).then(|| read_json(&dpo, "ablate")).transpose()?;
     Ok(Figures {
         preferences: preferences.transpose()?,
         reward: reward.transpose()?,
         normalizer,
-        policy: read_json(&ppo.join("summary.json"), "ablate")?,
+        policy,
+        dpo,
         evaluation: read_json(&context.dir(Stage::Evaluate).join("summary.json"), "ablate")?,
-        curve: Curve::of(&metrics),
+        curve,
         evaluations,
     })
 }

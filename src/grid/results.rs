@@ -8,7 +8,7 @@ use crate::run::folder::Origin;
 use crate::run::metrics::IterationMetrics;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::task::HeldOut;
-use crate::stage::{evaluate, online, preferences, reward};
+use crate::stage::{dpo, evaluate, online, preferences, reward};
 use crate::systems::Method;
 
 /// The layout of `grid.json` and `results.json` that this version writes and reads.
@@ -114,10 +114,15 @@ pub struct Figures {
     /// The normalizer; `statistics` is left empty here. Absent with a verdict.
     #[serde(default)]
     pub normalizer: Option<NormalizerFile>,
-    pub policy: online::keep::Summary,
+    /// The policy's training on rollouts; absent for a method that learns from pairs.
+    #[serde(default)]
+    pub policy: Option<online::keep::Summary>,
+    /// The policy's training on pairs; absent for a method that learns from rollouts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<dpo::Summary>,
     /// The policy against the SFT model.
     pub evaluation: evaluate::Summary,
-    /// One value for each iteration, over its rollouts.
+    /// One value for each iteration, over its rollouts; empty without rollouts.
     pub curve: Curve,
     /// Held-out evaluations during training, the SFT model's (iteration 0) first.
     pub evaluations: Vec<online::keep::EvaluationLine>,

@@ -113,7 +113,7 @@ fn segment_lengths(plan: &Plan, results: &Results) -> Result<Vec<SegmentLengths>
     let reference = context.reference_dir()?;
     let task = Task::open(context, Some(&reference))?;
     let (model, _) = CausalLm::load(&reference, context.frozen())?;
-    let pairs = preferences::load(context, &task)?.0.held_out;
+    let pairs = preferences::load(context, &task, false)?.0.held_out;
     let pairs = pairs.read(0..pairs.len().min(context.settings.normalizer.pairs))?;
     let rows: Vec<(&[u32], &[u32])> = pairs.iter().flat_map(Pair::rows).collect();
     let rows_at_once = context.settings.ppo.rows_at_once;

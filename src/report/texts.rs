@@ -32,7 +32,7 @@ pub struct ShadedText {
 /// unwelcome things, no broken place and no repetition.
 pub fn texts(segment: &Context, token: &Context) -> Result<Vec<ShadedText>, Error> {
     let task = Task::open(segment, Some(&segment.reference_dir()?))?;
-    let pair = choose(&task, &preferences::load(segment, &task)?.0.held_out)?;
+    let pair = choose(&task, &preferences::load(segment, &task, false)?.0.held_out)?;
     let truth = |response: &[u32]| task.gold(&pair.prompt, response);
     let repeating = truth(&pair.chosen).and_then(|gold| with_repetition(&pair.chosen, &gold));
     let text = |response| Encoded { prompt: pair.prompt.clone(), response, cut: false };

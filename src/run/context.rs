@@ -103,14 +103,22 @@ impl Context {
             .collect()
     }
 
-    /// The folder of the finished PPO stage of the run's method.
+    /// The stage that trains the policy of the run's method.
+    pub fn policy_stage(&self) -> Stage {
+        match self.settings.weights() {
+            Some(_) => Stage::Dpo,
+            None => Stage::Ppo,
+        }
+    }
+
+    /// The folder of the finished stage that trained the policy of the run's method.
     ///
     /// # Errors
     ///
     /// [`FolderError::Missing`] when the run has none yet.
     pub fn policy_dir(&self) -> Result<PathBuf, FolderError> {
-        let method = self.settings.method;
-        require(self.dir(Stage::Ppo), &format!("ppo --method {}", method.name()))
+        let (stage, method) = (self.policy_stage(), self.settings.method);
+        require(self.dir(stage), &format!("{} --method {}", stage.command(), method.name()))
     }
 
     /// Opens the folder of a stage that depends on its settings and on `inputs`, each a name and a
@@ -166,7 +174,7 @@ fn require(dir: PathBuf, command: &str) -> Result<PathBuf, FolderError> {
 /// Where the stages of a context live.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// By their names: `RUN/sft`, `RUN/preferences`, `RUN/METHOD/{reward, normalizer, ppo, evaluation}`.
+    /// By their names: `RUN/sft`, `RUN/preferences`, `RUN/METHOD/{reward, normalizer, ppo or dpo, evaluation}`.
     Named,
     /// By a hash of all that their results depend on, `RUN/store/STAGE-HASH`: what several contexts share is there once.
     Hashed {
@@ -204,16 +212,20 @@ impl Layout {
 
 impl Context {
     /// The stages of the run: the user's model, data or reward model replaces the stage that makes it, and a verdict those
-    /// of a reward model.
+    /// of a reward model. A method that learns from pairs has no rollouts, and needs a normalizer only where it reads rewards.
     pub fn stages(&self) -> impl Iterator<Item = Stage> {
         let verdict = self.settings.has_verdict();
-        let given = [
+        let weights = self.settings.weights();
+        let unrewarded = weights.as_ref().is_some_and(|weights| !weights.reads_rewards());
+        let left_out = [
             (Stage::Sft, self.model.is_some()),
             (Stage::Preferences, verdict || self.data.is_some()),
             (Stage::TrainReward, verdict || self.reward_model.is_some()),
-            (Stage::FitNormalizer, verdict),
+            (Stage::FitNormalizer, verdict || unrewarded),
+            (Stage::Ppo, weights.is_some()),
+            (Stage::Dpo, weights.is_none()),
         ];
-        Stage::ALL.into_iter().filter(move |stage| !given.contains(&(*stage, true)))
+        Stage::ALL.into_iter().filter(move |stage| !left_out.contains(&(*stage, true)))
     }
 
     /// The folder of a stage.

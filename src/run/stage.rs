@@ -22,20 +22,23 @@ pub enum Stage {
     TrainReward,
     /// Fitting of the normalizer.
     FitNormalizer,
-    /// Training of the policy.
+    /// Training of a policy on its rollouts.
     Ppo,
+    /// Training of a policy on preference pairs.
+    Dpo,
     /// Judging of the policy.
     Evaluate,
 }
 
 impl Stage {
     /// All, in their order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Sft,
         Self::Preferences,
         Self::TrainReward,
         Self::FitNormalizer,
         Self::Ppo,
+        Self::Dpo,
         Self::Evaluate,
     ];
 
@@ -47,6 +50,7 @@ impl Stage {
             Self::TrainReward => "train-reward",
             Self::FitNormalizer => "fit-normalizer",
             Self::Ppo => "ppo",
+            Self::Dpo => "dpo",
             Self::Evaluate => "evaluate",
         }
     }
@@ -59,6 +63,7 @@ impl Stage {
             Self::TrainReward => "reward",
             Self::FitNormalizer => "normalizer",
             Self::Ppo => "ppo",
+            Self::Dpo => "dpo",
             Self::Evaluate => "evaluation",
         }
     }
@@ -66,7 +71,7 @@ impl Stage {
     /// The settings that its result depends on.
     pub(super) fn settings(self, all: &Settings) -> toml::Table {
         let Settings { seed, method, model, lora, heads, task, data, segmentation, sft, .. } = all;
-        let Settings { reward, normalizer, sampling, ppo, systems, evaluation, .. } = all;
+        let Settings { reward, normalizer, sampling, ppo, dpo, evaluation, .. } = all;
         match self {
             Self::Sft => {
                 let TaskSettings { letters, .. } = task;
@@ -76,8 +81,12 @@ impl Stage {
                 keys![seed, model, lora, task, data, sft]
             }
             Self::Preferences => {
-                let TaskSettings { pairs, held_out_pairs, label_temperature, .. } = task;
-                let task = keys![pairs, held_out_pairs, label_temperature];
+                let TaskSettings { pairs, held_out_pairs, label_temperature, aligned, .. } = task;
+                let mut own = keys![pairs, held_out_pairs, label_temperature];
+                if aligned.pairs {
+                    own.extend(keys![aligned]);
+                }
+                let task = own;
                 keys![seed, task, sampling]
             }
             Self::TrainReward => keys![seed, data, segmentation, lora, heads, reward],
@@ -85,9 +94,16 @@ impl Stage {
             Self::Ppo => {
                 let mut table =
                     keys![seed, method, data, segmentation, lora, heads, sampling, ppo, evaluation];
-                // The system's own settings, if it has any.
-                table.extend(systems.section(*method).map(|own| ("system".to_owned(), own)));
+                table.extend(own_section(all));
                 table.extend(verdict(task));
+                table
+            }
+            Self::Dpo => {
+                let mut table = keys![seed, method, data, lora, dpo];
+                table.extend(own_section(all));
+                if all.weights().is_some_and(|weights| weights.reads_rewards()) {
+                    table.extend(keys![segmentation]);
+                }
                 table
             }
             Self::Evaluate => {
@@ -108,9 +124,15 @@ impl Stage {
             | Self::TrainReward
             | Self::FitNormalizer
             | Self::Ppo
+            | Self::Dpo
             | Self::Evaluate => 1,
         }
     }
+}
+
+/// The section of the method's system, if it has one.
+fn own_section(all: &Settings) -> Option<(String, toml::Value)> {
+    all.systems.section(all.method).map(|own| ("system".to_owned(), own))
 }
 
 /// The key `reward` of the section `[task]` where it is not the default: a result from before it had a choice keeps its key.

@@ -16,7 +16,7 @@ use crate::run::{Context, Error};
 /// Which model of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum What {
-    /// The policy that `ppo` trained.
+    /// The policy that `ppo` or `dpo` trained.
     Policy,
     /// The reward model that `train-reward` trained.
     Reward,

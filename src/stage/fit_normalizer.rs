@@ -98,7 +98,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let fingerprints = Fingerprints::of(context)?;
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
-    let (pairs, fingerprint) = preferences::load(context, &task)?;
+    let (pairs, fingerprint) = preferences::load(context, &task, false)?;
     let mut inputs = fingerprints.inputs();
     inputs.push(("pairs", fingerprint));
     let folder = context.open(Stage::FitNormalizer, &inputs)?;

@@ -91,7 +91,7 @@ pub fn advise(settings: &Settings, available: f64, need: impl Fn(&Settings) -> f
 /// Settings that lower a need, step by step: first what only costs time, then precision, then adapters instead of all
 /// weights, last shorter rows. A step holds only what these settings do not have yet.
 fn relief(settings: &Settings) -> Vec<Vec<(&'static str, toml::Value)>> {
-    let Settings { sft, reward, ppo, sampling, precision, lora, data, .. } = settings;
+    let Settings { sft, reward, ppo, dpo, sampling, precision, lora, data, .. } = settings;
     let lower = |counts: &[(&'static str, usize, usize)]| -> Vec<(&'static str, toml::Value)> {
         let above = counts.iter().filter(|(_, now, to)| now > to);
         above.map(|&(key, _, to)| (key, (to as i64).into())).collect()
@@ -113,6 +113,7 @@ fn relief(settings: &Settings) -> Vec<Vec<(&'static str, toml::Value)>> {
         lower(&[("sft.rows_at_once", sft.rows_at_once, 1)]),
         lower(&[("reward.rows_at_once", reward.rows_at_once, 1)]),
         lower(&[("ppo.rows_at_once", ppo.rows_at_once, 1)]),
+        lower(&[("dpo.rows_at_once", dpo.rows_at_once, 1)]),
         lower(&[("sampling.rows_at_once", sampling.rows_at_once, 8)]),
         choose("precision.checkpointing", "layers".into(), layers),
         choose("precision.compute", "bf16".into(), precision.compute == Precision::Bf16),
@@ -177,7 +178,11 @@ impl<'a> Estimator<'a> {
         if !self.settings.has_verdict() {
             stages.extend([self.train_reward(pairs), self.fit_normalizer(pairs)]);
         }
-        stages.extend([self.ppo(rollouts), self.evaluate(rollouts)]);
+        let policy = match self.settings.weights() {
+            Some(_) => self.dpo(pairs),
+            None => self.ppo(rollouts),
+        };
+        stages.extend([policy, self.evaluate(rollouts)]);
         stages
     }
 
@@ -236,6 +241,19 @@ impl<'a> Estimator<'a> {
         let reading = self.reading(ppo.rows_at_once, lengths);
         rollout.push(("activations", self.generation(lengths).max(reading)));
         self.most("ppo", [update, rollout])
+    }
+
+    /// `dpo`: policy and reference, and a reward model if the method reads one; two rows a pair.
+    pub fn dpo(&self, lengths: Lengths) -> Need {
+        let dpo = &self.settings.dpo;
+        let rows = 2 * dpo.rows_at_once.min(dpo.batch);
+        let rewarded = self.settings.weights().is_some_and(|weights| weights.reads_rewards());
+        let frozen = if rewarded { self.scoring() } else { self.frozen(Model::Language) };
+        let activations = self.training(rows, lengths, Model::Language);
+        let mut parts = self.training_state(&[Model::Language], true);
+        parts.push(("frozen weights", frozen));
+        parts.push(("activations", activations.max(self.reading(rows, lengths))));
+        self.need("dpo", parts)
     }
 
     /// `evaluate`: policy, reference and reward model.

@@ -6,10 +6,12 @@
 //! RUN/preferences            pairs sampled from it (embedded task only)
 //! RUN/METHOD/reward          the segment reward model
 //! RUN/METHOD/normalizer      mean and standard deviation of its rewards by location
-//! RUN/METHOD/ppo             the policy
+//! RUN/METHOD/ppo             the policy, of a method that learns from its rollouts
+//! RUN/METHOD/dpo             the policy, of a method that learns from pairs
 //! RUN/METHOD/evaluation      the policy against the SFT model
 //! ```
 
+pub mod dpo;
 pub mod evaluate;
 pub mod fit_normalizer;
 pub mod online;
@@ -48,6 +50,7 @@ pub fn run(stage: Stage, context: &Context) -> Result<(), Error> {
         Stage::TrainReward => reward::run(context).map(drop),
         Stage::FitNormalizer => fit_normalizer::run(context).map(drop),
         Stage::Ppo => online::run(context).map(drop),
+        Stage::Dpo => dpo::run(context).map(drop),
         Stage::Evaluate => evaluate::run(context).map(drop),
     }
 }

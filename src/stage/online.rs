@@ -37,6 +37,12 @@ use crate::systems::{
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let context = &context.within(Stage::Ppo);
     let settings = &context.settings;
+    if settings.weights().is_some() {
+        let method = settings.method.name();
+        return Err(Error::Usage(format!(
+            "ppo: {method} learns from preference pairs: run dpo --method {method}"
+        )));
+    }
     if settings.sampling() != Sampling::PLAIN {
         return Err(Error::SamplingForPpo(settings.sampling()));
     }

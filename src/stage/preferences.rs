@@ -1,11 +1,14 @@
-//! Preference pairs: the user's, or for the embedded task two SFT samples a prompt with a noisy label.
+//! Preference pairs: the user's, or for the embedded task two SFT samples a prompt with a noisy label, or two letters on
+//! one scaffold with labels of their clauses.
 
+use std::cmp::Ordering;
 use std::path::Path;
 
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::task::{Data, HeldOut, Split, Task, permutation};
-use crate::data::letters::{self, Prompt};
+use crate::data::letters::{self, Gold, Prompt};
 use crate::data::store::{Items, StoredRow};
 use crate::model::CausalLm;
 use crate::model::generate::generate;
@@ -13,6 +16,7 @@ use crate::rng::{Stream, streams};
 use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
 use crate::run::folder::{Parts, read_json_lines, write_file};
 use crate::run::{Context, Error, FolderError, Stage};
+use crate::settings::AlignedSettings;
 
 /// A prompt and two responses, with their gold rewards if known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,16 +33,33 @@ pub struct Pair {
     /// The preferred response's score less the other's, if the data have scores.
     #[serde(skip)]
     pub score_gap: Option<f32>,
+    /// The label of the segment of each response token, if segments have labels: 1 where the preferred response is better,
+    /// -1 where the other is, 0 for a tie.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub labels: Option<[Vec<i8>; 2]>,
 }
 
 impl From<StoredRow> for Pair {
     fn from(row: StoredRow) -> Self {
-        let StoredRow { prompt, responses: [chosen, rejected], score_gap } = row;
-        Self { prompt, chosen, rejected, gold: None, score_gap }
+        let StoredRow { prompt, responses: [chosen, rejected], score_gap, labels } = row;
+        Self { prompt, chosen, rejected, gold: None, score_gap, labels }
     }
 }
 
 impl Pair {
+    /// The pair with its responses the other way round.
+    fn turned(self) -> Self {
+        let turn = |labels: Vec<i8>| labels.into_iter().map(|label| -label).collect();
+        Self {
+            chosen: self.rejected,
+            rejected: self.chosen,
+            gold: self.gold.map(|[chosen, rejected]| [rejected, chosen]),
+            score_gap: self.score_gap.map(|gap| -gap),
+            labels: self.labels.map(|[chosen, rejected]| [turn(rejected), turn(chosen)]),
+            ..self
+        }
+    }
+
     /// Prompt and response of the chosen, then of the rejected.
     pub fn rows(&self) -> [(&[u32], &[u32]); 2] {
         [&self.chosen, &self.rejected].map(|response| (&self.prompt[..], &response[..]))
@@ -56,9 +77,10 @@ pub struct Summary {
     pub label_agreement: f64,
 }
 
-/// The run's pairs and their fingerprint: from `--data`, or sampled once into `RUN/preferences`.
-pub fn load(context: &Context, task: &Task) -> Result<Data<Pair>, Error> {
-    if let Some(pairs) = task.file_pairs(context)? {
+/// The run's pairs and their fingerprint: from `--data`, where `labelled` with labels of segments, or made once into
+/// `RUN/preferences`.
+pub fn load(context: &Context, task: &Task, labelled: bool) -> Result<Data<Pair>, Error> {
+    if let Some(pairs) = task.file_pairs(context, labelled)? {
         return Ok(pairs);
     }
     let dir = run(context)?.1;
@@ -86,6 +108,7 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     let settings = &context.settings;
     let generation = settings.generation(&[letters::EOS]);
     let (train, held_out) = letters::split(letters::prompts());
+    let aligned = &settings.task.aligned;
     let counts = [settings.task.pairs, settings.task.held_out_pairs];
     let batch = settings.sampling.rows_at_once.div_ceil(2); // two responses a pair
     let total = counts.iter().map(|count| count.div_ceil(batch)).sum();
@@ -98,6 +121,15 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
         while let Some(next) = pairs.left(count, batch) {
             let (start, end) = (next.start, next.end);
             let chosen: Vec<&Prompt> = next.map(|i| &prompts[order[i % order.len()]]).collect();
+            if aligned.pairs {
+                context.stop.check()?;
+                let draws = streams(settings.seed, &purpose("aligned"), start..end);
+                let made = chosen.iter().zip(draws);
+                pairs
+                    .push(made.map(|(prompt, rng)| aligned_pair(prompt, aligned, rng)).collect())?;
+                stage.step("");
+                continue;
+            }
             let tokens: Vec<Vec<u32>> =
                 chosen.iter().flat_map(|p| [p.tokens(), p.tokens()]).collect();
             let rows: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
@@ -137,12 +169,49 @@ fn label(prompt: &Prompt, two: [Vec<u32>; 2], temperature: f64, rng: &mut Stream
     let gold = two.each_ref().map(|response| letters::gold(prompt, response).reward());
     let [first, second] = two;
     let prompt = prompt.tokens();
-    if letters::prefers_first(gold[0] / temperature, gold[1] / temperature, rng) {
-        Pair { prompt, chosen: first, rejected: second, gold: Some(gold), score_gap: None }
-    } else {
-        let gold = Some([gold[1], gold[0]]);
-        Pair { prompt, chosen: second, rejected: first, gold, score_gap: None }
+    let pair = Pair {
+        prompt,
+        chosen: first,
+        rejected: second,
+        gold: Some(gold),
+        score_gap: None,
+        labels: None,
+    };
+    match letters::prefers_first(gold[0] / temperature, gold[1] / temperature, rng) {
+        true => pair,
+        false => pair.turned(),
     }
+}
+
+/// Two letters on one scaffold, with a label of the pair and one of each pair of clauses: which is better by gold, and with
+/// the chance `label_flips` the other way round. Two letters as good as each other have a label by chance.
+fn aligned_pair(prompt: &Prompt, settings: &AlignedSettings, mut rng: Stream) -> Pair {
+    let [first, second] = letters::write_aligned(prompt, settings.resampled_share, &mut rng);
+    let truth = [&first, &second].map(|letter| letters::gold(prompt, letter));
+    let gold = truth.each_ref().map(Gold::reward);
+    let flips = |rng: &mut Stream| rng.random_bool(settings.label_flips);
+    let mut labels = truth.each_ref().map(|gold| vec![0; gold.credits.len()]);
+    for (ours, theirs) in truth[0].clauses.iter().zip(&truth[1].clauses) {
+        let better = ours.credit - theirs.credit;
+        let label = if better.abs() < 1e-9 { 0 } else { better.signum() as i8 };
+        let label = if flips(&mut rng) { -label } else { label };
+        for (labels, clause) in labels.iter_mut().zip([ours, theirs]) {
+            labels[clause.range.clone()].fill(label);
+        }
+    }
+    let prefers_first = match gold[0].total_cmp(&gold[1]) {
+        Ordering::Equal => rng.random_bool(0.5),
+        order => order.is_gt() != flips(&mut rng),
+    };
+    let pair = Pair {
+        prompt: prompt.tokens(),
+        chosen: first,
+        rejected: second,
+        gold: Some(gold),
+        score_gap: None,
+        labels: Some(labels),
+    };
+    if prefers_first { pair } else { pair.turned() }
 }
 
 fn write_pairs(path: &Path, pairs: &[Pair]) -> Result<(), FolderError> {

@@ -12,7 +12,7 @@ use super::cut::Cut;
 use super::memory;
 use super::preferences::{self, Pair};
 use super::score::{RewardCard, segmenter};
-use super::supervised::{Epochs, or_save, train};
+use super::supervised::{Epochs, NoMore, or_save, train};
 use super::task::{HeldOut, Split, Task};
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
@@ -211,7 +211,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let reference_dir = context.reference_dir()?;
     let reference = model_fingerprint(&reference_dir)?;
     let task = Task::open(context, Some(&reference_dir))?;
-    let (pairs, fingerprint) = preferences::load(context, &task)?;
+    let (pairs, fingerprint) = preferences::load(context, &task, false)?;
     check_scores(context, &pairs.train)?;
     let inputs = [("model", reference.clone()), ("pairs", fingerprint)];
     let mut folder = context.open(Stage::TrainReward, &inputs)?;
@@ -237,7 +237,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let trainer =
         train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
             let batch = examples.train.read(batch.iter().copied())?;
-            accumulate(trainer, &batch, reward, &context.stop)
+            Ok((accumulate(trainer, &batch, reward, &context.stop)?, NoMore {}))
         })?;
     let summary = evaluate(context, &task, &trainer.model().inference(), &examples.held_out);
     let mut summary = or_save(&folder, &trainer, summary)?;
@@ -405,6 +405,7 @@ mod tests {
             rejected: vec![7, 1],
             gold: None,
             score_gap,
+            labels: None,
         };
         Example { pair, segments: [vec![0..1, 1..2], vec![0..1, 1..2]] }
     }

@@ -6,7 +6,7 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use super::memory;
-use super::supervised::{Epochs, or_save, train};
+use super::supervised::{Epochs, NoMore, or_save, train};
 use super::task::{HeldOut, Task, longest_letter_prompt};
 use crate::atomic;
 use crate::data::letters;
@@ -76,7 +76,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let epochs = Epochs { items: data.train.len(), epochs: sft.epochs, batch: sft.batch };
     let trainer = Trainer::new("policy", model, &sft.optimizer, epochs.steps());
     let trainer = train(context, &mut folder, "sft", &epochs, trainer, |trainer, batch| {
-        accumulate(trainer, batch, &data.train, sft.rows_at_once, &context.stop)
+        Ok((accumulate(trainer, batch, &data.train, sft.rows_at_once, &context.stop)?, NoMore {}))
     })?;
     let model = trainer.model().inference();
     let held_out = cross_entropy(&model, &data.held_out, sft.rows_at_once, &context.stop);

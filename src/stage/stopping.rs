@@ -203,5 +203,6 @@ stages! {
     train_reward: Stage::TrainReward,
     fit_normalizer: Stage::FitNormalizer,
     ppo: Stage::Ppo,
+    dpo: Stage::Dpo,
     evaluate: Stage::Evaluate,
 }

@@ -1,4 +1,4 @@
-//! The loop of SFT and reward training: epochs of shuffled batches, logged and checkpointed.
+//! The loop of SFT, reward training and the DPO family: epochs of shuffled batches, logged and checkpointed.
 
 use std::time::Instant;
 
@@ -41,13 +41,19 @@ impl Epochs {
 
 /// One line of `metrics.jsonl`.
 #[derive(Serialize)]
-struct Line {
+struct Line<T> {
     step: usize,
     epoch: f64,
     loss: f64,
     learning_rate: f64,
     gradient_norm: f64,
+    #[serde(flatten)]
+    more: T,
 }
+
+/// What a line of `metrics.jsonl` says of a step where the loss says all.
+#[derive(Serialize)]
+pub struct NoMore {}
 
 /// One line of `timings.jsonl`.
 #[derive(Serialize)]
@@ -58,14 +64,15 @@ struct Timing {
 }
 
 /// Trains to the end, from the folder's last checkpoint if it has one. `accumulate` adds the gradient of
-/// the given items to the trainer's, and gives the tokens that they hold, prompts included.
-pub fn train<M: Trainable>(
+/// the given items to the trainer's, and gives the tokens that they hold, prompts included, and what the log says of the
+/// step beside the loss.
+pub fn train<M: Trainable, T: Serialize>(
     context: &Context,
     folder: &mut StageFolder,
     title: &str,
     epochs: &Epochs,
     mut trainer: Trainer<M>,
-    mut accumulate: impl FnMut(&mut Trainer<M>, &[usize]) -> Result<usize, Error>,
+    mut accumulate: impl FnMut(&mut Trainer<M>, &[usize]) -> Result<(usize, T), Error>,
 ) -> Result<Trainer<M>, Error> {
     if let Some(checkpoint) = folder.latest()? {
         folder.warnings.drain(..).for_each(|warning| context.progress.line(&warning));
@@ -79,10 +86,10 @@ pub fn train<M: Trainable>(
     for batch in epochs.batches(context.settings.seed, title, trainer.step()) {
         let (start, step, rate) = (Instant::now(), trainer.step(), trainer.rate());
         let result = accumulate(&mut trainer, &batch);
-        let tokens = or_save(folder, &trainer, result)?;
+        let (tokens, more) = or_save(folder, &trainer, result)?;
         let StepResult { loss, gradient_norm } = trainer.update()?;
         let epoch = (step * epochs.epochs) as f64 / total as f64;
-        metrics.write(&Line { step, epoch, loss, learning_rate: rate, gradient_norm })?;
+        metrics.write(&Line { step, epoch, loss, learning_rate: rate, gradient_norm, more })?;
         let seconds = start.elapsed().as_secs_f64();
         timings.write(&Timing { step, seconds, tokens_per_second: tokens as f64 / seconds })?;
         last = format!(", last loss {loss:.3}");

@@ -96,6 +96,7 @@ impl HeldOut {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Pairs,
+    LabelledPairs,
     Conversations,
     Prompts,
 }
@@ -105,6 +106,7 @@ impl Kind {
     fn name(self) -> &'static str {
         match self {
             Self::Pairs => "pairs",
+            Self::LabelledPairs => "labelled-pairs",
             Self::Conversations => "conversations",
             Self::Prompts => "prompts",
         }
@@ -202,13 +204,18 @@ impl Task {
         }
     }
 
-    /// The user's preference pairs, and their fingerprint; those of the embedded task are sampled by their
-    /// own stage.
-    pub(super) fn file_pairs<T>(&self, context: &Context) -> Result<Option<Data<T>>, Error> {
+    /// The user's preference pairs, where `labelled` with labels of segments, and their fingerprint; those of the embedded
+    /// task are sampled by their own stage.
+    pub(super) fn file_pairs<T>(
+        &self,
+        context: &Context,
+        labelled: bool,
+    ) -> Result<Option<Data<T>>, Error> {
         let Source::File { data, .. } = &self.source else { return Ok(None) };
-        let pairs = self.stored(context, data, Kind::Pairs, self.limits, 0, |writer| {
+        let kind = if labelled { Kind::LabelledPairs } else { Kind::Pairs };
+        let pairs = self.stored(context, data, kind, self.limits, 0, |writer| {
             let push = |row: PreferencePair, hash| store(context, writer, row, hash);
-            pairs::read_pairs(data, &self.tokenizer, self.limits, push)
+            pairs::read_pairs(data, &self.tokenizer, self.limits, labelled, push)
         })?;
         Ok(Some(pairs))
     }
@@ -319,7 +326,7 @@ impl Task {
             return Ok(split);
         }
         let (what, rows) = match kind {
-            Kind::Pairs => (HeldOut::Pairs, "preference pairs"),
+            Kind::Pairs | Kind::LabelledPairs => (HeldOut::Pairs, "preference pairs"),
             Kind::Conversations => (HeldOut::Conversations, "conversations"),
             Kind::Prompts => {
                 let all: Vec<u32> = (0..store.len() as u32).collect();
@@ -459,14 +466,14 @@ mod tests {
         }
 
         fn pairs(&self) -> Result<Split<Items<PreferencePair>>, Error> {
-            Ok(self.task.file_pairs(&self.context)?.unwrap().0)
+            Ok(self.task.file_pairs(&self.context, false)?.unwrap().0)
         }
     }
 
     impl From<StoredRow> for PreferencePair {
         fn from(row: StoredRow) -> Self {
-            let StoredRow { prompt, responses: [chosen, rejected], score_gap } = row;
-            Self { prompt, chosen, rejected, score_gap }
+            let StoredRow { prompt, responses: [chosen, rejected], score_gap, labels } = row;
+            Self { prompt, chosen, rejected, score_gap, labels }
         }
     }
 

@@ -14,7 +14,7 @@
 //! - the mean over tokens is the paper's (TRL's `dapo` is over all tokens of the batch).
 
 use super::error::SystemError;
-use super::interface::{Credit, Draw, Method, Parts, Rollouts, Row, System};
+use super::interface::{Credit, Draw, Method, Parts, Rollouts, Row, System, Training};
 use super::loss::Loss;
 use super::rewards::NormalizedRewards;
 use super::sample::{Sample, response_tokens};
@@ -48,10 +48,10 @@ const ROW: Row = Row {
     critic: false,
     section: Some("group"),
     check,
-    build: |parts| {
+    training: Training::Online(|parts| {
         let (clip, mean) = (parts.ppo.clip, TokenMean::Response);
         build(parts, over_std, Loss::ClipK3 { clip, mean })
-    },
+    }),
 };
 
 impl Method {
@@ -70,10 +70,10 @@ impl Method {
         paper: "Liu et al. 2025, arXiv 2503.20783",
         credit: "reward less the group's mean",
         loss: "clip, k3, sum over tokens",
-        build: |parts| {
+        training: Training::Online(|parts| {
             let (clip, mean) = (parts.ppo.clip, TokenMean::Constant(parts.max_new_tokens as f64));
             build(parts, over_mean, Loss::ClipK3 { clip, mean })
-        },
+        }),
         ..ROW
     });
     /// Rewards less the mean of the others'.
@@ -83,7 +83,9 @@ impl Method {
         paper: "Ahmadian et al. 2024, arXiv 2402.14740",
         credit: "reward less KL, less the mean of the others",
         loss: "clip of the response's ratio",
-        build: |parts| build(parts, leave_one_out, Loss::ResponseClip { clip: parts.ppo.clip }),
+        training: Training::Online(|parts| {
+            build(parts, leave_one_out, Loss::ResponseClip { clip: parts.ppo.clip })
+        }),
         ..ROW
     });
 }

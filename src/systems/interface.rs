@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use super::error::SystemError;
 use super::judge::Judge;
 use super::loss::Loss;
+use super::pairs::Weights;
 use super::sample::{Edge, Path, Rewarded, Sample};
 use super::settings::PpoSettings;
 use crate::equations::normalizer::Normalizer;
@@ -241,8 +242,17 @@ pub struct Row {
     /// The key below its section that does not go with the section `[ppo]`, if one does not, with its value and what was
     /// expected.
     pub check: fn(&PpoSettings, toml::Value) -> Option<(String, String)>,
-    /// Makes its choices.
-    pub build: for<'a> fn(&Parts<'a>) -> System<'a>,
+    /// What its policy learns from.
+    pub training: Training,
+}
+
+/// What a policy learns from.
+#[derive(Clone, Copy)]
+pub enum Training {
+    /// Its own rollouts, by the choices that the function makes.
+    Online(for<'a> fn(&Parts<'a>) -> System<'a>),
+    /// Preference pairs, by the weights that the function makes of the system's own section.
+    Offline(fn(Option<toml::Value>) -> Weights),
 }
 
 /// A method: a row of a system's table, known by its name.
@@ -255,9 +265,24 @@ impl Method {
         self.0.name
     }
 
-    /// Makes the method's choices.
+    /// Makes the choices of a method that learns from its rollouts.
+    ///
+    /// # Panics
+    ///
+    /// For a method that learns from pairs.
     pub fn build<'a>(self, parts: &Parts<'a>) -> System<'a> {
-        (self.0.build)(parts)
+        match self.0.training {
+            Training::Online(build) => build(parts),
+            Training::Offline(_) => panic!("{} has no rollouts", self.name()),
+        }
+    }
+
+    /// What the tokens of a pair count, given the system's own section; none for a method that learns from its rollouts.
+    pub fn weights(self, section: Option<toml::Value>) -> Option<Weights> {
+        match self.0.training {
+            Training::Online(_) => None,
+            Training::Offline(weights) => Some(weights(section)),
+        }
     }
 
     /// The method whose reward model this one uses.

@@ -40,6 +40,9 @@ impl<'a> Batch<'a> {
 
     /// True at response tokens that teach, `[B, R]`.
     fn teaching_mask(&self) -> Tensor<2, Bool> {
+        if self.rows.iter().all(|sample| sample.teaches.is_none()) {
+            return self.mask();
+        }
         let teaches = |sample: &Sample| match &sample.teaches {
             Some(teaches) => teaches.iter().map(|&teaches| f32::from(teaches)).collect(),
             None => vec![1.0; sample.response.len()],
@@ -99,7 +102,9 @@ impl Loss {
         let old = batch.pad(|s| s.log_probs.clone());
         let advantages = batch.pad(|s| narrow(&s.advantages));
         match self {
-            Self::Clip { clip } => policy_loss(log_probs, old, advantages, batch.mask(), clip),
+            Self::Clip { clip } => {
+                policy_loss(log_probs, old, advantages, batch.teaching_mask(), clip)
+            }
             Self::ClipK3 { clip, mean } => {
                 let reference = batch.pad(|s| s.ref_log_probs.clone());
                 let rows = [log_probs, old, reference, advantages];

@@ -15,12 +15,15 @@
 //! five choices. To add a system, write its file and name it in [`SYSTEMS`]; nothing in `stage`, `grid`, `report` or
 //! `cli` changes.
 
+pub mod asr;
 pub mod chunk;
+pub mod dpo;
 pub mod error;
 pub mod group;
 pub mod interface;
 pub mod judge;
 pub mod loss;
+pub mod pairs;
 pub mod paper;
 pub mod reward_model;
 pub mod rewards;
@@ -35,22 +38,25 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 pub use self::chunk::{Chunk, Clipped, Minibatch};
 pub use self::error::SystemError;
-pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
+pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System, Training};
 pub use self::judge::{Judge, Verdict};
 pub use self::loss::{Batch, Loss};
+pub use self::pairs::{PairBatch, PairView, Weights};
 pub use self::reward_model::{RewardModel, Segmented, Segmenter, score_sequences};
 pub use self::sample::{Edge, Path, Rewarded, Sample};
-pub use self::settings::PpoSettings;
+pub use self::settings::{DpoSettings, PpoSettings};
 use crate::bounds::{Nested, section};
 
 /// The registry: the methods of every system.
-pub const SYSTEMS: &[&[Method]] = &[&paper::METHODS, &group::METHODS, &spo::METHODS];
+pub const SYSTEMS: &[&[Method]] =
+    &[&paper::METHODS, &group::METHODS, &spo::METHODS, &dpo::METHODS, &asr::METHODS];
 
 section! {
     /// The section `[systems]`: a section for each system that has settings of its own.
     SystemsSettings {
         group: group::Settings = Nested,
         spo: spo::Settings = Nested,
+        asr: asr::Settings = Nested,
     }
 }
 

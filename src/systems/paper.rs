@@ -15,7 +15,7 @@
 //! in `experiments/default.toml`, the official ones in `paper/reported.toml`.
 
 use super::error::SystemError;
-use super::interface::{Credit, Draw, Method, Parts, Rollouts, Row, System};
+use super::interface::{Credit, Draw, Method, Parts, Rollouts, Row, System, Training};
 use super::loss::Loss;
 use super::rewards::NormalizedRewards;
 use super::sample::{Sample, response_tokens, wide};
@@ -25,7 +25,7 @@ use crate::equations::kl::token_rewards;
 use crate::equations::segmentation::Rule;
 
 /// What the rows of the table share; each names what is its own.
-const ROW: Row = Row {
+pub(super) const ROW: Row = Row {
     name: "",
     about: "",
     paper: "Yin et al. 2025, arXiv 2501.02790",
@@ -39,7 +39,7 @@ const ROW: Row = Row {
     critic: true,
     section: None,
     check: |_, _| None,
-    build,
+    training: Training::Online(build),
 };
 
 fn whole(_: f64) -> Rule {
@@ -106,7 +106,7 @@ pub const METHODS: [Method; 6] = [
     Method::SEGMENT_AS_BANDIT,
 ];
 
-fn build<'a>(parts: &Parts<'a>) -> System<'a> {
+pub(super) fn build<'a>(parts: &Parts<'a>) -> System<'a> {
     let Parts { ppo, judge, normalizer, .. } = *parts;
     let whole = judge.policy_segmenter().rule == Rule::Whole;
     // One reward a response stands at its end, as published.

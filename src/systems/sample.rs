@@ -17,6 +17,26 @@ pub struct Rewarded {
     pub sequence_score: f64,
 }
 
+impl Rewarded {
+    /// r̂ of each of so many tokens: its segment's, and in none, as EOS can be, that of the token before.
+    ///
+    /// # Panics
+    ///
+    /// If a segment reaches past the tokens.
+    pub fn of_tokens(&self, tokens: usize) -> Vec<f64> {
+        let mut rewards = vec![f64::NAN; tokens];
+        for (segment, &reward) in self.segments.iter().zip(&self.normalized) {
+            rewards[segment.clone()].fill(reward);
+        }
+        let mut last = 0.0;
+        for reward in &mut rewards {
+            last = if reward.is_nan() { last } else { *reward };
+            *reward = last;
+        }
+        rewards
+    }
+}
+
 /// A response, with what the policy learns from it. Every list but `segments`, `rewards` and `normalized` has one
 /// entry a response token.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! The settings of the PPO loop.
+//! The settings of the loops that train a policy.
 
 use crate::bounds::{AtLeast, Bounds, Nested, section};
 use crate::equations::interpolation::Interpolation;
@@ -26,6 +26,18 @@ section! {
         evaluate_every: usize = AtLeast(1),
         actor: OptimizerSettings = Nested,
         critic: OptimizerSettings = Nested,
+    }
+}
+
+section! {
+    /// The section `[dpo]`.
+    DpoSettings {
+        epochs: usize = AtLeast(1),
+        batch: usize = AtLeast(1),
+        rows_at_once: usize = AtLeast(1),
+        beta: f64 = Bounds::Positive,
+        label_smoothing: f64 = Bounds::BelowHalf,
+        optimizer: OptimizerSettings = Nested,
     }
 }
 

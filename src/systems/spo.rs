@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::error::SystemError;
-use super::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
+use super::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System, Training};
 use super::loss::Loss;
 use super::rewards::NormalizedRewards;
 use super::sample::{Sample, response_tokens, wide};
@@ -91,7 +91,7 @@ const ROW: Row = Row {
     critic: false,
     section: Some("spo"),
     check: |_, _| None,
-    build: chain,
+    training: Training::Online(chain),
 };
 
 impl Method {
@@ -111,7 +111,7 @@ impl Method {
         rollouts: "a tree a prompt",
         credit: "value of a node less its parent's",
         check: check_tree,
-        build: tree,
+        training: Training::Online(tree),
         ..ROW
     });
 }

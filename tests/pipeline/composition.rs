@@ -325,7 +325,7 @@ fn reward_training(dir: &Path, more: &[&str]) -> (Vec<f64>, f64) {
     let tokenizer = &task.tokenizer;
     let scorer =
         Scorer::load(&context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), 8).unwrap();
-    let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let (pairs, _) = preferences::load(&context, &task, false).unwrap();
     let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let gap = |pair: &preferences::Pair| {
         let scored = scorer.score(&pair.rows()).unwrap();
@@ -360,7 +360,7 @@ fn each_kind_of_normalizer_is_fitted_on_both_responses_of_every_pair() {
     let tokenizer = &task.tokenizer;
     let scorer =
         Scorer::load(&context, tokenizer.sentence_ends(), tokenizer.stop_tokens(), 8).unwrap();
-    let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let (pairs, _) = preferences::load(&context, &task, false).unwrap();
     let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let rewards: Vec<Vec<f64>> = pairs
         .iter()

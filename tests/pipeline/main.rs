@@ -2,6 +2,7 @@
 
 mod composition;
 mod degeneracy;
+mod dpo;
 mod numerics;
 mod spo;
 mod stages;

@@ -11,7 +11,7 @@ use std::path::Path;
 use segment_rlhf::COMMIT;
 use segment_rlhf::run::folder::Origin;
 use segment_rlhf::run::{Context, Error, FolderError, Stage};
-use segment_rlhf::systems::Method;
+use segment_rlhf::systems::{Method, Weights};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -106,10 +106,21 @@ fn a_stage_gives_the_figures_that_are_pinned_to_its_numerics() {
     let dir = tempfile::tempdir().unwrap();
     let mut found = BTreeMap::new();
     for method in Method::all() {
-        add(&context(dir.path(), &[&format!("method={}", method.name())]), &mut found);
+        let name = format!("method={}", method.name());
+        let labelled = context(dir.path(), &[&name]).settings.weights() == Some(Weights::Labels);
+        if !labelled {
+            add(&context(dir.path(), &[&name]), &mut found);
+            continue;
+        }
+        // In a run of its own, as its pairs are others.
+        let own = tempfile::tempdir().unwrap();
+        let mut of_own = BTreeMap::new();
+        add(&context(own.path(), &[&name, "task.aligned.pairs=true"]), &mut of_own);
+        found.extend(of_own.into_iter().map(|(name, pin)| (format!("aligned/{name}"), pin)));
     }
-    // SFT and pairs, four reward models, three stages a method.
-    assert_eq!(found.len(), 2 + 4 + 3 * Method::all().len());
+    // SFT and pairs and four reward models; three stages a method, of which plain DPO needs no normalizer; the run of
+    // aligned pairs with its own SFT, pairs, reward model, policy and evaluation.
+    assert_eq!(found.len(), 2 + 4 + 3 * (Method::all().len() - 2) + 2 + 5);
     let pinned: BTreeMap<String, Pin> = fs::read_to_string(PINS)
         .map(|text| serde_json::from_str(&text).unwrap())
         .unwrap_or_default();

@@ -234,7 +234,7 @@ fn segment_as_bandit_is_rewarded_once_with_the_sequence_score() {
     let tokenizer = &task.tokenizer;
     let ends = tokenizer.sentence_ends();
     let scorer = Scorer::load(&context, ends, tokenizer.stop_tokens(), 4).unwrap();
-    let (pairs, _) = preferences::load(&context, &task).unwrap();
+    let (pairs, _) = preferences::load(&context, &task, false).unwrap();
     let pairs = pairs.train.read(0..pairs.train.len()).unwrap();
     let rows: Vec<(&[u32], &[u32])> =
         pairs.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..])).collect();

@@ -28,6 +28,8 @@ const TINY: &[&str] = &[
     "ppo.minibatch=8",
     "ppo.rows_at_once=3",
     "ppo.evaluate_every=2",
+    "dpo.batch=8",
+    "dpo.rows_at_once=3",
     "evaluation.prompts=4",
     "evaluation.samples=1",
 ];

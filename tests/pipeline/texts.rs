@@ -40,8 +40,14 @@ fn a_letter_and_its_repetition_are_shaded_by_segments_and_by_tokens() {
         format!("dear {} , {filler} {} {} <eos>", prompt.name(), clause(topic), clause(disliked));
     let chosen = encode(&letter).unwrap();
     let credits = gold(&prompt, &chosen).credits;
-    let pair =
-        Pair { prompt: prompt.tokens(), chosen, rejected: vec![1], gold: None, score_gap: None };
+    let pair = Pair {
+        prompt: prompt.tokens(),
+        chosen,
+        rejected: vec![1],
+        gold: None,
+        score_gap: None,
+        labels: None,
+    };
     let path = segment.dir(Stage::Preferences).join("held_out.jsonl");
     let others = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, format!("{others}{}\n", serde_json::to_string(&pair).unwrap())).unwrap();
@@ -74,7 +80,7 @@ fn without_a_typical_letter_the_first_response_is_shown_alone() {
     let [segment, token] = trained(dir.path());
     let task =
         segment_rlhf::stage::task::Task::open(&segment, Some(&segment.reference_dir().unwrap()));
-    let held_out = preferences::load(&segment, &task.unwrap()).unwrap().0.held_out;
+    let held_out = preferences::load(&segment, &task.unwrap(), false).unwrap().0.held_out;
     let ids = held_out.get(0).unwrap().chosen;
     let texts = texts(&segment, &token).unwrap();
     assert_eq!(texts.len(), 1);

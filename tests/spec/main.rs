@@ -18,6 +18,7 @@
 mod analysis;
 mod bt_loss;
 mod checkpoint;
+mod dpo;
 mod experiments;
 mod gae;
 mod goldens;

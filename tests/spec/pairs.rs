@@ -53,7 +53,7 @@ fn all_pairs(
     limits: Limits,
 ) -> Result<(Vec<PreferencePair>, Counts), DataError> {
     let mut pairs = Vec::new();
-    let counts = read_pairs(path, tokenizer, limits, |pair, _| {
+    let counts = read_pairs(path, tokenizer, limits, false, |pair, _| {
         pairs.push(pair);
         Ok(())
     })?;
@@ -96,7 +96,7 @@ fn pairs(text: &str) -> Vec<PreferencePair> {
 
 fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> PreferencePair {
     let [prompt, chosen, rejected] = [prompt, chosen, rejected].map(<[u32]>::to_vec);
-    PreferencePair { prompt, chosen, rejected, score_gap: None }
+    PreferencePair { prompt, chosen, rejected, score_gap: None, labels: None }
 }
 
 /// The error of `read` for this file, and its text without the folder.

@@ -9,7 +9,8 @@ use segment_rlhf::data::store::*;
 use tempfile::TempDir;
 
 fn row(prompt: &[u32], first: &[u32], second: &[u32], score_gap: Option<f32>) -> StoredRow {
-    StoredRow { prompt: prompt.into(), responses: [first.into(), second.into()], score_gap }
+    let responses = [first.into(), second.into()];
+    StoredRow { prompt: prompt.into(), responses, score_gap, labels: None }
 }
 
 fn rows() -> [StoredRow; 3] {
@@ -137,4 +138,28 @@ fn a_refused_row_leaves_nothing() {
     assert!(opened(&dir).whole().is_some(), "the old one is untouched");
     refused(&folder.path().join("new"));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn labels_come_back_with_their_rows_and_a_changed_byte_of_them_is_found() {
+    let labelled = |row: StoredRow| {
+        let labels =
+            row.responses.each_ref().map(|of| (0..of.len()).map(|t| t as i8 % 3 - 1).collect());
+        StoredRow { labels: Some(labels), ..row }
+    };
+    let rows = rows().map(labelled);
+    let (_folder, dir) = written(&rows);
+    let store = opened(&dir).whole().unwrap();
+    for i in [2, 0, 1] {
+        assert_eq!(store.row(i).unwrap(), rows[i]);
+    }
+    let (_plain, without) = written(&self::rows());
+    assert_ne!(store.fingerprint, opened(&without).whole().unwrap().fingerprint);
+    let path = dir.join("labels");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[1] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(matches!(opened(&dir), Opened::Damaged(damaged) if damaged == path));
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(opened(&dir), Opened::Damaged(damaged) if damaged == path));
 }

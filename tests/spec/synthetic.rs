@@ -215,13 +215,14 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
         }),
         reward: Some(reward_model(settings, &mut own)),
         normalizer: Some(normalizer(settings)),
-        policy: keep::Summary {
+        policy: Some(keep::Summary {
             iterations: ITERATIONS,
             last: last.clone(),
             best_iteration: best.iteration,
             best: best.evaluation,
             held_out: HeldOut::Prompts,
-        },
+        }),
+        dpo: None,
         evaluation: evaluate::Summary {
             before,
             after: last,

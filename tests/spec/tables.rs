@@ -238,9 +238,10 @@ fn without_the_truth_the_sequence_score_takes_the_place_of_gold() {
         figures.curve.gold.iter_mut().for_each(|gold| *gold = None);
         let evaluation = &mut figures.evaluation;
         let evaluations = figures.evaluations.iter_mut().map(|line| &mut line.evaluation);
+        let policy = figures.policy.as_mut().unwrap();
         for evaluation in evaluations
             .chain([&mut evaluation.before, &mut evaluation.after])
-            .chain([&mut figures.policy.last, &mut figures.policy.best])
+            .chain([&mut policy.last, &mut policy.best])
         {
             evaluation.gold = None;
         }

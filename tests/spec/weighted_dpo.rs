@@ -33,7 +33,7 @@ impl Rows {
         let row = |rows: &[Vec<f64>]| matrix(&padded(rows, self.width(), f64::NAN), device, dtype);
         let lengths: Vec<usize> = self.log_probs.iter().map(Vec::len).collect();
         let rows = [log_probs, row(&self.reference), row(&self.weights)];
-        weighted_dpo_loss(rows, mask(&lengths, self.width(), device), beta)
+        weighted_dpo_loss(rows, mask(&lengths, self.width(), device), beta, 0.0).loss
     }
 
     fn assert_golden(&self, beta: f64, loss: f64, gradient: &[Vec<f64>]) {
@@ -64,7 +64,8 @@ fn a_segment_counts_for_its_better_side_and_a_tie_for_neither() {
         assert_eq!(weights, [1.0, -1.0, 0.0]);
         let weights = rows([[1.0, -1.0, 0.0]; 2]);
         let (policy, reference) = (rows([[2.0, 1.0, 9.0], [1.0, 4.0, 7.0]]), rows([[0.0; 3]; 2]));
-        let loss = weighted_dpo_loss([policy, reference, weights], mask(&[3, 3], 3, &device), 0.5);
+        let mask = mask(&[3, 3], 3, &device);
+        let loss = weighted_dpo_loss([policy, reference, weights], mask, 0.5, 0.0).loss;
         // 0.5 · [(2 - 1) - (1 - 4)] = 2.
         assert_close(&host(loss), &[(-2f64).exp().ln_1p()], tolerance);
     }
@@ -403,10 +404,10 @@ fn no_argument_is_broadcast_and_what_does_not_fit_is_named() {
         let marks = vec![true; if wrong == 3 { 2 } else { 4 }];
         let shape = [marks.len() / 2, 2];
         let mask: Tensor<2, Bool> = Tensor::from_data(TensorData::new(marks, shape), &device);
-        let panic = panic_of(|| weighted_dpo_loss([rows(0), rows(1), rows(2)], mask, 0.1));
+        let panic = panic_of(|| weighted_dpo_loss([rows(0), rows(1), rows(2)], mask, 0.1, 0.0));
         assert!(panic.contains("shape") || panic.contains("dim"), "{wrong}: {panic}");
     }
-    let odd = || weighted_dpo_loss([of(3), of(3), of(3)], mask(&[2; 3], 2, &device), 0.1);
+    let odd = || weighted_dpo_loss([of(3), of(3), of(3)], mask(&[2; 3], 2, &device), 0.1, 0.0);
     assert!(panic_of(odd).contains("a second response for each first one, not 3 rows"));
     let labels = || token_weights(&[0..1, 1..2], &[1], 2);
     assert!(panic_of(labels).contains("a label for each segment"));

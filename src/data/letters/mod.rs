@@ -33,7 +33,7 @@ pub mod prompts;
 pub mod verdict;
 pub mod vocabulary;
 
-pub use generator::write_letter;
+pub use generator::{write_aligned, write_letter};
 pub use gold::{Clause, ClauseKind, Gold, gold, prefers_first};
 pub use prompts::{Prompt, graded_prompts, prompts, split};
 pub use verdict::passes;

@@ -77,9 +77,9 @@ quantities! {
         "Area under held-out gold reward over updates by the trapezoidal rule, from the SFT model on, divided by the \
          updates: the mean during training." => |f| area(&path(f)?);
     BestGold = "best_gold", "best gold":
-        "Gold reward of the best held-out evaluation during training." => |f| f.policy.best.gold;
+        "Gold reward of the best held-out evaluation during training." => |f| f.policy.as_ref()?.best.gold;
     BestIteration = "best_iteration", "best at":
-        "The iteration after which that evaluation was." => |f| Some(f.policy.best_iteration as f64);
+        "The iteration after which that evaluation was." => |f| Some(f.policy.as_ref()?.best_iteration as f64);
     GoldAtQuarterNat = "gold_at_quarter_nat", "gold at KL 0.25":
         "Gold reward on held-out prompts where training first reaches a KL of 0.25 nats, by linear interpolation between \
          evaluations; known where every seed reaches it." => |f| gold_at_kl(&path(f)?, 0.25);
