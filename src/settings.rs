@@ -179,6 +179,8 @@ section! {
         aggregation: Aggregation,
         margin: f64 = Bounds::Finite,
         margin_scale: f64 = Bounds::Finite,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        regularizer: Option<f64> = Bounds::Positive,
         optimizer: OptimizerSettings = Nested,
     }
 }

@@ -109,6 +109,9 @@ pub(super) struct ScoreArgs {
     /// Add the rewards as normalized by the run's normalizer
     #[arg(long)]
     normalized: bool,
+    /// Add the score and the rewards between 0 and 1, at the temperature of most entropy on held-out responses
+    #[arg(long)]
+    calibrated: bool,
     /// JSON lines for programs
     #[arg(long)]
     json: bool,
@@ -209,13 +212,17 @@ pub(super) fn score(context: &Context, args: &ScoreArgs) -> Result<(), Error> {
     };
     let rater = Rater::load(context, args.actions, None)?;
     let normalizer = args.normalized.then(|| rater.normalizer(context)).transpose()?;
+    let temperature = args.calibrated.then(|| rater.temperature(context)).transpose()?;
     for chunk in texts.chunks(context.settings.ppo.rows_at_once.max(1)) {
         let encode = |text: &TextRow| {
             let place = Place { path: &path, row: text.place };
             rater.encode(Text { prompt: &text.prompt, response: &text.response }, place)
         };
         let encoded = chunk.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-        for (text, shown) in chunk.iter().zip(rater.show(&encoded, normalizer.as_ref())?) {
+        for (text, mut shown) in chunk.iter().zip(rater.show(&encoded, normalizer.as_ref())?) {
+            if let Some(temperature) = temperature {
+                shown.calibrate(temperature);
+            }
             if args.json {
                 let line = Line { row: text.place, text: shown };
                 show::out(&serde_json::to_string(&line).expect("a plain struct serialises"))?;

@@ -52,6 +52,36 @@ pub fn segment_bt_loss(
     log_sigmoid(difference).mean().neg()
 }
 
+/// A regularizer that keeps scores near 0: the mean of their squares over both responses of each pair.
+///
+/// A Bradley-Terry loss sees differences alone, so that scores of both responses may drift together; this holds them.
+///
+/// # Shapes
+///
+/// `[P], [P] -> [1]`, for P pairs.
+///
+/// # Panics
+///
+/// Where the shapes differ.
+///
+/// # Source
+///
+/// ReMedy (arXiv 2504.13630) adds a regularizer of rewards; its form is not published, so this one is ours.
+///
+/// # Examples
+///
+/// ```
+/// # use burn::tensor::{Device, Tensor};
+/// use segment_rlhf::equations::bt_loss::score_regularizer;
+/// let score = |x: f32| Tensor::<1>::from_floats([x], &Device::flex());
+/// assert_eq!(score_regularizer(score(3.0), score(-1.0)).into_scalar::<f32>(), 5.0); // (9 + 1) / 2
+/// ```
+pub fn score_regularizer(chosen: Tensor<1>, rejected: Tensor<1>) -> Tensor<1> {
+    let [pairs] = chosen.dims();
+    assert_shape!(rejected, [pairs]);
+    (chosen.square().mean() + rejected.square().mean()) * 0.5
+}
+
 /// The DPO loss and the rewards it implies.
 #[derive(Clone, Debug)]
 pub struct DpoLoss {

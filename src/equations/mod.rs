@@ -16,6 +16,7 @@
 //! | [`weighted_dpo`], [`sign_mask`] | segment-DPO and ASR: DPO over tokens with labels or masks |
 
 pub mod bt_loss;
+pub mod calibration;
 pub mod clip_k3;
 pub mod gae;
 pub mod group_baseline;

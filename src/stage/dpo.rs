@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fit_normalizer::NormalizerFile;
 use super::memory;
-use super::preferences::{self, Pair};
+use super::preferences::{self, Pair, is_right};
 use super::score::Scorer;
 use super::supervised::{Epochs, or_save, train};
 use super::task::{HeldOut, Task};
@@ -241,7 +241,7 @@ fn accumulate(
     let step = Step {
         chosen_reward: mean(chosen.iter().copied()),
         rejected_reward: mean(rejected.iter().copied()),
-        accuracy: mean(chosen.iter().zip(&rejected).map(|(&c, &r)| is_right(c, r))),
+        accuracy: mean(chosen.iter().zip(&rejected).map(|(&c, &r)| is_right(c - r))),
     };
     Ok((read, step))
 }
@@ -249,11 +249,6 @@ fn accumulate(
 /// The numbers of a tensor, for sums.
 fn wide(values: Tensor<1>) -> Vec<f64> {
     to_vec(values).into_iter().map(f64::from).collect()
-}
-
-/// 1 where the chosen response has the higher reward, a half for a tie.
-fn is_right(chosen: f64, rejected: f64) -> f64 {
-    if chosen == rejected { 0.5 } else { f64::from(chosen > rejected) }
 }
 
 /// The figures of held-out pairs.
@@ -307,7 +302,7 @@ fn evaluate(
         pairs: pairs.len(),
         held_out: HeldOut::default(),
         loss: losses / pairs.len() as f64,
-        accuracy: mean(chosen.iter().zip(&rejected).map(|(&c, &r)| is_right(c, r))),
+        accuracy: mean(chosen.iter().zip(&rejected).map(|(&c, &r)| is_right(c - r))),
         chosen_reward: mean(chosen.iter().copied()),
         rejected_reward: mean(rejected.iter().copied()),
         wrong_in_chosen: known(&against[0]),

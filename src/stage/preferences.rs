@@ -60,10 +60,20 @@ impl Pair {
         }
     }
 
+    /// What the preferred response scores more than the other: in the data, or by gold.
+    pub(super) fn gap(&self) -> Option<f64> {
+        self.score_gap.map(f64::from).or(self.gold.map(|[chosen, rejected]| chosen - rejected))
+    }
+
     /// Prompt and response of the chosen, then of the rejected.
     pub fn rows(&self) -> [(&[u32], &[u32]); 2] {
         [&self.chosen, &self.rejected].map(|response| (&self.prompt[..], &response[..]))
     }
+}
+
+/// Whether a pair is ordered as its label says, given the chosen score less the rejected one; a tie is half.
+pub(super) fn is_right(gap: f64) -> f64 {
+    if gap == 0.0 { 0.5 } else { f64::from(gap > 0.0) }
 }
 
 /// The result of the stage.

@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use super::cut::Cut;
 use super::memory;
-use super::preferences::{self, Pair};
+use super::preferences::{self, Pair, is_right};
 use super::score::{RewardCard, segmenter};
 use super::supervised::{Epochs, NoMore, or_save, train};
 use super::task::{HeldOut, Split, Task};
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
-use crate::equations::bt_loss::segment_bt_loss;
+use crate::equations::bt_loss::{score_regularizer, segment_bt_loss};
+use crate::equations::calibration::best_temperature;
 use crate::equations::segment_reward::{aggregate, segment_rewards};
 use crate::equations::segmentation::Rule;
 use crate::model::generate::{ReadAt, Rows, TokenView};
@@ -66,6 +67,13 @@ pub struct Summary {
     pub boundary_f1: Option<f64>,
     /// How often the model is right, by how sure it is; the surest pairs last.
     pub calibration: Vec<Calibration>,
+    /// How often the model is right, by the gap between the pair's scores, or gold rewards; the widest last. Of pairs whose gap
+    /// is known and not 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_gap: Vec<GapGroup>,
+    /// The temperature at which scores of responses spread most evenly over (0, 1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// Mean segments of a response.
     pub segments: f64,
     /// Mean tokens of a segment.
@@ -81,6 +89,34 @@ pub struct Calibration {
     pub observed: f64,
     /// Pairs.
     pub pairs: usize,
+}
+
+/// Held-out pairs with gaps of about the same width.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GapGroup {
+    /// Their mean gap.
+    pub gap: f64,
+    /// Share of the pairs whose better response, by the gap, the model scores higher; ties count half.
+    pub accuracy: f64,
+    /// Pairs.
+    pub pairs: usize,
+}
+
+/// As equal as can be many pairs in each of up to four groups, by the width of the gap: the gap of each pair, chosen less
+/// rejected, and the model's.
+fn by_gap(mut gaps: Vec<[f64; 2]>) -> Vec<GapGroup> {
+    gaps.retain(|[known, _]| *known != 0.0);
+    gaps.sort_by(|a, b| a[0].abs().total_cmp(&b[0].abs()));
+    let (pairs, groups) = (gaps.len(), gaps.len().min(4));
+    let group = |i: usize| {
+        let gaps = &gaps[i * pairs / groups..(i + 1) * pairs / groups];
+        GapGroup {
+            gap: mean(gaps.iter().map(|[known, _]| known.abs())),
+            accuracy: mean(gaps.iter().map(|[known, model]| is_right(model * known.signum()))),
+            pairs: gaps.len(),
+        }
+    };
+    (0..groups).map(group).collect()
 }
 
 /// As equal as can be many pairs in each of up to ten groups, by how sure the model is of a pair, given the
@@ -260,7 +296,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
 fn check_scores(context: &Context, pairs: &Items<Pair>) -> Result<(), Error> {
     let scale = context.settings.reward.margin_scale;
     let (scored, all) = match pairs {
-        Items::Memory(pairs) => (0, pairs.len()),
+        Items::Memory(pairs) => {
+            (pairs.iter().filter(|pair| pair.gap().is_some()).count(), pairs.len())
+        }
         Items::Stored(store, _) => (store.scored(), store.len()),
     };
     if scale == 0.0 || scored == all {
@@ -282,7 +320,7 @@ fn check_scores(context: &Context, pairs: &Items<Pair>) -> Result<(), Error> {
 /// m of E4 for each pair; nothing if it is 0 for all.
 fn margins(settings: &RewardSettings, examples: &[Example]) -> Option<Vec<f32>> {
     let RewardSettings { margin, margin_scale, .. } = *settings;
-    let gap = |example: &Example| f64::from(example.pair.score_gap.unwrap_or(0.0));
+    let gap = |example: &Example| example.pair.gap().unwrap_or(0.0);
     let margins = examples.iter().map(|example| (margin + margin_scale * gap(example)) as f32);
     (margin != 0.0 || margin_scale != 0.0).then(|| margins.collect())
 }
@@ -319,7 +357,11 @@ fn pair_loss(model: &ScalarModel, pairs: &[Example], settings: &RewardSettings) 
     let (chosen, rejected) = (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n));
     let margin = margins(settings, pairs)
         .map(|margins| Tensor::<1>::from_data(TensorData::new(margins, [n]), &chosen.device()));
-    segment_bt_loss(chosen, rejected, margin)
+    let loss = segment_bt_loss(chosen.clone(), rejected.clone(), margin);
+    match settings.regularizer {
+        Some(weight) => loss + score_regularizer(chosen, rejected) * weight,
+        None => loss,
+    }
 }
 
 fn evaluate(
@@ -334,6 +376,7 @@ fn evaluate(
     let mut boundaries = BoundaryCounts::default();
     let (mut segments, mut segment_tokens) = (0, 0);
     let mut sequences = Vec::new();
+    let (mut known_gaps, mut all_scores) = (Vec::new(), Vec::new());
     let (mut gaps, mut gold_right, mut gold_decided, mut gold_known) = (Vec::new(), 0.0, 0, 0);
     for start in (0..count).step_by(settings.rows_at_once) {
         let chunk = examples.read(start..count.min(start + settings.rows_at_once))?;
@@ -352,9 +395,11 @@ fn evaluate(
                 boundaries.add(cut, &gold.phrase_starts);
             }
         }
+        all_scores.extend_from_slice(&sequence);
         for (example, scores) in chunk.iter().zip(sequence.chunks(2)) {
             let gap = scores[0] - scores[1];
             gaps.push(gap);
+            known_gaps.extend(example.pair.gap().map(|known| [known, gap]));
             if let Some([chosen, rejected]) = example.pair.gold {
                 gold_known += 1;
                 if chosen != rejected {
@@ -382,14 +427,11 @@ fn evaluate(
         boundary_recall: known.map(|score| score.recall),
         boundary_f1: known.map(|score| score.f1),
         calibration: calibration(gaps),
+        by_gap: by_gap(known_gaps),
+        temperature: best_temperature(&all_scores),
         segments: segments as f64 / (2 * count) as f64,
         segment_tokens: segment_tokens as f64 / segments.max(1) as f64,
     })
-}
-
-/// Whether a pair is ordered as its label says, given the chosen score less the rejected one; a tie is half.
-fn is_right(gap: f64) -> f64 {
-    if gap == 0.0 { 0.5 } else { f64::from(gap > 0.0) }
 }
 
 #[cfg(test)]
@@ -408,6 +450,32 @@ mod tests {
             labels: None,
         };
         Example { pair, segments: [vec![0..1, 1..2], vec![0..1, 1..2]] }
+    }
+
+    #[test]
+    fn accuracy_by_gap_is_that_of_quarters_from_narrow_to_wide_and_a_tie_is_left_out() {
+        // Known gap, the model's: right on wide gaps, wrong on the narrowest, which is negative.
+        let gaps = vec![[4.0, 1.0], [0.0, 9.0], [-0.5, 0.25], [3.0, 0.5], [1.0, 0.0]];
+        let groups = by_gap(gaps);
+        let group = |gap, accuracy| GapGroup { gap, accuracy, pairs: 1 };
+        assert_eq!(groups, [group(0.5, 0.0), group(1.0, 0.5), group(3.0, 1.0), group(4.0, 1.0)]);
+        assert!(by_gap(vec![[0.0, 1.0]]).is_empty());
+    }
+
+    #[test]
+    fn the_regularizer_is_added_to_the_loss_times_its_weight() {
+        let config = Settings::defaults().model.config(11, 16);
+        let device = Device::flex();
+        let head = crate::model::FreshHead { purpose: "reward", seed: 0, std: Some(1.0) };
+        let model = ScalarModel::over(&crate::model::CausalLm::fresh(&config, 0, &device), head);
+        let loss = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+            let settings = Settings::resolve(&[], &sets).unwrap().reward;
+            f64::from(pair_loss(&model, &[example(None)], &settings).into_scalar::<f32>())
+        };
+        let (none, one, two) =
+            (loss(&[]), loss(&["reward.regularizer=1.0"]), loss(&["reward.regularizer=2.0"]));
+        assert!(one > none + 1e-4 && ((two - none) - 2.0 * (one - none)).abs() < 1e-5);
     }
 
     /// The loss of these pairs if the model scores every response the same.

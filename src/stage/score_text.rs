@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::fit_normalizer::NormalizerFile;
+use super::reward;
 use super::score::Scorer;
 use super::task::model_tokenizer;
 use crate::data::chat::{Message, Role};
@@ -16,6 +17,7 @@ use crate::equations::segmentation::{EosPolicy, Rule};
 use crate::model::generate::{Rows, TokenView};
 use crate::model::{CausalLm, LengthLimit, ModelConfig, ScalarModel};
 use crate::run::fingerprint::REWARD_CARD;
+use crate::run::folder::read_json;
 use crate::run::{Context, Error};
 use crate::stage::segmented_text::SegmentedText;
 use crate::systems::reward_model::SegmentRewards;
@@ -231,6 +233,25 @@ impl Rater {
                 .into(),
             )),
         }
+    }
+
+    /// The temperature that calibrates the scores of the run's reward model.
+    pub fn temperature(&self, context: &Context) -> Result<f64, Error> {
+        if self.fingerprint.is_none() {
+            return Err(Error::Usage(
+                "--calibrated needs the temperature of a run's reward model: leave it out, or train a reward model"
+                    .into(),
+            ));
+        }
+        let path = context.reward_dir()?.join("summary.json");
+        let summary: reward::Summary = read_json(&path, "train-reward")?;
+        summary.temperature.ok_or_else(|| {
+            let path = path.display();
+            Error::Usage(format!(
+                "{path}: no temperature, since the stage was run before there was one or all its scores are 0: leave \
+                 --calibrated out, or train the reward model again"
+            ))
+        })
     }
 
     /// The tokens of a text. One that is cut loses tokens at the left, as RewardBench cuts, but keeps a token of

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use crate::equations::calibration::calibrated;
+
 /// A response with what segmentation and reward model say of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct SegmentedText {
@@ -14,6 +16,9 @@ pub struct SegmentedText {
     pub segments: Vec<Segment>,
     /// e_φ, if there is a reward model.
     pub sequence_score: Option<f64>,
+    /// e_φ between 0 and 1, if it was calibrated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibrated_score: Option<f64>,
 }
 
 /// One token of a response.
@@ -36,6 +41,9 @@ pub struct Segment {
     pub reward: Option<f64>,
     /// The normalized reward, if there is a normalizer.
     pub normalized: Option<f64>,
+    /// The reward between 0 and 1, if it was calibrated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibrated: Option<f64>,
 }
 
 impl SegmentedText {
@@ -56,6 +64,7 @@ impl SegmentedText {
             text: text(range),
             reward: rewards.get(t).copied(),
             normalized: normalized.get(t).copied(),
+            calibrated: None,
         };
         let segments = segments.iter().enumerate().map(segment).collect();
         let tokens = ids
@@ -64,7 +73,16 @@ impl SegmentedText {
             .zip(entropies)
             .map(|((&id, text), &entropy)| Token { id, text: text.clone(), entropy })
             .collect();
-        Self { prompt, tokens, segments, sequence_score: None }
+        Self { prompt, tokens, segments, sequence_score: None, calibrated_score: None }
+    }
+
+    /// Adds the sequence score and the rewards of segments between 0 and 1, at a temperature.
+    pub fn calibrate(&mut self, temperature: f64) {
+        let between = |score: f64| calibrated(score, temperature);
+        self.calibrated_score = self.sequence_score.map(between);
+        for segment in &mut self.segments {
+            segment.calibrated = segment.reward.map(between);
+        }
     }
 
     /// The response on one line, segments divided by bars, each shaded by its reward if `colour`.
@@ -99,20 +117,30 @@ impl SegmentedText {
             };
             self.tokens[range].iter().map(token).collect::<Vec<_>>().join(" ")
         };
-        out += "segment  reward  normalized  text, with the entropy of each token in nats\n";
+        let is_calibrated = self.calibrated_score.is_some();
+        let column =
+            |cell: &str| if is_calibrated { format!("{cell:>10}  ") } else { String::new() };
+        let _ = writeln!(
+            out,
+            "segment  reward  normalized  {}text, with the entropy of each token in nats",
+            column("calibrated")
+        );
         for (t, segment) in self.segments.iter().enumerate() {
             let reward = shade(&number(segment.reward), segment.value(), scale, colour);
             let normalized = number(segment.normalized);
             let text = tokens(segment.start..segment.end);
-            let _ = writeln!(out, "{:7}  {reward}      {normalized}  {text}", t + 1);
+            let calibrated = column(&segment.calibrated.map_or("–".into(), |c| format!("{c:.3}")));
+            let _ = writeln!(out, "{:7}  {reward}      {normalized}  {calibrated}{text}", t + 1);
         }
         let rest = self.segments.last().map_or(0, |last| last.end);
         if rest < self.tokens.len() {
-            let _ =
-                writeln!(out, "   none                      {}", tokens(rest..self.tokens.len()));
+            let (none, rest) = (column(""), tokens(rest..self.tokens.len()));
+            let _ = writeln!(out, "   none                      {none}{rest}");
         }
         if let Some(score) = self.sequence_score {
-            let _ = writeln!(out, "\nsequence score: {score:+.3}");
+            let calibrated = self.calibrated_score.map(|of| format!(", calibrated {of:.3}"));
+            let _ =
+                writeln!(out, "\nsequence score: {score:+.3}{}", calibrated.unwrap_or_default());
         }
         out
     }
@@ -172,6 +200,20 @@ mod tests {
             rest = &rest[start + rest[start..].find('m').unwrap() + 1..];
         }
         assert_eq!((plain + rest).trim(), "dear gina | music | <eos>");
+    }
+
+    #[test]
+    fn a_calibrated_text_shows_scores_between_0_and_1() {
+        let mut text = example();
+        text.sequence_score = Some(0.0);
+        text.calibrate(0.5);
+        assert_eq!(text.calibrated_score, Some(0.5));
+        let table = text.table(false);
+        // σ(0.5 / 0.5) and σ(-1 / 0.5).
+        assert!(table.contains("+0.50           –       0.731  dear(0.70) gina(0.00)"), "{table}");
+        assert!(table.contains("-1.00           –       0.119  music(1.50)"), "{table}");
+        assert!(table.contains("none                                  <eos>(0.10)"), "{table}");
+        assert!(table.contains("sequence score: +0.000, calibrated 0.500"), "{table}");
     }
 
     #[test]

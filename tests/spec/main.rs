@@ -17,6 +17,7 @@
 
 mod analysis;
 mod bt_loss;
+mod calibration;
 mod checkpoint;
 mod dpo;
 mod experiments;

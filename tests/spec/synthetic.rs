@@ -293,6 +293,8 @@ fn reward_model(settings: &Settings, own: &mut Stream) -> reward::Summary {
         boundary_recall: known(1.0 - 0.3 * (cutoff - 1.2).abs()),
         boundary_f1: known(0.92 - 0.2 * (cutoff - 1.2).abs()),
         calibration: calibration.into(),
+        by_gap: Vec::new(),
+        temperature: None,
         segments: round(34.8 / segment_tokens),
         segment_tokens: round(segment_tokens),
     }

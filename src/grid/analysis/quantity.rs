@@ -6,6 +6,7 @@ use super::curves::{area, effective_coefficients, gold_at_kl, path};
 use crate::equations::normalizer::Normalizer;
 use crate::grid::results::Figures;
 use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::reward::Calibration;
 use crate::statistics::{Estimate, mean};
 
 macro_rules! quantities {
@@ -73,6 +74,20 @@ quantities! {
     SampledTokens = "sampled_tokens", "sampled tokens, thousands":
         "Thousands of tokens drawn in training: of responses and continuations."
         => |f| Some(f.curve.sampled_tokens.iter().sum::<usize>() as f64 / 1e3).filter(|&all| all > 0.0);
+    TrainedTokens = "trained_tokens", "trained tokens, thousands":
+        "Thousands of tokens of pairs that the policy was trained on, prompts included, over all epochs."
+        => |f| Some(f.dpo.as_ref()?.trained_tokens as f64 / 1e3);
+    PairAccuracy = "pair_accuracy", "accuracy on pairs":
+        "Share of held-out pairs of which the policy gives the chosen response the higher reward β Σ w (ln π - ln π_ref)."
+        => |f| Some(f.dpo.as_ref()?.accuracy);
+    TeachingShare = "teaching_share", "tokens that teach":
+        "Share of the response tokens of held-out pairs that count." => |f| Some(f.dpo.as_ref()?.teaching_share);
+    WrongInChosen = "wrong_in_chosen", "Δ ln π, wrong in chosen":
+        "Mean change of ln π, nats, at the tokens of held-out chosen responses whose true credit is negative."
+        => |f| f.dpo.as_ref()?.wrong_in_chosen;
+    RightInRejected = "right_in_rejected", "Δ ln π, right in rejected":
+        "Mean change of ln π, nats, at the tokens of held-out rejected responses whose true credit is positive."
+        => |f| f.dpo.as_ref()?.right_in_rejected;
     Area = "area", "area":
         "Area under held-out gold reward over updates by the trapezoidal rule, from the SFT model on, divided by the \
          updates: the mean during training." => |f| area(&path(f)?);
@@ -135,6 +150,17 @@ quantities! {
         "The same over segments that start at a topic word." => |f| f.reward.as_ref()?.topic_correlation;
     QualityCorrelation = "quality_correlation", "ρ quality":
         "The same over segments that start at a quality word." => |f| f.reward.as_ref()?.quality_correlation;
+    RewardAccuracyNarrowGaps = "reward_accuracy_narrow_gaps", "RM accuracy, narrow gaps":
+        "Share of the quarter of held-out pairs with the narrowest gaps in score or gold whose better response the reward \
+         model scores higher." => |f| Some(f.reward.as_ref()?.by_gap.first()?.accuracy);
+    RewardAccuracyWideGaps = "reward_accuracy_wide_gaps", "RM accuracy, wide gaps":
+        "The same of the quarter with the widest gaps." => |f| Some(f.reward.as_ref()?.by_gap.last()?.accuracy);
+    CalibrationError = "calibration_error", "calibration error":
+        "Mean distance between the chance that the reward model gives the chosen response and the share of pairs that it is \
+         right on, over groups of pairs of which it is as sure." => |f| calibration_error(&f.reward.as_ref()?.calibration);
+    RewardTemperature = "reward_temperature", "T":
+        "The temperature at which scores of held-out responses spread most evenly over (0, 1)."
+        => |f| f.reward.as_ref()?.temperature;
     BoundaryPrecision = "boundary_precision", "boundary precision":
         "Share of segment starts that are true phrase starts." => |f| f.reward.as_ref()?.boundary_precision;
     BoundaryRecall = "boundary_recall", "boundary recall":
@@ -233,6 +259,14 @@ impl Quantity {
 fn line(figures: &Figures) -> Option<&NormalizerFile> {
     let normalizer = figures.normalizer.as_ref();
     normalizer.filter(|file| matches!(file.normalizer, Normalizer::LocationAware { .. }))
+}
+
+/// The expected calibration error.
+fn calibration_error(groups: &[Calibration]) -> Option<f64> {
+    let pairs: usize = groups.iter().map(|group| group.pairs).sum();
+    let distance =
+        |group: &Calibration| group.pairs as f64 * (group.predicted - group.observed).abs();
+    (pairs > 0).then(|| groups.iter().map(distance).sum::<f64>() / pairs as f64)
 }
 
 /// The mean of the values; `None` without one.

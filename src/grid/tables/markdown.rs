@@ -111,6 +111,11 @@ const SHORT: &[Quantity] = &[
 ];
 const POLICY: &[Quantity] = &[
     Quantity::SampledTokens,
+    Quantity::TrainedTokens,
+    Quantity::PairAccuracy,
+    Quantity::TeachingShare,
+    Quantity::WrongInChosen,
+    Quantity::RightInRejected,
     Quantity::Segments,
     Quantity::EosRate,
     Quantity::BestGold,
@@ -126,6 +131,10 @@ const STRENGTH: &[Quantity] = &[
 ];
 const REWARD: &[Quantity] = &[
     Quantity::RewardGoldAccuracy,
+    Quantity::RewardAccuracyNarrowGaps,
+    Quantity::RewardAccuracyWideGaps,
+    Quantity::CalibrationError,
+    Quantity::RewardTemperature,
     Quantity::ClauseCorrelation,
     Quantity::TopicCorrelation,
     Quantity::QualityCorrelation,
