@@ -82,6 +82,16 @@ faults! {
         "all {what} are the same one, so that none can be held out; give at least two different ones",
     file no_rows(expected): "no rows; expected {expected}",
     file no_files(): "a folder without .parquet, .jsonl or .json files; name a file, or the folder of its parts",
+    row unknown_prompt():
+        "the prompt is none of the run's; take the row out, or name the file with its prompts as --prompts",
+    row span_outside(i, start, end, length):
+        "spans[{i}] is {start} to {end} in a response of {length} characters; expected 0 <= start < end <= {length}",
+    row span_label(i, label): "the label of spans[{i}] is {label}; expected -1, 0 or 1",
+    row span_overlap(i, j): "spans[{i}] and spans[{j}] overlap; part them, or take one of them out",
+    row response_again(first): "the same prompt and response as in row {first}; put all its spans into one row",
+    text no_truth():
+        "systems.drlc.annotator = \"program\" knows the clauses of the embedded task alone; with --data, set \"file\" or \"self\"",
+    text critic_prefix(source): "systems.drlc.critic.prefix: {source}; write it in words of the model's vocabulary",
     text limit(name, value, least): "the limit of {name} is {value}; it must be at least {least}",
     file tokenizer(reason): "not a tokenizer ({reason}); expected a Hugging Face tokenizer.json",
     file tokenizer_setting(key, expected): "`{key}` must be {expected}",

@@ -316,13 +316,13 @@ fn for_each_row<T: Send>(
 }
 
 /// Messages to token ids within the limits, counting cuts.
-struct Encoder<'a> {
+pub(super) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     limits: Limits,
 }
 
 impl<'a> Encoder<'a> {
-    fn new(tokenizer: &'a Tokenizer, limits: Limits) -> Result<Self, DataError> {
+    pub(super) fn new(tokenizer: &'a Tokenizer, limits: Limits) -> Result<Self, DataError> {
         for (name, value, least) in [
             ("prompt tokens", limits.prompt_tokens, 1),
             ("response tokens", limits.response_tokens, 2),
@@ -335,7 +335,11 @@ impl<'a> Encoder<'a> {
         Ok(Self { tokenizer, limits })
     }
 
-    fn prompt(&self, line: &Fields, messages: &[Message]) -> Result<Vec<u32>, DataError> {
+    pub(super) fn prompt(
+        &self,
+        line: &Fields,
+        messages: &[Message],
+    ) -> Result<Vec<u32>, DataError> {
         let ids = self.tokenizer.encode_prompt(messages).map_err(|error| at(line, error))?;
         self.not_empty(line, messages, ids)
     }
@@ -370,7 +374,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    fn cut_prompt(&self, mut ids: Vec<u32>, counts: &mut Counts) -> Vec<u32> {
+    pub(super) fn cut_prompt(&self, mut ids: Vec<u32>, counts: &mut Counts) -> Vec<u32> {
         if let Some(surplus @ 1..) = ids.len().checked_sub(self.limits.prompt_tokens) {
             ids.drain(..surplus);
             counts.cut_prompts += 1;

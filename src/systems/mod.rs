@@ -16,10 +16,12 @@
 //! `cli` changes.
 
 pub mod chunk;
+pub mod drlc;
 pub mod error;
 pub mod group;
 pub mod interface;
 pub mod judge;
+pub mod lens;
 pub mod loss;
 pub mod paper;
 pub mod reward_model;
@@ -35,7 +37,9 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 pub use self::chunk::{Chunk, Clipped, Minibatch};
 pub use self::error::SystemError;
-pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
+pub use self::interface::{
+    Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System, TaskParts, Truth,
+};
 pub use self::judge::{Judge, Verdict};
 pub use self::loss::{Batch, Loss};
 pub use self::reward_model::{RewardModel, Segmented, Segmenter, score_sequences};
@@ -44,13 +48,16 @@ pub use self::settings::PpoSettings;
 use crate::bounds::{Nested, section};
 
 /// The registry: the methods of every system.
-pub const SYSTEMS: &[&[Method]] = &[&paper::METHODS, &group::METHODS, &spo::METHODS];
+pub const SYSTEMS: &[&[Method]] =
+    &[&paper::METHODS, &group::METHODS, &spo::METHODS, &drlc::METHODS, &lens::METHODS];
 
 section! {
     /// The section `[systems]`: a section for each system that has settings of its own.
     SystemsSettings {
         group: group::Settings = Nested,
         spo: spo::Settings = Nested,
+        drlc: drlc::Settings = Nested,
+        lens: lens::Settings = Nested,
     }
 }
 
