@@ -2,6 +2,8 @@
 
 mod composition;
 mod degeneracy;
+mod drlc;
+mod lens;
 mod numerics;
 mod spo;
 mod stages;

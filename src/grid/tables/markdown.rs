@@ -111,6 +111,8 @@ const SHORT: &[Quantity] = &[
 ];
 const POLICY: &[Quantity] = &[
     Quantity::SampledTokens,
+    Quantity::SamplesToGoldTwo,
+    Quantity::SamplesToGoldThree,
     Quantity::Segments,
     Quantity::EosRate,
     Quantity::BestGold,
