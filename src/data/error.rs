@@ -89,9 +89,6 @@ faults! {
     row span_label(i, label): "the label of spans[{i}] is {label}; expected -1, 0 or 1",
     row span_overlap(i, j): "spans[{i}] and spans[{j}] overlap; part them, or take one of them out",
     row response_again(first): "the same prompt and response as in row {first}; put all its spans into one row",
-    text no_truth():
-        "systems.drlc.annotator = \"program\" knows the clauses of the embedded task alone; with --data, set \"file\" or \"self\"",
-    text critic_prefix(source): "systems.drlc.critic.prefix: {source}; write it in words of the model's vocabulary",
     text limit(name, value, least): "the limit of {name} is {value}; it must be at least {least}",
     file tokenizer(reason): "not a tokenizer ({reason}); expected a Hugging Face tokenizer.json",
     file tokenizer_setting(key, expected): "`{key}` must be {expected}",

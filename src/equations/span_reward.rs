@@ -65,8 +65,8 @@ pub fn span_rewards(extrinsic: &[f64], spans: &[Span], values: SpanValues) -> Ve
             -1 => values.negative,
             other => panic!("a label is -1, 0 or 1, not {other}"),
         };
-        assert!(!tokens.is_empty(), "a span holds a token");
-        assert!(tokens.end <= rewards.len(), "a span lies in the response");
+        assert!(!tokens.is_empty(), "a span holds a token, not {tokens:?}");
+        assert!(tokens.end <= rewards.len(), "a span lies in the response, not {tokens:?}");
         let alike = spans.iter().filter(|other| other.label == *label).map(|other| &other.tokens);
         let overlapping =
             alike.filter(|other| other.start < tokens.end && tokens.start < other.end);

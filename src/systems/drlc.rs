@@ -9,11 +9,12 @@
 //! Everything else is the bandit's: one reward a response, KL, GAE with a critic, the clip. The annotator is asked about
 //! responses whose reward is at most θ. A critique is read strictly: one that does not follow its grammar to the end, or
 //! is cut off, marks nothing. The official settings are in `experiments/drlc-official.toml`. Deviations:
-//! - the reward of a response is normalized by the run's normalizer (theirs: as it is); θ is compared with that;
-//! - advantages are whitened over an iteration, as the paper's methods are here (theirs: over a minibatch);
+//! - the reward of a response is normalized by the run's normalizer (theirs: as it is), and θ compared with that;
 //! - a token is marked by its place (theirs: wherever its text occurs in the text of a span);
 //! - a critique without the heading of its bad spans marks nothing (theirs: all of it marks good tokens);
-//! - the critic reads the response behind its prompt, and its prefix behind both (theirs: instructions and examples first).
+//! - the critic reads its prefix behind prompt and response (theirs: instructions and examples before both);
+//! - policy and critic are models of their own (theirs: one, whose value loss counts 0.1), and losses are means over the
+//!   tokens of a response, then over responses, as the paper's methods are here (theirs: over all tokens).
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -27,7 +28,6 @@ use super::paper::SpreadGae;
 use super::sample::{Sample, response_tokens};
 use super::settings::PpoSettings;
 use crate::bounds::{Bounds, Limit, Nested, section};
-use crate::data::error::DataError;
 use crate::data::pairs::prompt_hash;
 use crate::data::spans::{Marks, SpanFile, TextSpan, read_critique, tokens_of};
 use crate::data::tokenizer::Tokenizer;
@@ -126,6 +126,9 @@ fn build<'a>(parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
     Ok(System { credit: Box::new(credit), files, ..Method::BANDIT.build(parts)? })
 }
 
+const NO_TRUTH: &str = "systems.drlc.annotator = \"program\" knows the clauses of the embedded task alone; with --data, \
+                        set \"file\" or \"self\"";
+
 /// Who marks spans, with what it knows.
 enum Annotator<'a> {
     Program { truth: Truth, recall: f64, false_positive_rate: f64 },
@@ -134,12 +137,13 @@ enum Annotator<'a> {
 }
 
 impl<'a> Annotator<'a> {
-    fn new(settings: Settings, parts: &Parts<'a>) -> Result<Self, DataError> {
+    fn new(settings: Settings, parts: &Parts<'a>) -> Result<Self, SystemError> {
         let Settings { recall, false_positive_rate, critic: marks, .. } = settings;
         let tokenizer = parts.task.tokenizer;
         match settings.annotator {
             AnnotatorKind::Program => {
-                let truth = parts.task.truth.ok_or_else(DataError::no_truth)?;
+                let truth =
+                    parts.task.truth.ok_or_else(|| SystemError::Settings(NO_TRUTH.into()))?;
                 Ok(Self::Program { truth, recall, false_positive_rate })
             }
             AnnotatorKind::File => {
@@ -155,35 +159,40 @@ impl<'a> Annotator<'a> {
                 Ok(Self::File { spans, tokenizer })
             }
             AnnotatorKind::Critic => {
-                let prefix = tokenizer.encode(&marks.prefix).map_err(DataError::critic_prefix)?;
+                let prefix = tokenizer.encode(&marks.prefix).map_err(|error| {
+                    SystemError::Settings(format!(
+                        "systems.drlc.critic.prefix: {error}; write it in words of the model's vocabulary"
+                    ))
+                })?;
                 Ok(Self::Critic { prefix, marks, tokenizer })
             }
         }
     }
 
-    /// The marked spans of each sample, and the number of tokens drawn for them.
+    /// The marked spans of samples, each with its place in the iteration, and the number of tokens drawn for them.
     fn annotate(
         &self,
-        samples: &[&Sample],
+        samples: &[(usize, &Sample)],
         draw: &Draw<'_>,
     ) -> Result<(Vec<Vec<Span>>, usize), SystemError> {
         match self {
             &Self::Program { truth, recall, false_positive_rate } => {
-                let streams = draw.streams("annotator", samples.len());
-                let mark = |(sample, stream): (&&Sample, Stream)| {
+                let mark = |&(place, sample): &(usize, &Sample)| {
+                    let stream = draw.stream("annotator", place);
                     marked_clauses(sample, truth, [recall, false_positive_rate], stream)
                 };
-                Ok((samples.iter().zip(streams).map(mark).collect(), 0))
+                Ok((samples.iter().map(mark).collect(), 0))
             }
             Self::File { spans, tokenizer } => {
-                let mark = |sample: &&Sample| {
+                let mark = |(_, sample): &(usize, &Sample)| {
                     let pieces = written(sample, tokenizer, draw);
                     on_tokens(&pieces, spans.spans(&sample.prompt, &pieces.concat()))
                 };
                 Ok((samples.iter().map(mark).collect(), 0))
             }
             Self::Critic { prefix, marks, tokenizer } => {
-                criticise(samples, prefix, marks, tokenizer, draw)
+                let samples: Vec<&Sample> = samples.iter().map(|(_, sample)| *sample).collect();
+                criticise(&samples, prefix, marks, tokenizer, draw)
             }
         }
     }
@@ -271,10 +280,10 @@ struct SpanCredit<'a> {
 impl Credit for SpanCredit<'_> {
     fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<usize, SystemError> {
         self.gae.spread(samples);
-        let extrinsic = |sample: &Sample| sample.normalized.iter().sum();
-        let asked: Vec<usize> =
-            (0..samples.len()).filter(|&i| asks(extrinsic(&samples[i]), self.threshold)).collect();
-        let about: Vec<&Sample> = asked.iter().map(|&i| &samples[i]).collect();
+        let asked: Vec<usize> = (0..samples.len())
+            .filter(|&i| asks(samples[i].normalized.iter().sum(), self.threshold))
+            .collect();
+        let about: Vec<(usize, &Sample)> = asked.iter().map(|&i| (i, &samples[i])).collect();
         let (spans, drawn) = self.annotator.annotate(&about, draw)?;
         for (i, spans) in asked.into_iter().zip(spans) {
             let sample = &mut samples[i];

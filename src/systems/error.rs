@@ -8,7 +8,10 @@ use crate::stop::Interrupted;
 /// Why a system could not be made, or responses not be scored.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemError {
-    /// A file of the system's own was refused, or its settings do not go with the task.
+    /// Its settings do not go with the run's task.
+    #[error("{0}")]
+    Settings(String),
+    /// A file of its own was refused.
     #[error(transparent)]
     Data(#[from] DataError),
     /// A response could not be cut.

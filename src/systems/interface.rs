@@ -17,7 +17,7 @@ use crate::equations::normalizer::Normalizer;
 use crate::equations::segmentation::Rule;
 use crate::model::generate::{Generation, Rows, TokenView, generate, generate_up_to};
 use crate::model::{CausalLm, ModelConfig};
-use crate::rng::{Stream, streams};
+use crate::rng::{Stream, stream, streams};
 use crate::stop::{Interrupted, Stop};
 
 /// How the samples of a prompt hang together.
@@ -120,16 +120,15 @@ impl Draw<'_> {
         prefixes: &[&[u32]],
         limits: &[usize],
     ) -> Result<Vec<Vec<u32>>, Interrupted> {
-        let streams = self.streams(purpose, prefixes.len());
+        let streams = (0..prefixes.len()).map(|place| self.stream(purpose, place)).collect();
         let Self { policy, config, generation, stop, .. } = *self;
         generate_up_to(policy, config, prefixes, limits, generation, streams, stop)
     }
 
-    /// Random numbers for each of `count` places. They depend on the seed, the purpose, the iteration and the place alone.
-    pub fn streams(&self, purpose: &str, count: usize) -> Vec<Stream> {
-        // The count may differ from iteration to iteration.
-        let start = self.iteration << 32;
-        streams(self.seed, purpose, start..start + count)
+    /// The random numbers of a place. They depend on the seed, the purpose, the iteration and the place alone.
+    pub fn stream(&self, purpose: &str, place: usize) -> Stream {
+        // How many places there are may differ from iteration to iteration.
+        stream(self.seed, purpose, ((self.iteration << 32) + place) as u64)
     }
 
     /// A tree of continuations of each prompt, the leaves of one side by side.
@@ -295,7 +294,8 @@ impl Method {
     ///
     /// # Errors
     ///
-    /// [`SystemError::Data`] where its settings do not go with the task, or a file of its own is refused.
+    /// [`SystemError::Settings`] where its settings do not go with the task, [`SystemError::Data`] where a file of its own
+    /// is refused.
     pub fn build<'a>(self, parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
         (self.0.build)(parts)
     }

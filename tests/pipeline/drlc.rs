@@ -36,6 +36,7 @@ struct Bench {
     prompts: Vec<Vec<u32>>,
     truth: Option<Truth>,
     longest: usize,
+    stops: &'static [u32],
 }
 
 fn resolved(sets: &[&str]) -> Settings {
@@ -52,6 +53,7 @@ fn letters(sets: &[&str]) -> Bench {
         prompts: prompts().iter().take(40).map(|prompt| prompt.tokens()).collect(),
         truth: Some(letter_truth),
         longest: 160,
+        stops: &[END],
     }
 }
 
@@ -62,7 +64,7 @@ impl Bench {
         (iteration, rows_at_once): (usize, usize),
         f: impl FnOnce(Result<System<'_>, SystemError>, &Draw<'_>, &ScalarModel) -> T,
     ) -> T {
-        let Self { settings, tokenizer, prompts, truth, longest } = self;
+        let Self { settings, tokenizer, prompts, truth, longest, stops } = self;
         let config = settings.model.config(tokenizer.vocab_size(), *longest);
         let config = ModelConfig { hidden_size: 16, layers: 1, ..config };
         let policy = CausalLm::fresh(&config, 0, &DeviceName::Flex.open().unwrap());
@@ -89,7 +91,7 @@ impl Bench {
         });
         let max_new_tokens = settings.sampling.max_new_tokens;
         let sampling = Sampling::PLAIN;
-        let generation = Generation { sampling, max_new_tokens, rows_at_once, stops: &[END] };
+        let generation = Generation { sampling, max_new_tokens, rows_at_once, stops };
         let stop = Stop::default();
         let draw = Draw {
             policy: &policy,
@@ -133,12 +135,12 @@ impl Bench {
     }
 }
 
-/// Letters of the generator, each with an extrinsic reward from 0 up.
+/// Letters of the generator, each with an extrinsic reward from 0 to 8: E7 clips at 10.
 fn written(count: usize) -> Vec<(Vec<u32>, Vec<u32>, f64)> {
     let prompts = prompts();
     let letter = |i: usize| {
         let prompt = prompts[i * 7 % prompts.len()];
-        (prompt.tokens(), write_letter(&prompt, &mut stream(0, "drlc", i as u64)), i as f64)
+        (prompt.tokens(), write_letter(&prompt, &mut stream(0, "drlc", i as u64)), (i % 9) as f64)
     };
     (0..count).map(letter).collect()
 }
@@ -207,7 +209,7 @@ fn draws_differ_by_iteration_and_are_the_same_each_time() {
 #[test]
 fn responses_above_the_threshold_earn_the_bandit_s_reward_alone() {
     // Their extrinsic rewards are 0, 1, 2, …
-    let samples = letters(&["systems.drlc.threshold=5.0"]).credited(&written(12), 0);
+    let samples = letters(&["systems.drlc.threshold=5.0"]).credited(&written(9), 0);
     for (i, sample) in samples.iter().enumerate() {
         let marked = marks(std::slice::from_ref(sample)).iter().any(|(mark, _)| *mark != 0);
         assert_eq!(marked, i <= 5, "{i}");
@@ -263,6 +265,7 @@ fn few_words(sets: &[&str]) -> Bench {
         prompts: vec![vec![2, 3]; 64],
         truth: None,
         longest: 32,
+        stops: &[END],
     }
 }
 
@@ -292,6 +295,18 @@ fn the_policy_s_own_critique_marks_what_it_quotes() {
         }
     }
     assert!(marked > 0 && marked < all / 10, "{marked} of {all} critiques could be read");
+}
+
+#[test]
+fn a_critique_that_is_cut_off_marks_nothing() {
+    let mut bench = few_words(&["sampling.max_new_tokens=4"]);
+    bench.stops = &[]; // nothing ends, and `g a .` with a token behind it is cut off
+    for iteration in 0..40 {
+        for sample in bench.rolled_out((iteration, 64)).0 {
+            let (last, before) = sample.token_rewards.split_last().unwrap();
+            assert!(*last == sample.normalized[0] && before.iter().all(|reward| *reward == 0.0));
+        }
+    }
 }
 
 #[test]

@@ -75,8 +75,9 @@ fn rewards(
         let model = scorer.judge.reward_model().unwrap();
         let scores = rows.scalars(&model.model, ReadAt::Token, &stop).unwrap();
         let cut = Segmenter { rule: Rule::Sentence, ..model.reward_segmenter.clone() };
-        for ((own, scores), (_, response)) in rewarded.iter().zip(scores).zip(&letters) {
-            let sentences = cut.cut(response, &[]).unwrap();
+        let views = reference.iter().zip(&letters);
+        for ((own, scores), (view, (_, response))) in rewarded.iter().zip(scores).zip(views) {
+            let sentences = cut.cut(response, &view.entropies).unwrap();
             assert!(sentences.iter().all(|sentence| ends[response[sentence.end - 1] as usize]));
             let mean = aggregate(&segment_rewards(&scores, &sentences), model.aggregation);
             assert_eq!(own.normalized, normalizer.normalize_all(&[mean]));

@@ -126,8 +126,8 @@ fn a_token_that_is_marked_as_good_and_as_bad_earns_both_values() {
 #[test]
 fn spans_that_are_none_are_refused() {
     let refused = |spans: &[Span]| panic_of(|| span_rewards(&[0.0; 4], spans, HALF));
-    assert!(refused(&[good(2..2)]).contains("a span holds a token"));
-    assert!(refused(&[good(3..5)]).contains("a span lies in the response"));
+    assert!(refused(&[good(2..2)]).contains("a span holds a token, not 2..2"));
+    assert!(refused(&[good(3..5)]).contains("a span lies in the response, not 3..5"));
     assert!(refused(&[good(1..4), good(0..2)]).contains("spans of one label do not overlap"));
     assert!(refused(&[bad(0..2), bad(0..2)]).contains("spans of one label do not overlap"));
     let label = refused(&[Span { tokens: 0..1, label: 2 }]);
