@@ -7,8 +7,9 @@
 //! | `self` | what the policy's own weights quote as good and bad behind a critic prefix |
 //!
 //! Everything else is the bandit's: one reward a response, KL, GAE with a critic, the clip. The annotator is asked about
-//! responses whose reward is at most θ. A critique is read strictly: one that does not follow its grammar to the end, or
-//! is cut off, marks nothing. The official settings are in `experiments/drlc-official.toml`. Deviations:
+//! responses whose reward is at most θ. A critique has at most as many tokens as a response, and is read strictly: one that
+//! does not follow its grammar to the end, or is cut off, marks nothing. The official settings are in
+//! `experiments/drlc-official.toml`. Deviations:
 //! - the reward of a response is normalized by the run's normalizer (theirs: as it is), and θ compared with that;
 //! - a token is marked by its place (theirs: wherever its text occurs in the text of a span);
 //! - a critique without the heading of its bad spans marks nothing (theirs: all of it marks good tokens);

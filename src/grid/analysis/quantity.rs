@@ -73,10 +73,10 @@ quantities! {
     SampledTokens = "sampled_tokens", "sampled tokens, thousands":
         "Thousands of tokens drawn in training: of responses and continuations."
         => |f| Some(f.curve.sampled_tokens.iter().sum::<usize>() as f64 / 1e3).filter(|&all| all > 0.0);
-    SamplesToGoldTwo = "samples_to_gold_2", "samples to gold 2":
+    SamplesToGoldTwo = "samples_to_gold_2", "sampled tokens to gold 2, thousands":
         "Thousands of tokens drawn in training until the gold reward on held-out prompts first reaches 2, by linear \
          interpolation between evaluations; known where every seed reaches it." => |f| samples_to_gold(f, 2.0);
-    SamplesToGoldThree = "samples_to_gold_3", "samples to gold 3":
+    SamplesToGoldThree = "samples_to_gold_3", "sampled tokens to gold 3, thousands":
         "Thousands of tokens drawn in training until the gold reward on held-out prompts first reaches 3, by linear \
          interpolation between evaluations; known where every seed reaches it." => |f| samples_to_gold(f, 3.0);
     Area = "area", "area":
