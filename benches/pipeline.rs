@@ -22,9 +22,12 @@ use segment_rlhf::model::shards::shards;
 use segment_rlhf::model::{CausalLm, FreshHead, Grid, ModelConfig, ScalarModel};
 use segment_rlhf::rng::{stream, streams};
 use segment_rlhf::settings::Settings;
+use segment_rlhf::stage::task::letters_tokenizer;
 use segment_rlhf::stop::Stop;
 use segment_rlhf::systems::rewards::NormalizedRewards;
-use segment_rlhf::systems::{Draw, Judge, Method, Parts, RewardModel, Sample, Segmenter};
+use segment_rlhf::systems::{
+    Draw, Judge, Method, Parts, RewardModel, Sample, Segmenter, TaskParts,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -198,6 +201,7 @@ fn assembly(c: &mut Criterion) {
         std_floor: None,
     };
     let settings = Settings::defaults();
+    let tokenizer = &letters_tokenizer().expect("the embedded task has a tokenizer");
     let system = Method::SEGMENT.build(&Parts {
         method: Method::SEGMENT,
         ppo: &settings.ppo,
@@ -205,7 +209,9 @@ fn assembly(c: &mut Criterion) {
         max_new_tokens: N,
         judge,
         normalizer,
+        task: TaskParts::of(tokenizer),
     });
+    let system = system.expect("the method has no files");
     let rewards = NormalizedRewards { judge, normalizer, length_neutral: false };
     let (policy, config) = (CausalLm::fresh(&config(), 0, &Device::flex()), config());
     let generation =

@@ -8,6 +8,8 @@ use std::fmt;
 pub enum Bounds {
     /// Any finite number.
     Finite,
+    /// Any number, finite or not.
+    NotNan,
     /// Finite, and 0 or above.
     NotNegative,
     /// 0 or above, infinity among them.
@@ -39,6 +41,7 @@ impl Bounds {
     pub fn hold(self, value: f64) -> bool {
         match self {
             Self::Finite => value.is_finite(),
+            Self::NotNan => !value.is_nan(),
             Self::NotNegative => (0.0..f64::INFINITY).contains(&value),
             Self::NotNegativeOrInfinite => value >= 0.0,
             Self::Positive => value > 0.0 && value.is_finite(),
@@ -55,6 +58,7 @@ impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Finite => "a finite number",
+            Self::NotNan => "a number, inf or -inf",
             Self::NotNegative => "0 or above",
             Self::NotNegativeOrInfinite => "0 or above, or inf",
             Self::Positive => "above 0",

@@ -11,6 +11,7 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 use clap::Parser;
 use rand::Rng;
+use segment_rlhf::data::tokenizer::Tokenizer;
 use segment_rlhf::equations::bt_loss::segment_bt_loss;
 use segment_rlhf::equations::normalizer::Normalizer;
 use segment_rlhf::equations::segment_reward::Aggregation;
@@ -23,11 +24,12 @@ use segment_rlhf::model::shards::{shards, side_by_side};
 use segment_rlhf::model::{CausalLm, FreshHead, ModelConfig, ScalarModel};
 use segment_rlhf::rng::{stream, streams};
 use segment_rlhf::settings::Settings;
+use segment_rlhf::stage::task::letters_tokenizer;
 use segment_rlhf::stop::Stop;
 use segment_rlhf::systems::rewards::NormalizedRewards;
 use segment_rlhf::systems::{
     Chunk, Draw, Judge, Loss, Method, Minibatch, Parts, RewardModel, Sample, Segmented, Segmenter,
-    System, score_sequences,
+    System, TaskParts, score_sequences,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -240,6 +242,7 @@ struct Bench {
     judge: Judge,
     normalizer: Normalizer,
     settings: Settings,
+    tokenizer: Tokenizer,
 }
 
 /// What the models say of the rollouts.
@@ -290,8 +293,18 @@ impl Bench {
         settings.ppo.clip = work.clip;
         settings.ppo.length_neutral = false;
         settings.ppo.value_clip_dense = work.value_clip;
-        let folder = folder.to_owned();
-        Self { work, config, folder, policy, reference, critic, judge, normalizer, settings }
+        Self {
+            work,
+            config,
+            folder: folder.to_owned(),
+            policy,
+            reference,
+            critic,
+            judge,
+            normalizer,
+            settings,
+            tokenizer: letters_tokenizer().unwrap(),
+        }
     }
 
     fn rewards(&self) -> &RewardModel {
@@ -331,14 +344,16 @@ impl Bench {
     }
 
     fn system(&self) -> System<'_> {
-        Method::SEGMENT.build(&Parts {
+        let system = Method::SEGMENT.build(&Parts {
             method: Method::SEGMENT,
             ppo: &self.settings.ppo,
             section: None,
             max_new_tokens: 96,
             judge: &self.judge,
             normalizer: &self.normalizer,
-        })
+            task: TaskParts::of(&self.tokenizer),
+        });
+        system.unwrap()
     }
 
     fn assemble(&self, scores: &Scores) -> Vec<Sample> {

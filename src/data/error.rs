@@ -69,7 +69,6 @@ faults! {
         "a Parquet file, and this program was built without the cargo feature `parquet`; build it with the \
          feature, or give JSON Lines",
     row wrong_type(key, expected, found): "{key} is {found}; expected {expected}",
-    row out_of_range(key, problem): "`{key}` is {problem}",
     row missing_key(key, layouts): "the key `{key}` is missing; a row is {layouts}",
     row unknown_role(key, role): "the role of `{key}` is {role:?}; expected system, user or assistant",
     row no_response(which): "`{which}` must end with a message of the assistant: the response",
@@ -83,6 +82,13 @@ faults! {
         "all {what} are the same one, so that none can be held out; give at least two different ones",
     file no_rows(expected): "no rows; expected {expected}",
     file no_files(): "a folder without .parquet, .jsonl or .json files; name a file, or the folder of its parts",
+    row unknown_prompt():
+        "the prompt is none of the run's; take the row out, or name the file with its prompts as --prompts",
+    row span_outside(key, i, start, end, text, length):
+        "{key}[{i}] is {start} to {end} in a {text} of {length} characters; expected 0 <= start < end <= {length}",
+    row span_label(key, i, label): "the label of {key}[{i}] is {label}; expected -1, 0 or 1",
+    row span_overlap(key, i, j): "{key}[{i}] and {key}[{j}] overlap; part them, or take one of them out",
+    row response_again(first): "the same prompt and response as in row {first}; put all its spans into one row",
     text limit(name, value, least): "the limit of {name} is {value}; it must be at least {least}",
     file tokenizer(reason): "not a tokenizer ({reason}); expected a Hugging Face tokenizer.json",
     file tokenizer_setting(key, expected): "`{key}` must be {expected}",

@@ -150,11 +150,6 @@ impl<'a> Fields<'a> {
         DataError::wrong_type(self.path, self.place, key, expected, found)
     }
 
-    /// The error of a value in `key` that is out of range; `problem` says the value and what was expected.
-    pub fn refused(&self, key: &str, problem: &str) -> DataError {
-        DataError::out_of_range(self.path, self.place, key, problem)
-    }
-
     fn as_text<'v>(&self, key: &str, value: &'v Value) -> Result<&'v str, DataError> {
         value.as_str().ok_or_else(|| self.wrong_type(key, "a text", value))
     }

@@ -1,12 +1,11 @@
 //! The layouts that a row of preference pairs, prompts or conversations may have.
 
-use std::ops::Range;
-
 use serde_json::Value;
 
 use super::chat::{Message, Role};
 use super::error::DataError;
 use super::fields::Fields;
+use super::spans::TextSpan;
 
 /// The keys of the chosen and the rejected response's score.
 const SCORES: [[&str; 2]; 2] =
@@ -40,70 +39,66 @@ pub(super) struct Sides {
     pub(super) rejected: String,
 }
 
-/// Characters of a text with a label.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Segment {
-    pub(super) range: Range<usize>,
-    pub(super) label: i8,
-}
-
 /// A row of preference pairs, prompts or conversations.
 impl Fields<'_> {
-    /// The labelled segments of the chosen and the rejected text, in their order.
-    pub(super) fn labelled_segments(
+    /// The labelled segments of the chosen and the rejected text: of both the same characters, unless a segment has others
+    /// of the rejected one.
+    pub(super) fn segments(&self, texts: &[String; 2]) -> Result<[Vec<TextSpan>; 2], DataError> {
+        self.list("segments")?;
+        let own = |_: &Value| ["start", "end"];
+        let of_rejected = |segment: &Value| {
+            let names = ["rejected_start", "rejected_end"];
+            let has = |name: &str| segment.get(name).is_some_and(|value| !value.is_null());
+            if names.iter().any(|name| has(name)) { names } else { own(segment) }
+        };
+        let length = |side: usize| texts[side].chars().count();
+        Ok([
+            self.spans("segments", own, ("chosen response", length(0)))?,
+            self.spans("segments", of_rejected, ("rejected response", length(1)))?,
+        ])
+    }
+
+    /// The labelled spans in the list `key`, whose ends have the names that `ends` gives; of a text, with its name, of so many
+    /// characters.
+    pub(super) fn spans(
         &self,
-        texts: &[String; 2],
-    ) -> Result<[Vec<Segment>; 2], DataError> {
-        let list = self.list("segments")?;
-        let read = |(i, value): (usize, &Value)| {
-            let key = |name: &str| format!("segments[{i}].{name}");
-            let number = |name: &str| match value.get(name).filter(|value| !value.is_null()) {
-                None => Ok(None),
-                Some(found) => match found.as_u64() {
-                    None => Err(self.wrong_type(&key(name), "a whole number of characters", found)),
-                    Some(number) => Ok(Some(number as usize)),
-                },
+        key: &str,
+        ends: impl Fn(&Value) -> [&'static str; 2],
+        (text, length): (&str, usize),
+    ) -> Result<Vec<TextSpan>, DataError> {
+        let (path, line) = (self.path(), self.place);
+        let value = self.require(key)?;
+        let list = value.as_array().ok_or_else(|| self.wrong_type(key, "a list", value))?;
+        let mut spans: Vec<TextSpan> = Vec::with_capacity(list.len());
+        for (i, value) in list.iter().enumerate() {
+            let number = |name: &str| {
+                let key = format!("{key}[{i}].{name}");
+                let found = value.get(name).filter(|value| !value.is_null());
+                let found = found.ok_or_else(|| self.missing(&key))?;
+                found.as_i64().ok_or_else(|| self.wrong_type(&key, "a whole number", found))
             };
-            let required = |name| number(name)?.ok_or_else(|| self.missing(&key(name)));
-            let label = value.get("label").ok_or_else(|| self.missing(&key("label")))?;
-            let Some(label @ -1..=1) = label.as_i64() else {
-                return Err(self.refused(&key("label"), &format!("{label}; expected -1, 0 or 1")));
+            let [start, end] = ends(value);
+            let (start, end, label) = (number(start)?, number(end)?, number("label")?);
+            let place = |at: i64| usize::try_from(at).ok();
+            let characters = match (place(start), place(end)) {
+                (Some(first), Some(last)) if first < last && last <= length => first..last,
+                _ => {
+                    return Err(DataError::span_outside(path, line, key, i, start, end, text, length));
+                }
             };
-            let own = required("start")?..required("end")?;
-            let other = match (number("rejected_start")?, number("rejected_end")?) {
-                (None, None) => own.clone(),
-                (Some(start), Some(end)) => start..end,
-                (None, Some(_)) => return Err(self.missing(&key("rejected_start"))),
-                (Some(_), None) => return Err(self.missing(&key("rejected_end"))),
+            let label = match label {
+                -1..=1 => label as i8,
+                other => return Err(DataError::span_label(path, line, key, i, other)),
             };
-            Ok([own, other].map(|range| Segment { range, label: label as i8 }))
-        };
-        let both = list.iter().enumerate().map(read).collect::<Result<Vec<_>, DataError>>()?;
-        let side = |side: usize| {
-            let (name, length) = (["chosen", "rejected"][side], texts[side].chars().count());
-            let mut segments: Vec<(usize, Segment)> =
-                both.iter().map(|both| both[side].clone()).enumerate().collect();
-            segments.sort_by_key(|(_, segment)| segment.range.start);
-            let mut end = 0;
-            for (i, Segment { range, .. }) in &segments {
-                let expected = match () {
-                    () if range.is_empty() => "a start before its end".to_owned(),
-                    () if range.end > length => {
-                        format!("an end within the {length} characters of `{name}`")
-                    }
-                    () if range.start < end => format!("segments of `{name}` that do not overlap"),
-                    () => {
-                        end = range.end;
-                        continue;
-                    }
-                };
-                let found =
-                    format!("{} to {} of `{name}`; expected {expected}", range.start, range.end);
-                return Err(self.refused(&format!("segments[{i}]"), &found));
+            let overlaps = |other: &TextSpan| {
+                other.characters.start < characters.end && characters.start < other.characters.end
+            };
+            if let Some(j) = spans.iter().position(overlaps) {
+                return Err(DataError::span_overlap(path, line, key, j, i));
             }
-            Ok(segments.into_iter().map(|(_, segment)| segment).collect())
-        };
-        Ok([side(0)?, side(1)?])
+            spans.push(TextSpan { characters, label });
+        }
+        Ok(spans)
     }
 
     /// Whether `key` holds a text.

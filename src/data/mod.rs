@@ -13,6 +13,7 @@ mod pages;
 pub mod pairs;
 mod python;
 pub mod rows;
+pub mod spans;
 pub mod store;
 pub mod tabular;
 pub mod template;

@@ -22,7 +22,7 @@
 //! Where labels of segments are read, each row has them: `segments`, a list of `{"start", "end", "label"}`, of characters
 //! from 0, the end excluded. Label 1 says that the chosen response is better there, -1 that the rejected one is, 0 that
 //! they are as good. The range is of both responses; `rejected_start` and `rejected_end` give the rejected one another.
-//! A token has the label of the segment that holds its last character, and 0 in none.
+//! A token has the label of the segment that holds its first character, white space aside, and 0 in none.
 //!
 //! Cutting is as published: prompts lose tokens at the left, responses at the right, and the last
 //! token of a cut response is overwritten by EOS. A response that fits gets EOS appended, unless the
@@ -41,8 +41,9 @@ use serde::{Deserialize, Serialize};
 use super::chat::{Message, Role};
 use super::error::DataError;
 use super::fields::Fields;
-use super::layouts::{Refusal, Segment, Sides, Skip};
+use super::layouts::{Refusal, Sides, Skip};
 use super::rows::{Row, files, rows};
+use super::spans::TextSpan;
 use super::tokenizer::Tokenizer;
 use crate::rng::Fnv1a;
 
@@ -172,7 +173,7 @@ pub fn read_pairs(
         let score_gap = line.score_gap()?;
         let Sides { prompt: messages, chosen, rejected } = line.pair()?;
         let texts = [chosen, rejected];
-        let segments = labelled.then(|| line.labelled_segments(&texts)).transpose()?;
+        let segments = labelled.then(|| line.segments(&texts)).transpose()?;
         let (prompt, chosen) = encoder.conversation(line, &messages, &texts[0])?;
         let (_, rejected) = encoder.conversation(line, &messages, &texts[1])?;
         let hash = prompt_hash(&prompt);
@@ -182,9 +183,9 @@ pub fn read_pairs(
         if chosen == rejected {
             return Err(Refusal::Skip(Skip::Equal));
         }
-        let labels = |(segments, text): (Vec<Segment>, &str), response: &[u32]| {
+        let labels = |(segments, text): (Vec<TextSpan>, &str), response: &[u32]| {
             let spans = encoder.spans(line, &messages, text)?;
-            Ok::<_, DataError>(token_labels(&segments, &spans, response.len()))
+            Ok::<_, DataError>(token_labels(&segments, &spans, text, response.len()))
         };
         let labels = match segments {
             None => None,
@@ -337,11 +338,17 @@ fn for_each_row<T: Send>(
 }
 
 /// The label of each of a response's tokens, given the characters that each covers: that of the segment that holds its
-/// last one, and 0 in none.
-fn token_labels(segments: &[Segment], spans: &[Range<usize>], tokens: usize) -> Vec<i8> {
+/// first one, white space aside, and 0 in none.
+fn token_labels(
+    segments: &[TextSpan],
+    spans: &[Range<usize>],
+    text: &str,
+    tokens: usize,
+) -> Vec<i8> {
+    let is_space: Vec<bool> = text.chars().map(char::is_whitespace).collect();
     let label = |span: &Range<usize>| {
-        let last = span.end.checked_sub(1).filter(|_| !span.is_empty());
-        let holds = |segment: &&Segment| last.is_some_and(|last| segment.range.contains(&last));
+        let first = span.clone().find(|&at| !is_space[at]).or(span.clone().next());
+        let holds = |segment: &&TextSpan| first.is_some_and(|at| segment.characters.contains(&at));
         segments.iter().find(holds).map_or(0, |segment| segment.label)
     };
     let mut labels: Vec<i8> = spans.iter().map(label).collect();
@@ -350,13 +357,13 @@ fn token_labels(segments: &[Segment], spans: &[Range<usize>], tokens: usize) -> 
 }
 
 /// Messages to token ids within the limits, counting cuts.
-struct Encoder<'a> {
+pub(super) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     limits: Limits,
 }
 
 impl<'a> Encoder<'a> {
-    fn new(tokenizer: &'a Tokenizer, limits: Limits) -> Result<Self, DataError> {
+    pub(super) fn new(tokenizer: &'a Tokenizer, limits: Limits) -> Result<Self, DataError> {
         for (name, value, least) in [
             ("prompt tokens", limits.prompt_tokens, 1),
             ("response tokens", limits.response_tokens, 2),
@@ -369,7 +376,11 @@ impl<'a> Encoder<'a> {
         Ok(Self { tokenizer, limits })
     }
 
-    fn prompt(&self, line: &Fields, messages: &[Message]) -> Result<Vec<u32>, DataError> {
+    pub(super) fn prompt(
+        &self,
+        line: &Fields,
+        messages: &[Message],
+    ) -> Result<Vec<u32>, DataError> {
         let ids = self.tokenizer.encode_prompt(messages).map_err(|error| at(line, error))?;
         self.not_empty(line, messages, ids)
     }
@@ -416,7 +427,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    fn cut_prompt(&self, mut ids: Vec<u32>, counts: &mut Counts) -> Vec<u32> {
+    pub(super) fn cut_prompt(&self, mut ids: Vec<u32>, counts: &mut Counts) -> Vec<u32> {
         if let Some(surplus @ 1..) = ids.len().checked_sub(self.limits.prompt_tokens) {
             ids.drain(..surplus);
             counts.cut_prompts += 1;

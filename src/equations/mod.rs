@@ -13,11 +13,14 @@
 //! | [`ppo`] | E9 and E10: the losses of policy and critic |
 //! | [`group_baseline`], [`clip_k3`] | GRPO, Dr. GRPO and RLOO: advantages in a group, and the losses over them |
 //! | [`monte_carlo`], [`masked_clip`] | SPO: advantages from Monte Carlo values, and the loss over unsure tokens |
+//! | [`span_reward`] | DRLC: rewards of spans that an annotator marks |
+//! | [`composite_reward`] | LENS: the weighted sum of rewards of several granularities |
 //! | [`weighted_dpo`], [`sign_mask`] | segment-DPO and ASR: DPO over tokens with labels or masks |
 
 pub mod bt_loss;
 pub mod calibration;
 pub mod clip_k3;
+pub mod composite_reward;
 pub mod gae;
 pub mod group_baseline;
 pub mod interpolation;
@@ -30,4 +33,5 @@ pub mod regression;
 pub mod segment_reward;
 pub mod segmentation;
 pub mod sign_mask;
+pub mod span_reward;
 pub mod weighted_dpo;

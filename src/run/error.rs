@@ -91,6 +91,8 @@ impl From<FileError> for Error {
 impl From<SystemError> for Error {
     fn from(error: SystemError) -> Self {
         match error {
+            SystemError::Settings(problem) => Self::Usage(problem),
+            SystemError::Data(error) => error.into(),
             SystemError::Segmentation(error) => error.into(),
             SystemError::NonFinite(error) => error.into(),
             SystemError::Interrupted(error) => error.into(),

@@ -25,12 +25,13 @@ use crate::model::generate::{ReadAt, Rows, to_vec};
 use crate::model::optim::{StepResult, Trainer};
 use crate::model::sampling::Sampling;
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
+use crate::run::fingerprint::file_fingerprint;
 use crate::run::metrics::{IterationMetrics, IterationTimings};
 use crate::run::{Context, Error, Stage};
 use crate::systems::interface::Leaf;
 use crate::systems::{
     Chunk, Clipped, Draw, Judge, Minibatch, Parts, Path, PpoSettings, Rollouts, Sample, System,
-    SystemError,
+    SystemError, TaskParts,
 };
 
 /// Trains the policy of the run's method.
@@ -62,6 +63,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         }
         Judge::Verdict { .. } => Normalizer::None,
     };
+    let prompts = task.prompts(context)?;
+    let lists = [&prompts.train, &prompts.held_out];
     let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
     let system = settings.method.build(&Parts {
         method: settings.method,
@@ -70,15 +73,24 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         max_new_tokens: settings.sampling.max_new_tokens,
         judge: &scorer.judge,
         normalizer: &normalizer,
-    });
+        task: TaskParts {
+            tokenizer: &task.tokenizer,
+            prompts: &lists,
+            prompt_tokens: settings.sampling.prompt_tokens,
+            truth: task.truth(),
+        },
+    })?;
     let mut inputs = scorer.fingerprints.inputs();
     inputs.push(("normalizer", fit));
+    for (name, path) in &system.files {
+        inputs.push((name, file_fingerprint(path)?));
+    }
     inputs.extend(context.data_fingerprints()?);
     let mut folder = context.open(Stage::Ppo, &inputs)?;
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
-    let mut learner = Learner::new(context, &task, &scorer, system, config)?;
+    let mut learner = Learner::new(context, &task, &scorer, system, &prompts.train, config)?;
     let mut keeper = Keeper::resume(&mut learner, &mut folder)?;
     while learner.iteration < settings.ppo.iterations {
         let (metrics, timings) = learner.iterate()?;

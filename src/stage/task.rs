@@ -21,6 +21,7 @@ use crate::run::fingerprint::{MODEL_FILES, file_fingerprint, hash_file};
 use crate::run::lock::Turn;
 use crate::run::{Context, Error, FolderError};
 use crate::settings::Settings;
+use crate::systems::Truth;
 
 /// A tokenizer, and the source of the data.
 pub struct Task {
@@ -306,9 +307,14 @@ impl Task {
 
     /// The truth about a response, if it is known.
     pub fn gold(&self, prompt: &[u32], response: &[u32]) -> Option<Gold> {
+        self.truth()?(prompt, response)
+    }
+
+    /// The truth about all responses, if it is known.
+    pub(super) fn truth(&self) -> Option<Truth> {
         match self.source {
             Source::File { .. } => None,
-            Source::Letters => Prompt::from_tokens(prompt).map(|p| letters::gold(&p, response)),
+            Source::Letters => Some(letter_truth),
         }
     }
 
@@ -379,6 +385,11 @@ pub fn letter_prompts(settings: &Settings) -> Vec<Prompt> {
 pub(super) fn longest_letter_prompt(settings: &Settings) -> usize {
     let lengths = letter_prompts(settings).into_iter().map(|prompt| prompt.tokens().len());
     lengths.max().expect("there are prompts")
+}
+
+/// The truth about a letter.
+pub fn letter_truth(prompt: &[u32], response: &[u32]) -> Option<Gold> {
+    Prompt::from_tokens(prompt).map(|prompt| letters::gold(&prompt, response))
 }
 
 /// Whether a letter passes.

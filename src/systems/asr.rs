@@ -86,10 +86,10 @@ fn own(section: Option<toml::Value>) -> Settings {
     section.expect("a system with a section").try_into().expect("checked when it was read")
 }
 
-fn appo<'a>(parts: &Parts<'a>) -> System<'a> {
+fn appo<'a>(parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
     let Settings { threshold, .. } = own(parts.section.clone());
-    let system = paper::build(parts);
-    System { credit: Box::new(Agreeing { credit: system.credit, threshold }), ..system }
+    let system = paper::build(parts)?;
+    Ok(System { credit: Box::new(Agreeing { credit: system.credit, threshold }), ..system })
 }
 
 /// Another credit's advantages, of which those teach that the critic's values agree with.

@@ -101,29 +101,32 @@ fn check(ppo: &PpoSettings, section: toml::Value) -> Option<(String, String)> {
     ppo.check_group_size(own(section).size)
 }
 
-fn build<'a>(parts: &Parts<'a>, baseline: Baseline, loss: Loss) -> System<'a> {
+fn build<'a>(parts: &Parts<'a>, baseline: Baseline, loss: Loss) -> Result<System<'a>, SystemError> {
     let Parts { judge, normalizer, ref section, .. } = *parts;
     let Settings { size, kl_coefficient } = own(section.clone().expect("a system with a section"));
     let kl_in_reward = matches!(loss, Loss::ResponseClip { .. });
-    System {
+    Ok(System {
         rollouts: Rollouts::Group(size),
         rewards: Box::new(NormalizedRewards { judge, normalizer, length_neutral: false }),
         credit: Box::new(GroupBaseline { size, baseline, kl_in_reward }),
         loss,
         value_clip: None,
         kl_coefficient,
-    }
+        files: Vec::new(),
+    })
 }
 
 /// The advantages of a group, of its rewards.
-type Baseline = fn(&[f64]) -> Vec<f64>;
+pub(super) type Baseline = fn(&[f64]) -> Vec<f64>;
 
 /// One advantage a response, for each of its tokens.
-struct GroupBaseline {
-    size: usize,
-    baseline: Baseline,
+pub(super) struct GroupBaseline {
+    /// Responses of a group.
+    pub size: usize,
+    /// Their advantages.
+    pub baseline: Baseline,
     /// Whether the KL from the reference is taken off the reward.
-    kl_in_reward: bool,
+    pub kl_in_reward: bool,
 }
 
 impl Credit for GroupBaseline {

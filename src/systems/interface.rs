@@ -1,6 +1,7 @@
 //! The choices of a system, and its methods.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
@@ -10,11 +11,14 @@ use super::loss::Loss;
 use super::pairs::Weights;
 use super::sample::{Edge, Path, Rewarded, Sample};
 use super::settings::PpoSettings;
+use crate::data::letters::Gold;
+use crate::data::store::Items;
+use crate::data::tokenizer::Tokenizer;
 use crate::equations::normalizer::Normalizer;
 use crate::equations::segmentation::Rule;
 use crate::model::generate::{Generation, Rows, TokenView, generate, generate_up_to};
 use crate::model::{CausalLm, ModelConfig};
-use crate::rng::streams;
+use crate::rng::{Stream, stream, streams};
 use crate::stop::{Interrupted, Stop};
 
 /// How the samples of a prompt hang together.
@@ -117,11 +121,15 @@ impl Draw<'_> {
         prefixes: &[&[u32]],
         limits: &[usize],
     ) -> Result<Vec<Vec<u32>>, Interrupted> {
-        // Their number differs from iteration to iteration.
-        let start = self.iteration << 32;
-        let streams = streams(self.seed, purpose, start..start + prefixes.len());
+        let streams = (0..prefixes.len()).map(|place| self.stream(purpose, place)).collect();
         let Self { policy, config, generation, stop, .. } = *self;
         generate_up_to(policy, config, prefixes, limits, generation, streams, stop)
+    }
+
+    /// The random numbers of a place. They depend on the seed, the purpose, the iteration and the place alone.
+    pub fn stream(&self, purpose: &str, place: usize) -> Stream {
+        // How many places there are may differ from iteration to iteration.
+        stream(self.seed, purpose, ((self.iteration << 32) + place) as u64)
     }
 
     /// A tree of continuations of each prompt, the leaves of one side by side.
@@ -195,6 +203,8 @@ pub struct System<'a> {
     pub value_clip: Option<f64>,
     /// β of the first iteration.
     pub kl_coefficient: f64,
+    /// The files that it has read: inputs of the stage, each with its name.
+    pub files: Vec<(&'static str, PathBuf)>,
 }
 
 /// What a system is built from.
@@ -211,7 +221,32 @@ pub struct Parts<'a> {
     pub judge: &'a Judge,
     /// The normalizer of its rewards.
     pub normalizer: &'a Normalizer,
+    /// What it may know of the run's task.
+    pub task: TaskParts<'a>,
 }
+
+/// What a system may know of the run's task.
+#[derive(Clone, Copy)]
+pub struct TaskParts<'a> {
+    /// The policy's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Lists of all prompts, those to train on and those held out.
+    pub prompts: &'a [&'a Items<Vec<u32>>],
+    /// The longest prompt, in tokens; longer ones lose tokens on the left.
+    pub prompt_tokens: usize,
+    /// The truth about responses, if it is known.
+    pub truth: Option<Truth>,
+}
+
+impl<'a> TaskParts<'a> {
+    /// A task of which the tokenizer alone is known.
+    pub fn of(tokenizer: &'a Tokenizer) -> Self {
+        Self { tokenizer, prompts: &[], prompt_tokens: usize::MAX, truth: None }
+    }
+}
+
+/// The truth about a response to a prompt, both as token ids; none for what is no prompt of the task.
+pub type Truth = fn(&[u32], &[u32]) -> Option<Gold>;
 
 /// One row of a system's table.
 pub struct Row {
@@ -250,7 +285,7 @@ pub struct Row {
 #[derive(Clone, Copy)]
 pub enum Training {
     /// Its own rollouts, by the choices that the function makes.
-    Online(for<'a> fn(&Parts<'a>) -> System<'a>),
+    Online(for<'a> fn(&Parts<'a>) -> Result<System<'a>, SystemError>),
     /// Preference pairs, by the weights that the function makes of the system's own section.
     Offline(fn(Option<toml::Value>) -> Weights),
 }
@@ -267,10 +302,15 @@ impl Method {
 
     /// Makes the choices of a method that learns from its rollouts.
     ///
+    /// # Errors
+    ///
+    /// [`SystemError::Settings`] where its settings do not go with the task, [`SystemError::Data`] where a file of its own
+    /// is refused.
+    ///
     /// # Panics
     ///
     /// For a method that learns from pairs.
-    pub fn build<'a>(self, parts: &Parts<'a>) -> System<'a> {
+    pub fn build<'a>(self, parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
         match self.0.training {
             Training::Online(build) => build(parts),
             Training::Offline(_) => panic!("{} has no rollouts", self.name()),

@@ -18,10 +18,12 @@
 pub mod asr;
 pub mod chunk;
 pub mod dpo;
+pub mod drlc;
 pub mod error;
 pub mod group;
 pub mod interface;
 pub mod judge;
+pub mod lens;
 pub mod loss;
 pub mod pairs;
 pub mod paper;
@@ -38,7 +40,9 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 pub use self::chunk::{Chunk, Clipped, Minibatch};
 pub use self::error::SystemError;
-pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System, Training};
+pub use self::interface::{
+    Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System, TaskParts, Training, Truth,
+};
 pub use self::judge::{Judge, Verdict};
 pub use self::loss::{Batch, Loss};
 pub use self::pairs::{PairBatch, PairView, Weights};
@@ -49,7 +53,7 @@ use crate::bounds::{Nested, section};
 
 /// The registry: the methods of every system.
 pub const SYSTEMS: &[&[Method]] =
-    &[&paper::METHODS, &group::METHODS, &spo::METHODS, &dpo::METHODS, &asr::METHODS];
+    &[&paper::METHODS, &group::METHODS, &spo::METHODS, &drlc::METHODS, &lens::METHODS, &dpo::METHODS, &asr::METHODS];
 
 section! {
     /// The section `[systems]`: a section for each system that has settings of its own.
@@ -57,6 +61,8 @@ section! {
         group: group::Settings = Nested,
         spo: spo::Settings = Nested,
         asr: asr::Settings = Nested,
+        drlc: drlc::Settings = Nested,
+        lens: lens::Settings = Nested,
     }
 }
 

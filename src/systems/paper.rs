@@ -106,41 +106,57 @@ pub const METHODS: [Method; 6] = [
     Method::SEGMENT_AS_BANDIT,
 ];
 
-pub(super) fn build<'a>(parts: &Parts<'a>) -> System<'a> {
+pub(super) fn build<'a>(parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
     let Parts { ppo, judge, normalizer, .. } = *parts;
     let whole = judge.policy_segmenter().rule == Rule::Whole;
-    // One reward a response stands at its end, as published.
-    let interpolation = if whole { Interpolation::LastToken } else { ppo.interpolation };
-    System {
+    Ok(System {
         rollouts: Rollouts::Single,
         rewards: Box::new(NormalizedRewards {
             judge,
             normalizer,
             length_neutral: ppo.length_neutral,
         }),
-        credit: Box::new(SpreadGae { interpolation, gamma: ppo.gamma, lambda: ppo.lambda }),
+        credit: Box::new(SpreadGae::of(parts)),
         loss: Loss::Clip { clip: ppo.clip },
         value_clip: Some(if whole { ppo.value_clip_bandit } else { ppo.value_clip_dense }),
         kl_coefficient: ppo.kl_coefficient,
-    }
+        files: Vec::new(),
+    })
 }
 
 /// Rewards spread over the tokens of their segments, less the KL term, and GAE over them (E6 to E8).
-struct SpreadGae {
+pub(super) struct SpreadGae {
     interpolation: Interpolation,
     gamma: f64,
     lambda: f64,
 }
 
-impl Credit for SpreadGae {
-    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<usize, SystemError> {
+impl SpreadGae {
+    pub(super) fn of(parts: &Parts<'_>) -> Self {
+        let Parts { ppo, judge, .. } = *parts;
+        // One reward a response stands at its end, as published.
+        let interpolation = match judge.policy_segmenter().rule {
+            Rule::Whole => Interpolation::LastToken,
+            _ => ppo.interpolation,
+        };
+        Self { interpolation, gamma: ppo.gamma, lambda: ppo.lambda }
+    }
+
+    /// Gives each token its share of the segments' rewards (E6).
+    pub(super) fn spread(&self, samples: &mut [Sample]) {
+        for sample in samples {
+            let (tokens, strategy) = (sample.response.len(), self.interpolation);
+            sample.token_rewards =
+                interpolate(strategy, &sample.normalized, &sample.segments, tokens);
+        }
+    }
+
+    /// Takes the KL term off the tokens' rewards (E7), and makes advantages of them (E8).
+    pub(super) fn estimate(&self, samples: &mut [Sample], kl_coefficient: f64) {
         for sample in &mut *samples {
-            let tokens = sample.response.len();
-            let spread =
-                interpolate(self.interpolation, &sample.normalized, &sample.segments, tokens);
             let (log_probs, reference) = (wide(&sample.log_probs), wide(&sample.ref_log_probs));
             sample.token_rewards =
-                token_rewards(&spread, &log_probs, &reference, draw.kl_coefficient);
+                token_rewards(&sample.token_rewards, &log_probs, &reference, kl_coefficient);
             let values = wide(sample.values.as_ref().expect("a system with a critic"));
             let estimate = gae(&sample.token_rewards, &values, self.gamma, self.lambda);
             sample.advantages = estimate.advantages;
@@ -152,6 +168,13 @@ impl Credit for SpreadGae {
         for (sample, advantages) in samples.iter_mut().zip(advantages) {
             sample.advantages = advantages;
         }
+    }
+}
+
+impl Credit for SpreadGae {
+    fn assign(&self, samples: &mut [Sample], draw: &Draw<'_>) -> Result<usize, SystemError> {
+        self.spread(samples);
+        self.estimate(samples, draw.kl_coefficient);
         Ok(response_tokens(samples))
     }
 }

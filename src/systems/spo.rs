@@ -150,26 +150,27 @@ fn system<'a>(
     parts: &Parts<'a>,
     rollouts: impl FnOnce(&Settings) -> Rollouts,
     credit: impl FnOnce(Settings, NormalizedRewards<'a>) -> Box<dyn Credit + 'a>,
-) -> System<'a> {
+) -> Result<System<'a>, SystemError> {
     let Parts { judge, normalizer, ref section, .. } = *parts;
     let settings = own(section.clone().expect("a system with a section"));
     let rewards = || NormalizedRewards { judge, normalizer, length_neutral: false };
-    System {
+    Ok(System {
         rollouts: rollouts(&settings),
         rewards: Box::new(rewards()),
         loss: Loss::MaskedClip { clip: parts.ppo.clip },
         value_clip: None,
         kl_coefficient: settings.kl_coefficient,
         credit: credit(settings, rewards()),
-    }
+        files: Vec::new(),
+    })
 }
 
-fn chain<'a>(parts: &Parts<'a>) -> System<'a> {
+fn chain<'a>(parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
     let rollouts = |settings: &Settings| Rollouts::Group(settings.size);
     system(parts, rollouts, |settings, rewards| Box::new(Chain { settings, rewards }))
 }
 
-fn tree<'a>(parts: &Parts<'a>) -> System<'a> {
+fn tree<'a>(parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
     let rollouts = |settings: &Settings| Rollouts::Tree {
         branches: settings.branches.clone(),
         level_tokens: settings.level_tokens,

@@ -116,6 +116,23 @@ fn trained(ready: &Path, edit: impl FnOnce(&Path), arguments: &[&str]) -> Tried 
     try_in(run, arguments)
 }
 
+/// DRLC's PPO with these spans of a response to the embedded task's prompt for `name`, after a sound row.
+fn marked(ready: &Path, name: &str, spans: Value) -> Tried {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("spans.jsonl");
+    let prompt =
+        |name| format!("write to {name} about the harbor . {name} loves food , not music .");
+    let sound = json!({"prompt": prompt("ana"), "response": "dear ben", "spans": []});
+    let row = json!({"prompt": prompt(name), "response": "dear ana", "spans": spans});
+    fs::write(&path, format!("{sound}\n{row}\n")).unwrap();
+    let spans = format!("systems.drlc.spans={}", path.display());
+    let mut arguments = vec!["ppo", "--method", "drlc"];
+    for set in ["task.reward=verdict", "systems.drlc.annotator=file", &spans] {
+        arguments.extend(["--set", set]);
+    }
+    trained(ready, |_| (), &arguments)
+}
+
 /// PPO with a normalizer in which `edit` has changed something.
 fn normalizer(ready: &Path, edit: fn(&mut Value)) -> Tried {
     let path = "segment/normalizer/normalizer.json";
@@ -759,6 +776,24 @@ const SETTINGS: &[Row] = &[
     (
         "SettingsError::Range",
         2,
+        &["systems.drlc.spans = none; expected the path of a file, since annotator = \"file\""],
+        |_| try_in_empty(&["ppo", "--method", "drlc", "--set", "systems.drlc.annotator=file"]),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["systems.drlc.threshold = NaN; expected a number, inf or -inf"],
+        |_| set("systems.drlc.threshold=nan"),
+    ),
+    ("SettingsError::Range", 2, &["systems.drlc.critic.end = \"\"; expected a text"], |_| {
+        set("systems.drlc.critic.end=''")
+    }),
+    ("SettingsError::Range", 2, &["systems.drlc.recall = 1.5; expected in [0, 1]"], |_| {
+        set("systems.drlc.recall=1.5")
+    }),
+    (
+        "SettingsError::Range",
+        2,
         &["systems.spo.branches = [3, 2]; expected a product that divides ppo.rollouts = 8"],
         |_| try_in_empty(&["ppo", "--method", "spo_tree", "--set", "systems.spo.branches=[3,2]"]),
     ),
@@ -867,6 +902,70 @@ const SETTINGS: &[Row] = &[
 ];
 
 const RUN: &[Row] = &[
+    (
+        "DataError::unknown_prompt",
+        2,
+        &["spans.jsonl:2: the prompt is none of the run's"],
+        |ready| marked(ready, "anna", json!([])),
+    ),
+    (
+        "DataError::span_outside",
+        2,
+        &["spans.jsonl:2: spans[0] is 5 to 9 in a response of 8 characters; expected 0 <= start"],
+        |ready| marked(ready, "ana", json!([{"start": 5, "end": 9, "label": 1}])),
+    ),
+    (
+        "DataError::span_label",
+        2,
+        &["spans.jsonl:2: the label of spans[0] is 3; expected -1, 0 or 1"],
+        |ready| marked(ready, "ana", json!([{"start": 5, "end": 8, "label": 3}])),
+    ),
+    ("DataError::span_overlap", 2, &["spans.jsonl:2: spans[0] and spans[1] overlap"], |ready| {
+        let spans = [(0, 6), (5, 8)];
+        let spans = spans.map(|(start, end)| json!({"start": start, "end": end, "label": 1}));
+        marked(ready, "ana", json!(spans))
+    }),
+    (
+        "DataError::response_again",
+        2,
+        &[
+            "spans.jsonl:3: the same prompt and response as in row 2; put all its spans into one row",
+        ],
+        |ready| {
+            let folder = TempDir::new().unwrap();
+            let path = folder.path().join("spans.jsonl");
+            let prompt = "write to ana about the lake . ana loves food , not music .";
+            let row = json!({"prompt": prompt, "response": "dear ana", "spans": []});
+            fs::write(&path, format!("\n{row}\n{row}\n")).unwrap();
+            let spans = format!("systems.drlc.spans={}", path.display());
+            let sets = ["--set", "task.reward=verdict", "--set", "systems.drlc.annotator=file"];
+            let ppo = ["ppo", "--method", "drlc", "--set", &spans];
+            trained(ready, |_| (), &[&ppo[..], &sets].concat())
+        },
+    ),
+    (
+        "SystemError::Settings",
+        2,
+        &["systems.drlc.critic.prefix: the tokenizer cannot encode", "the model's vocabulary"],
+        |ready| {
+            let ppo = ["ppo", "--method", "drlc", "--set", "task.reward=verdict"];
+            let critic = ["systems.drlc.annotator=self", "systems.drlc.critic.prefix=zebra"];
+            let critic = critic.map(|set| ["--set", set]).concat();
+            trained(ready, |_| (), &[&ppo[..], &critic].concat())
+        },
+    ),
+    (
+        "SystemError::Settings",
+        2,
+        &["systems.drlc.annotator = \"program\" knows the clauses of the embedded task alone"],
+        |_| {
+            let (model, run) = (llama(), TempDir::new().unwrap());
+            let given = ["--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+            let given = [&given[..], &["--method", "drlc"]].concat();
+            finish(run.path(), &["train-reward", "fit-normalizer"], &given);
+            try_in(run, &[&["ppo"], &given[..]].concat())
+        },
+    ),
     (
         "FolderError::Missing",
         2,

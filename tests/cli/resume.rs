@@ -17,7 +17,7 @@ const PPO: Stage = ("ppo", &["sft", "train-reward", "fit-normalizer"], "segment/
 /// A run that is ready for `stage`, and one in which the stage has run unbroken with `arguments`.
 fn ready_and_unbroken((command, before, _): Stage, arguments: &[&str]) -> (TempDir, TempDir) {
     let ready = TempDir::new().unwrap();
-    finish(ready.path(), before, &[]);
+    finish(ready.path(), before, arguments);
     let unbroken = copy(ready.path());
     finish(unbroken.path(), &[command], arguments);
     (ready, unbroken)
@@ -58,6 +58,27 @@ fn ppo_stopped_twice_is_bit_identical() {
     let iterations: Vec<u64> =
         evaluations.iter().map(|line| line["iteration"].as_u64().unwrap()).collect();
     assert_eq!(iterations, [0, 2, 4]);
+}
+
+#[test]
+fn the_draws_of_an_annotator_and_the_rewards_of_granularities_survive_a_stop() {
+    let before = &["sft", "train-reward", "fit-normalizer"];
+    let program = ["systems.drlc.recall=0.5", "systems.drlc.false_positive_rate=0.5"];
+    let critic = ["systems.drlc.annotator=self", "systems.drlc.threshold=0.0"];
+    for (method, dir, sets) in
+        [("drlc", "drlc/ppo", program), ("drlc", "drlc/ppo", critic), ("lens", "lens/ppo", program)]
+    {
+        let [first, second] = sets;
+        let arguments = ["--method", method, "--set", first, "--set", second];
+        let (run, unbroken) = ready_and_unbroken(("ppo", before, dir), &arguments);
+        crate::support::program(
+            run.path(),
+            &[&["ppo", "--stop-after", "3"], &arguments[..]].concat(),
+        )
+        .ended_with(130);
+        finish(run.path(), &["ppo"], &arguments);
+        assert_same(&unbroken.path().join(dir), &run.path().join(dir));
+    }
 }
 
 #[test]

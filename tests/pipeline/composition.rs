@@ -14,7 +14,7 @@ use segment_rlhf::stage::online::roll_out;
 use segment_rlhf::stage::score::Scorer;
 use segment_rlhf::stage::task::{Task, permutation};
 use segment_rlhf::stage::{fit_normalizer, preferences, reward, sft};
-use segment_rlhf::systems::{Draw, Parts, PpoSettings, Sample, System};
+use segment_rlhf::systems::{Draw, Parts, PpoSettings, Sample, System, TaskParts};
 
 use crate::support::{context, pipeline};
 
@@ -60,7 +60,7 @@ fn rollouts(context: &Context, interpolation: Interpolation) -> (Vec<Sample>, Mo
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let mut ppo = settings.ppo.clone();
     ppo.interpolation = interpolation;
-    let system = system(context, &ppo, &scorer, &parts.normalizer);
+    let system = system(context, &ppo, &scorer, &parts.normalizer, &task);
     let draw = Draw {
         policy: &parts.policy,
         config: &config,
@@ -83,6 +83,7 @@ fn system<'a>(
     ppo: &'a PpoSettings,
     scorer: &'a Scorer,
     normalizer: &'a Normalizer,
+    task: &'a Task,
 ) -> System<'a> {
     let settings = &context.settings;
     let parts = Parts {
@@ -92,8 +93,9 @@ fn system<'a>(
         max_new_tokens: settings.sampling.max_new_tokens,
         judge: &scorer.judge,
         normalizer,
+        task: TaskParts::of(&task.tokenizer),
     };
-    settings.method.build(&parts)
+    settings.method.build(&parts).unwrap()
 }
 
 /// ln π of every response token, and the entropy of the distribution that it was drawn from.
@@ -256,7 +258,7 @@ fn the_losses_of_the_first_step_are_minus_the_mean_advantage_and_half_the_square
         &context.device,
     );
     let normalizer = fit_normalizer::run(&context).unwrap().normalizer;
-    let system = system(&context, &settings.ppo, &scorer, &normalizer);
+    let system = system(&context, &settings.ppo, &scorer, &normalizer, &task);
     let draw = Draw {
         policy: &policy,
         config: &config,

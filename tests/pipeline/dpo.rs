@@ -179,8 +179,8 @@ fn labels_of_a_file_are_those_of_the_characters() {
     let context = labelled(dir.path(), &rows, &[]);
     let task = Task::open(&context, context.model.as_deref()).unwrap();
     let (pairs, with) = preferences::load(&context, &task, true).unwrap();
-    // dear, the name, whose last character is in no segment, the comma, the topic, EOS
-    let expected = vec![1, 0, 0, -1, 0];
+    // dear, the name, whose first character is in the segment, the comma, the topic, EOS
+    let expected = vec![1, 1, 0, -1, 0];
     for pair in pairs.train.read(0..pairs.train.len()).unwrap() {
         assert_eq!(pair.labels, Some([expected.clone(), expected.clone()]));
     }
@@ -198,24 +198,24 @@ fn a_bad_label_or_range_is_named_with_its_file_and_line() {
         (serde_json::json!([]), "`segments` is an empty list; expected a list that is not empty"),
         (
             serde_json::json!([{"start": 0, "end": 4, "label": 2}]),
-            "`segments[0].label` is 2; expected -1, 0 or 1",
+            "the label of segments[0] is 2; expected -1, 0 or 1",
         ),
         (serde_json::json!([{"start": 0, "label": 1}]), "the key `segments[0].end` is missing"),
         (
             serde_json::json!([{"start": -1, "end": 4, "label": 1}]),
-            "`segments[0].start` is a number; expected a whole number of characters",
+            "segments[0] is -1 to 4 in a chosen response of 16 characters; expected 0 <= start < end <= 16",
         ),
         (
             serde_json::json!([{"start": 5, "end": 16, "label": 1}]),
-            "`segments[0]` is 5 to 16 of `rejected`; expected an end within the 15 characters of `rejected`",
+            "segments[0] is 5 to 16 in a rejected response of 15 characters; expected 0 <= start < end <= 15",
         ),
         (
             serde_json::json!([{"start": 4, "end": 4, "label": 1}]),
-            "`segments[0]` is 4 to 4 of `chosen`; expected a start before its end",
+            "segments[0] is 4 to 4 in a chosen response of 16 characters; expected 0 <= start < end <= 16",
         ),
         (
             serde_json::json!([{"start": 0, "end": 4, "label": 1}, {"start": 3, "end": 9, "label": 0}]),
-            "`segments[1]` is 3 to 9 of `chosen`; expected segments of `chosen` that do not overlap",
+            "segments[0] and segments[1] overlap; part them, or take one of them out",
         ),
         (
             serde_json::json!([{"start": 0, "end": 4, "rejected_start": 1, "label": 1}]),

@@ -3,6 +3,8 @@
 mod composition;
 mod degeneracy;
 mod dpo;
+mod drlc;
+mod lens;
 mod numerics;
 mod spo;
 mod stages;

@@ -8,8 +8,9 @@ use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::{CausalLm, ModelConfig};
 use segment_rlhf::settings::Settings;
 use segment_rlhf::stage::online::roll_out;
+use segment_rlhf::stage::task::letters_tokenizer;
 use segment_rlhf::stop::Stop;
-use segment_rlhf::systems::{Draw, Edge, Judge, Method, Parts, Sample, Segmenter};
+use segment_rlhf::systems::{Draw, Edge, Judge, Method, Parts, Sample, Segmenter, TaskParts};
 
 const LONGEST: usize = 12;
 const END: u32 = 1;
@@ -33,6 +34,7 @@ fn rolled_out(method: Method, sets: &[&str], rows_at_once: usize) -> (Vec<Sample
         sentence_ends: vec![],
     };
     let judge = Judge::Verdict { passes, segmenter };
+    let tokenizer = letters_tokenizer().unwrap();
     let system = method.build(&Parts {
         method,
         ppo: &settings.ppo,
@@ -40,7 +42,9 @@ fn rolled_out(method: Method, sets: &[&str], rows_at_once: usize) -> (Vec<Sample
         max_new_tokens: LONGEST,
         judge: &judge,
         normalizer: &Normalizer::None,
+        task: TaskParts::of(&tokenizer),
     });
+    let system = system.unwrap();
     let stops = &[END];
     let generation =
         Generation { sampling: Sampling::PLAIN, max_new_tokens: LONGEST, rows_at_once, stops };

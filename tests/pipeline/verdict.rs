@@ -14,6 +14,7 @@ fn every_method_learns_from_a_verdict_without_the_stages_of_a_reward_model() {
     let of_rollouts =
         |method: &&Method| method.weights(settings.systems.section(**method)).is_none();
     for &method in Method::all().iter().filter(of_rollouts) {
+        let sums = method == Method::LENS; // the verdict with others
         let method = format!("method={}", method.name());
         let context = context(dir.path(), &[&method, "task.reward=verdict"]);
         let stages: Vec<Stage> = context.stages().collect();
@@ -29,7 +30,8 @@ fn every_method_learns_from_a_verdict_without_the_stages_of_a_reward_model() {
         let last = std::fs::read_to_string(log).unwrap().lines().last().unwrap().to_owned();
         let line: IterationMetrics = serde_json::from_str(&last).unwrap();
         assert!(line.sampled_tokens > 0);
-        assert!((0.0..=1.0).contains(&line.sequence_score) && line.reward == line.sequence_score);
+        assert!((0.0..=1.0).contains(&line.sequence_score));
+        assert!(sums || line.reward == line.sequence_score);
     }
 }
 

@@ -288,6 +288,27 @@ fn gold_at_a_kl_is_known_only_where_every_seed_reaches_it() {
 }
 
 #[test]
+fn samples_to_a_gold_reward_are_counted_until_the_first_crossing_of_every_seed() {
+    let mut results = synthetic::results();
+    for (figures, end) in figures(&mut results, "token").into_iter().zip([2.5, 3.0, 4.0]) {
+        figures.curve.sampled_tokens = vec![1000, 3000, 2000, 2000];
+        evaluate(figures, &points([(0, 0.0, 1.5), (2, 0.0, 2.5), (3, 0.0, 1.0), (4, 0.0, end)]));
+    }
+    let analysis = Analysis::of(&results);
+    let token = analysis.experiments[0].arm("token").unwrap();
+    // Gold 2 is half way to iteration 2: after the first update. A later fall changes nothing.
+    assert_eq!(token.figure(Quantity::SamplesToGoldTwo).unwrap().mean, 1.0);
+    assert_eq!(token.figure(Quantity::SamplesToGoldThree), None, "the first seed never reaches 3");
+    for figures in figures(&mut results, "token") {
+        evaluate(figures, &points([(0, 0.0, 2.0), (4, 0.0, 6.0)]));
+    }
+    let analysis = Analysis::of(&results);
+    let token = analysis.experiments[0].arm("token").unwrap();
+    assert_eq!(token.figure(Quantity::SamplesToGoldTwo).unwrap().mean, 0.0, "the SFT model's");
+    assert_eq!(token.figure(Quantity::SamplesToGoldThree).unwrap().mean, 1.0);
+}
+
+#[test]
 fn a_constant_curve_has_itself_as_area() {
     let path: Vec<PathPoint> =
         [0, 2, 3, 7].map(|iteration| PathPoint { iteration, kl: 0.0, gold: 1.7 }).into();

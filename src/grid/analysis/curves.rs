@@ -161,6 +161,37 @@ pub fn gold_at_kl(path: &[PathPoint], level: f64) -> Option<f64> {
     Some(before.gold + share * (after.gold - before.gold))
 }
 
+/// The updates after which the path's gold reward first reaches `level`, by linear interpolation between the points
+/// before and after: 0 where it starts there; `None` where it never does.
+///
+/// # Examples
+///
+/// ```
+/// use segment_rlhf::grid::analysis::{PathPoint, updates_to_gold};
+/// let path = [(0, 1.5), (2, 2.0), (4, 3.0)].map(|(iteration, gold)| PathPoint { iteration, kl: 0.0, gold });
+/// assert_eq!(updates_to_gold(&path, 2.5), Some(3.0)); // half way from 2 to 4
+/// assert_eq!(updates_to_gold(&path, 1.0), Some(0.0));
+/// assert_eq!(updates_to_gold(&path, 3.5), None);
+/// ```
+pub fn updates_to_gold(path: &[PathPoint], level: f64) -> Option<f64> {
+    let reached = path.iter().position(|point| point.gold >= level)?;
+    let after = &path[reached];
+    let Some(before) = reached.checked_sub(1).map(|i| &path[i]) else {
+        return Some(after.iteration as f64);
+    };
+    let share = (level - before.gold) / (after.gold - before.gold);
+    Some(before.iteration as f64 + share * (after.iteration - before.iteration) as f64)
+}
+
+/// Thousands of tokens drawn in training until the gold reward on held-out prompts first reaches `level`.
+pub(super) fn samples_to_gold(figures: &Figures, level: f64) -> Option<f64> {
+    let updates = updates_to_gold(&path(figures)?, level)?;
+    let drawn = Column::SampledTokens.of(figures);
+    let [before, after] =
+        [updates.floor(), updates.ceil()].map(|at| drawn.get(&(at as usize)).copied());
+    Some(before? + updates.fract() * (after? - before?))
+}
+
 /// The area under the path's gold reward over updates, by the trapezoidal rule, divided by the updates; `None`
 /// without an update.
 ///

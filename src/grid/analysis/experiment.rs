@@ -140,7 +140,7 @@ impl Experiment {
             baseline: arms[i].name.clone(),
             figures: known(Quantity::COMPARED, |q| {
                 let both = finished[j].keys().filter(|seed| finished[i].contains_key(seed));
-                let every = q.level().map(|_| both.count());
+                let every = q.needs_every_seed().then(|| both.count());
                 paired(&finished[j], &finished[i], |f| q.of(f), |f| q.of(f))
                     .filter(|estimate| every.is_none_or(|seeds| estimate.n == seeds))
             }),
@@ -230,7 +230,7 @@ impl Arm {
         }
         let over_seeds = |q: Quantity| {
             let of = Estimate::of(finished.values().filter_map(|f| q.of(f)))?;
-            (q.level().is_none() || of.n == finished.len()).then_some(of)
+            (!q.needs_every_seed() || of.n == finished.len()).then_some(of)
         };
         let paths: Vec<SeedPath> = (finished.iter())
             .filter_map(|(&seed, f)| Some(SeedPath { seed, points: path(f)? }))

@@ -10,7 +10,7 @@ mod orderings;
 mod quantity;
 mod seeds;
 
-pub use curves::{BandPoint, Column, PathPoint, SeedPath, area, gold_at_kl, path};
+pub use curves::{BandPoint, Column, PathPoint, SeedPath, area, gold_at_kl, path, updates_to_gold};
 pub use experiment::{Analysis, Arm, Claims, Difference, Experiment, ONE_BETA, Problem, Seeds};
 pub use orderings::{BASE, Benchmark, Ordering, Outcome, ReportedPair, Verdict};
 pub use quantity::Quantity;

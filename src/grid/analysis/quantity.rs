@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::curves::{area, effective_coefficients, gold_at_kl, path};
+use super::curves::{area, effective_coefficients, gold_at_kl, path, samples_to_gold};
 use crate::equations::normalizer::Normalizer;
 use crate::grid::results::Figures;
 use crate::stage::fit_normalizer::NormalizerFile;
@@ -88,6 +88,12 @@ quantities! {
     RightInRejected = "right_in_rejected", "Δ ln π, right in rejected":
         "Mean change of ln π, nats, at the tokens of held-out rejected responses whose true credit is positive."
         => |f| f.dpo.as_ref()?.right_in_rejected;
+    SamplesToGoldTwo = "samples_to_gold_2", "sampled tokens to gold 2, thousands":
+        "Thousands of tokens drawn in training until the gold reward on held-out prompts first reaches 2, by linear \
+         interpolation between evaluations; known where every seed reaches it." => |f| samples_to_gold(f, 2.0);
+    SamplesToGoldThree = "samples_to_gold_3", "sampled tokens to gold 3, thousands":
+        "Thousands of tokens drawn in training until the gold reward on held-out prompts first reaches 3, by linear \
+         interpolation between evaluations; known where every seed reaches it." => |f| samples_to_gold(f, 3.0);
     Area = "area", "area":
         "Area under held-out gold reward over updates by the trapezoidal rule, from the SFT model on, divided by the \
          updates: the mean during training." => |f| area(&path(f)?);
@@ -207,6 +213,11 @@ impl Quantity {
     /// Its KL in nats, if it is one of [`AT_KL`](Self::AT_KL).
     pub fn level(self) -> Option<f64> {
         Self::AT_KL.iter().find(|(_, quantity)| *quantity == self).map(|(level, _)| *level)
+    }
+
+    /// Whether an arm has it only where every seed does: seeds that never reach a level would be left out of its mean.
+    pub fn needs_every_seed(self) -> bool {
+        matches!(self, Self::SamplesToGoldTwo | Self::SamplesToGoldThree) || self.level().is_some()
     }
 
     /// If it is a share, the quantity that counts what it is a share of.

@@ -116,6 +116,8 @@ const POLICY: &[Quantity] = &[
     Quantity::TeachingShare,
     Quantity::WrongInChosen,
     Quantity::RightInRejected,
+    Quantity::SamplesToGoldTwo,
+    Quantity::SamplesToGoldThree,
     Quantity::Segments,
     Quantity::EosRate,
     Quantity::BestGold,

@@ -16,7 +16,7 @@ pub(super) struct Learner<'a> {
     pub(super) task: &'a Task,
     pub(super) scorer: &'a Scorer,
     pub(super) system: System<'a>,
-    pub(super) prompts: Items<Vec<u32>>,
+    pub(super) prompts: &'a Items<Vec<u32>>,
     pub(super) config: ModelConfig,
     pub(super) device: Device,
     pub(super) policy: Trainer<CausalLm>,
@@ -32,6 +32,7 @@ impl<'a> Learner<'a> {
         task: &'a Task,
         scorer: &'a Scorer,
         system: System<'a>,
+        prompts: &'a Items<Vec<u32>>,
         config: ModelConfig,
     ) -> Result<Self, Error> {
         let (ppo, base) = (&context.settings.ppo, scorer.base());
@@ -50,7 +51,7 @@ impl<'a> Learner<'a> {
             scorer,
             kl_coefficient: system.kl_coefficient,
             system,
-            prompts: task.prompts(context)?.train,
+            prompts,
             config,
             device: context.device.clone().autodiff(),
             policy: Trainer::new("policy", policy, &ppo.actor, steps),
