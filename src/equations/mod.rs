@@ -14,8 +14,10 @@
 //! | [`group_baseline`], [`clip_k3`] | GRPO, Dr. GRPO and RLOO: advantages in a group, and the losses over them |
 //! | [`monte_carlo`], [`masked_clip`] | SPO: advantages from Monte Carlo values, and the loss over unsure tokens |
 //! | [`weighted_dpo`], [`sign_mask`] | segment-DPO and ASR: DPO over tokens with labels or masks |
+//! | [`cards`] | CARDS: where a segment ends, and whether it is accepted |
 
 pub mod bt_loss;
+pub mod cards;
 pub mod clip_k3;
 pub mod gae;
 pub mod group_baseline;

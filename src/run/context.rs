@@ -204,14 +204,16 @@ impl Layout {
 
 impl Context {
     /// The stages of the run: the user's model, data or reward model replaces the stage that makes it, and a verdict those
-    /// of a reward model.
+    /// of a reward model. If the reference model writes what is evaluated, there is no policy.
     pub fn stages(&self) -> impl Iterator<Item = Stage> {
         let verdict = self.settings.has_verdict();
+        let no_policy = self.settings.reference_writes();
         let given = [
             (Stage::Sft, self.model.is_some()),
             (Stage::Preferences, verdict || self.data.is_some()),
             (Stage::TrainReward, verdict || self.reward_model.is_some()),
-            (Stage::FitNormalizer, verdict),
+            (Stage::FitNormalizer, verdict || no_policy),
+            (Stage::Ppo, no_policy),
         ];
         Stage::ALL.into_iter().filter(move |stage| !given.contains(&(*stage, true)))
     }
@@ -223,6 +225,10 @@ impl Context {
                 Stage::Sft | Stage::Preferences => self.run.join(stage.folder()),
                 Stage::TrainReward => {
                     self.run.join(self.settings.method.reward_model().name()).join(stage.folder())
+                }
+                Stage::Evaluate if !self.settings.decode.is_plain() => {
+                    let name = format!("{}-{}", stage.folder(), self.settings.decode.kind.name());
+                    self.run.join(self.settings.method.name()).join(name)
                 }
                 _ => self.run.join(self.settings.method.name()).join(stage.folder()),
             },

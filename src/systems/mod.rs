@@ -16,6 +16,7 @@
 //! `cli` changes.
 
 pub mod chunk;
+pub mod decode;
 pub mod error;
 pub mod group;
 pub mod interface;
