@@ -25,7 +25,7 @@ use crate::run::memory::{Bytes, Need};
 use crate::run::{Context, Stage};
 use crate::settings::Settings;
 use crate::stage::memory::{Estimator, advise};
-use crate::stage::score::{Scorer, segmenter};
+use crate::stage::score::{self, Scorer, segmenter};
 use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::segmented_text::SegmentedText;
 use crate::stage::task::{HeldOut, Task, letter_prompts, model_tokenizer};
@@ -82,7 +82,7 @@ pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Every method with the choices of its system.
+/// Every method with the choices of its system, and every decoder.
 pub(super) fn systems() -> Result<(), Error> {
     let row = |method: &Method| {
         let row = method.0;
@@ -95,7 +95,10 @@ pub(super) fn systems() -> Result<(), Error> {
         texts.map(str::to_owned).to_vec()
     };
     let header = ["method", "paper", "rollouts", "rule", "rewards", "credit", "loss"];
-    out(&listing(&header, &Method::all().iter().map(row).collect::<Vec<_>>()))
+    out(&listing(&header, &Method::all().iter().map(row).collect::<Vec<_>>()))?;
+    let row = |kind: &Kind| [kind.name(), kind.paper(), kind.about()].map(str::to_owned).to_vec();
+    let header = ["decoder", "paper", "writes"];
+    out(&format!("\n{}", listing(&header, &Kind::ALL.iter().map(row).collect::<Vec<_>>())))
 }
 
 /// Prints the tables of the paper.
@@ -202,6 +205,7 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
         return Ok(());
     }
     context.needs_reward_model(&format!("decode.kind = {:?}", settings.decode.kind.name()))?;
+    score::check_length(context, prompt.len() + generation.max_new_tokens)?;
     let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
     let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
     let (config, model) =

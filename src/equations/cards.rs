@@ -10,7 +10,7 @@
 //!
 //! After too many rejections the best candidate is taken. ARGS, a baseline, takes the token of the largest
 //! `logit + w r(x, y with the token)` among the most likely ones. Entropies are those of
-//! [`segmentation::entropy`](super::segmentation::entropy), untempered. Deviations D40 to D44 in `paper/deviations.md`.
+//! [`segmentation::entropy`](super::segmentation::entropy), untempered. Deviations D42 and D45 in `paper/deviations.md`.
 
 /// Where candidates for a segment end.
 #[derive(Clone, Copy, Debug, PartialEq)]

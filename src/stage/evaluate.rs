@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::memory;
-use super::score::{Fingerprints, Scorer};
+use super::score::{Fingerprints, Scorer, check_length};
 use super::task::{HeldOut, Split, Task};
 use crate::data::letters::ClauseKind;
 use crate::equations::kl::k1;
@@ -191,6 +191,8 @@ impl<'a> Evaluator<'a> {
         let Split { held_out: prompts, what, .. } = task.prompts(context)?;
         what.tell(context);
         let prompts = prompts.read(0..prompts.len().min(context.settings.evaluation.prompts))?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
+        check_length(context, longest + context.settings.sampling.max_new_tokens)?;
         Ok(Self { context, task, scorer, held_out: what, decode: None, prompts })
     }
 

@@ -175,9 +175,15 @@ impl<'a> Estimator<'a> {
             Lengths { prompt: sampling.prompt_tokens, response: sampling.max_new_tokens };
         let mut stages = vec![self.sft(pairs)];
         if !self.settings.has_verdict() {
-            stages.extend([self.train_reward(pairs), self.fit_normalizer(pairs)]);
+            stages.push(self.train_reward(pairs));
         }
-        stages.extend([self.ppo(rollouts), self.evaluate(rollouts)]);
+        if !self.settings.has_verdict() && !self.settings.reference_writes() {
+            stages.push(self.fit_normalizer(pairs));
+        }
+        if !self.settings.reference_writes() {
+            stages.push(self.ppo(rollouts));
+        }
+        stages.push(self.evaluate(rollouts));
         stages
     }
 
@@ -238,9 +244,12 @@ impl<'a> Estimator<'a> {
         self.most("ppo", [update, rollout])
     }
 
-    /// `evaluate`: policy, reference and reward model.
+    /// `evaluate`: policy, unless the reference writes, reference and reward model.
     pub fn evaluate(&self, lengths: Lengths) -> Need {
-        let policy = self.beside_reference(Model::Language);
+        let policy = match self.settings.reference_writes() {
+            true => 0.0,
+            false => self.beside_reference(Model::Language),
+        };
         let reading = self.reading(self.settings.ppo.rows_at_once, lengths);
         let parts = vec![
             ("frozen weights", policy + self.scoring()),

@@ -9,7 +9,7 @@ use super::task::{letter_passes, model_tokenizer};
 use crate::equations::segment_reward::Aggregation;
 use crate::equations::segmentation::{EosPolicy, Rule};
 use crate::model::generate::{Rows, TokenView};
-use crate::model::{CausalLm, ScalarModel};
+use crate::model::{CausalLm, ModelConfig, ScalarModel};
 use crate::run::fingerprint::{REWARD_CARD, model_fingerprint, reward_fingerprint};
 use crate::run::folder::read_json;
 use crate::run::{Context, Error};
@@ -90,6 +90,15 @@ fn check_tokens(dir: &Path, reference_dir: &Path) -> Result<(), Error> {
             file(reference_dir)
         )))
     })
+}
+
+/// Rejects texts of so many tokens if the published reward model of the run, if it has one, was made for shorter ones.
+pub fn check_length(context: &Context, tokens: usize) -> Result<(), Error> {
+    if let Some(dir) = published(context) {
+        let remedy = "lower sampling.prompt_tokens or sampling.max_new_tokens, or give another as --reward-model";
+        ModelConfig::from_dir(dir)?.length_limit().check(tokens, dir.display(), remedy)?;
+    }
+    Ok(())
 }
 
 /// The fingerprints of the models that a [`Scorer`] reads.

@@ -9,7 +9,7 @@
 //! | `args` | grows by the token of the largest logit plus weighted reward |
 //!
 //! CARDS is Li et al. 2024 (arXiv 2406.16306), ARGS Khanov et al. 2024 (arXiv 2402.01694). Where a paper leaves something
-//! open, CARDS's official code decides; `experiments/cards-official.toml` has its figures. Deviations D40 to D45:
+//! open, CARDS's official code decides; `experiments/cards-official.toml` has its figures. Deviations D40 to D45, among them:
 //! - EOS ends a response, and no response is longer than `sampling.max_new_tokens`;
 //! - a rejected candidate is taken back from the cache; theirs reads prompt and response anew for each token;
 //! - a bandit's reward of a response under way is its score so far, that of a segment reward model e_φ of the segments so
@@ -18,6 +18,7 @@
 //! Calls are counted as the paper counts them: one of the model for each sampled token, and one for each candidate that a
 //! high entropy ends; one of the reward model for each prompt and candidate that it scores.
 
+use clap::builder::PossibleValue;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -33,24 +34,26 @@ use crate::rng::Stream;
 use crate::stop::Stop;
 
 /// How responses are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
 pub enum Kind {
-    /// Sampled, as the section `[sampling]` says
+    /// Sampled.
     #[default]
     Sample,
-    /// Segments by rejection sampling: CARDS
+    /// CARDS.
     Cards,
-    /// Whole responses by rejection sampling
+    /// Rejection sampling of whole responses.
     Items,
-    /// The best of n sampled responses
+    /// Best of n.
     BestOfN,
-    /// Tokens by logit plus weighted reward: ARGS
+    /// ARGS.
     Args,
 }
 
 impl Kind {
+    /// All.
+    pub const ALL: [Self; 5] = [Self::Sample, Self::Cards, Self::Items, Self::BestOfN, Self::Args];
+
     /// Its name in settings and folders.
     pub fn name(self) -> &'static str {
         match self {
@@ -60,6 +63,38 @@ impl Kind {
             Self::BestOfN => "best_of_n",
             Self::Args => "args",
         }
+    }
+
+    /// What it does, in one line.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Sample => "samples, as the section [sampling] says",
+            Self::Cards => {
+                "segments that end before unsure tokens, each sampled until one is accepted"
+            }
+            Self::Items => "whole responses, sampled until one is accepted",
+            Self::BestOfN => "the best of n sampled responses",
+            Self::Args => "the tokens of the largest logit plus weighted reward",
+        }
+    }
+
+    /// Where it was published.
+    pub fn paper(self) -> &'static str {
+        match self {
+            Self::Sample => "-",
+            Self::Cards | Self::Items | Self::BestOfN => "Li et al. 2024, arXiv 2406.16306",
+            Self::Args => "Khanov et al. 2024, arXiv 2402.01694",
+        }
+    }
+}
+
+impl clap::ValueEnum for Kind {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(self.about()))
     }
 }
 

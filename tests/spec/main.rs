@@ -17,6 +17,7 @@
 
 mod analysis;
 mod bt_loss;
+mod cards;
 mod checkpoint;
 mod experiments;
 mod gae;
