@@ -7,7 +7,7 @@ mod overlay;
 
 use std::path::Path;
 
-use serde::de::{Deserializer, Error as _};
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::overlay::{line_at, merge};
@@ -24,7 +24,7 @@ use crate::model::generate::Generation;
 use crate::model::lora::LoraSettings;
 use crate::model::optim::OptimizerSettings;
 use crate::model::sampling::Sampling;
-use crate::systems::{DpoSettings, Method, PpoSettings, SystemsSettings, Weights};
+use crate::systems::{DpoSettings, Method, PpoSettings, SystemsSettings, Weights, decode};
 
 /// Every setting with its default.
 pub const DEFAULTS: &str = include_str!("../experiments/default.toml");
@@ -71,13 +71,15 @@ section! {
         #[serde(default = "default_systems", deserialize_with = "systems")]
         systems: SystemsSettings = Nested,
         evaluation: EvaluationSettings = Nested,
+        #[serde(default = "default_decode")] // a grid of before there were decoders
+        decode: decode::Settings = Nested,
         reproduce: ReproduceSettings = Nested,
         checkpoint: CheckpointSettings = Nested,
     }
 }
 
 /// A section of the defaults, by its keys.
-fn default_section<T: for<'de> Deserialize<'de>>(keys: &[&str]) -> T {
+fn default_section<T: DeserializeOwned>(keys: &[&str]) -> T {
     let defaults: toml::Table = DEFAULTS.parse().expect("the defaults parse");
     let section = keys.iter().fold(toml::Value::from(defaults), |all, &key| all[key].clone());
     section.try_into().expect("the defaults hold")
@@ -93,6 +95,10 @@ fn default_systems() -> SystemsSettings {
 
 fn default_dpo() -> DpoSettings {
     default_section(&["dpo"])
+}
+
+fn default_decode() -> decode::Settings {
+    default_section(&["decode"])
 }
 
 /// The sections of systems, over the defaults: a grid of before there was a system lacks its section.
@@ -354,6 +360,11 @@ impl Settings {
     /// Whether a program's verdict is the reward, and no reward model.
     pub fn has_verdict(&self) -> bool {
         self.task.reward == TaskReward::Verdict
+    }
+
+    /// Whether the reference model writes the responses that are evaluated, and no policy is needed.
+    pub fn reference_writes(&self) -> bool {
+        self.decode.model == decode::Writing::Reference
     }
 
     /// How evaluation and rollouts draw a token.

@@ -11,6 +11,7 @@ use crate::run::error::{Error as StageError, wrap_stage_errors};
 use crate::run::lock::LockError;
 use crate::settings::SettingsError;
 use crate::stop::Interrupted;
+use crate::systems::SystemError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +37,7 @@ pub enum Error {
     Usage(String),
 }
 
-wrap_stage_errors!(Error: StageError, FileError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError);
+wrap_stage_errors!(Error: StageError, FileError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError, SystemError);
 
 impl From<GridError> for Error {
     fn from(error: GridError) -> Self {

@@ -20,6 +20,7 @@ use crate::settings::{DEFAULTS, Settings};
 use crate::stage::{dpo, evaluate, export, fit_normalizer, online, preferences, reward, sft};
 use crate::stop::Stop;
 use crate::systems::Method;
+use crate::systems::decode::Kind;
 
 /// Segment-level RLHF: entropy segments, segment reward models, location-aware normalizers and PPO.
 ///
@@ -64,7 +65,11 @@ enum Command {
     /// Trains the policy of a method that learns from preference pairs, such as --method dpo
     Dpo,
     /// Compares the policy of a method with the reference model, or runs a public benchmark
+    #[command(args_conflicts_with_subcommands = true)]
     Evaluate {
+        /// How the policy writes, short for --set decode.kind=…
+        #[arg(long, value_name = "KIND")]
+        decode: Option<Kind>,
         #[command(subcommand)]
         benchmark: Option<benchmark::Benchmark>,
     },
@@ -178,8 +183,15 @@ impl Common {
 impl Cli {
     /// Does what the arguments ask for.
     pub fn run(self) -> Result<(), Error> {
-        let common = &self.common;
         let command = self.command.unwrap_or(Command::Reproduce { preset: grid::Preset::Quick });
+        let decode = match &command {
+            Command::Evaluate { decode, .. } => *decode,
+            Command::Generate(args) => args.decode,
+            _ => None,
+        };
+        let mut common = self.common;
+        common.set.extend(decode.map(|kind| format!("decode.kind={:?}", kind.name())));
+        let common = &common;
         let stage = || context(common, false);
         let cell = || context(common, true);
         match command {
@@ -200,8 +212,8 @@ impl Cli {
             Command::FitNormalizer => show::json(&fit_normalizer::run(&stage()?)?.normalizer),
             Command::Ppo => show::json(&online::run(&stage()?)?),
             Command::Dpo => show::json(&dpo::run(&stage()?)?),
-            Command::Evaluate { benchmark: None } => show::json(&evaluate::run(&stage()?)?),
-            Command::Evaluate { benchmark: Some(benchmark) } => benchmark.run(&cell()?),
+            Command::Evaluate { benchmark: None, .. } => show::json(&evaluate::run(&stage()?)?),
+            Command::Evaluate { benchmark: Some(benchmark), .. } => benchmark.run(&cell()?),
             Command::Export(ExportArgs { hf, what, dtype }) => {
                 show::json(&export::run(&cell()?, &hf, what, dtype)?)
             }

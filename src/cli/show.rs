@@ -18,18 +18,19 @@ use crate::grid::plan::Plan;
 use crate::grid::reported;
 use crate::grid::reproduce::table;
 use crate::grid::results::{Figures, Results};
-use crate::model::generate::Rows;
+use crate::model::generate::{Rows, generate as sample};
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::{stream, streams};
 use crate::run::memory::{Bytes, Need};
 use crate::run::{Context, Stage};
 use crate::settings::Settings;
 use crate::stage::memory::{Estimator, advise};
-use crate::stage::score::segmenter;
+use crate::stage::score::{self, Scorer, segmenter};
 use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::segmented_text::SegmentedText;
 use crate::stage::task::{HeldOut, Task, letter_prompts, model_tokenizer};
 use crate::systems::Method;
+use crate::systems::decode::{Calls, Decoded, Decoder, Kind};
 use crate::table::{listing, markdown};
 
 /// Arguments of `generate`.
@@ -44,6 +45,9 @@ pub(super) struct GenerateArgs {
     /// Use the reference model even where the run has a policy
     #[arg(long)]
     reference: bool,
+    /// How responses are written, short for --set decode.kind=…
+    #[arg(long, value_name = "KIND")]
+    pub(super) decode: Option<Kind>,
 }
 
 /// Arguments of `segment`.
@@ -78,7 +82,7 @@ pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Every method with the choices of its system.
+/// Every method with the choices of its system, and every decoder.
 pub(super) fn systems() -> Result<(), Error> {
     let row = |method: &Method| {
         let row = method.0;
@@ -91,7 +95,10 @@ pub(super) fn systems() -> Result<(), Error> {
         texts.map(str::to_owned).to_vec()
     };
     let header = ["method", "paper", "rollouts", "rule", "rewards", "credit", "loss"];
-    out(&listing(&header, &Method::all().iter().map(row).collect::<Vec<_>>()))
+    out(&listing(&header, &Method::all().iter().map(row).collect::<Vec<_>>()))?;
+    let row = |kind: &Kind| [kind.name(), kind.paper(), kind.about()].map(str::to_owned).to_vec();
+    let header = ["decoder", "paper", "writes"];
+    out(&format!("\n{}", listing(&header, &Kind::ALL.iter().map(row).collect::<Vec<_>>())))
 }
 
 /// Prints the tables of the paper.
@@ -178,21 +185,46 @@ pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<
 /// Writes responses to a prompt.
 pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Error> {
     let policy = context.dir(context.policy_stage()).join("model");
-    let use_policy = !args.reference && context.model.is_none() && policy.exists();
+    let settings = &context.settings;
+    let reference = args.reference || settings.reference_writes() || context.model.is_some();
+    let use_policy = !reference && policy.exists();
     let dir = if use_policy { policy } else { context.reference_dir()? };
     let tokenizer = model_tokenizer(&dir)?;
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
-    let generation = context.settings.generation(tokenizer.stop_tokens());
+    let generation = settings.generation(tokenizer.stop_tokens());
     check_length(&dir, prompt.len() + generation.max_new_tokens, "--prompt")?;
-    let (model, config) = CausalLm::load(&dir, context.frozen())?;
     let rows = vec![prompt.as_slice(); usize::from(args.samples)];
-    let draws = streams(context.settings.seed, "generate", 0..rows.len());
-    out(tokenizer.decode(&prompt).trim())?;
+    let draws = streams(settings.seed, "generate", 0..rows.len());
     let stop = &context.stop;
-    for response in
-        crate::model::generate::generate(&model, &config, &rows, generation, draws, stop)?
-    {
+    if settings.decode.kind == Kind::Sample {
+        let (model, config) = CausalLm::load(&dir, context.frozen())?;
+        out(tokenizer.decode(&prompt).trim())?;
+        for response in sample(&model, &config, &rows, generation, draws, stop)? {
+            out(tokenizer.decode(&response).trim())?;
+        }
+        return Ok(());
+    }
+    context.needs_reward_model(&format!("decode.kind = {:?}", settings.decode.kind.name()))?;
+    score::check_length(context, prompt.len() + generation.max_new_tokens)?;
+    let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
+    let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
+    let (config, model) =
+        (ModelConfig::from_dir(&dir)?, scorer.base().language_model(&dir, context.frozen())?);
+    let decoder = Decoder {
+        settings: &settings.decode,
+        generation,
+        reward_model: scorer.judge.reward_model(),
+        reference: &scorer.reference,
+        stop,
+    };
+    out(tokenizer.decode(&prompt).trim())?;
+    for Decoded { response, calls } in decoder.decode(&model, &config, &rows, draws)? {
         out(tokenizer.decode(&response).trim())?;
+        let Calls { model_calls, reward_calls, sampled_tokens } = calls;
+        out(&format!(
+            "({model_calls} calls of the model, {reward_calls} of the reward model, {sampled_tokens} tokens drawn for {})",
+            response.len()
+        ))?;
     }
     Ok(())
 }
@@ -221,8 +253,7 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
             let draws = streams(context.settings.seed, "generate", 0..1);
             let rows = [prompt.as_slice()];
             let stop = &context.stop;
-            crate::model::generate::generate(&model, &config, &rows, generation, draws, stop)?
-                .remove(0)
+            sample(&model, &config, &rows, generation, draws, stop)?.remove(0)
         }
     };
     let mut own = context.clone();

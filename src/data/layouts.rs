@@ -83,7 +83,9 @@ impl Fields<'_> {
             let characters = match (place(start), place(end)) {
                 (Some(first), Some(last)) if first < last && last <= length => first..last,
                 _ => {
-                    return Err(DataError::span_outside(path, line, key, i, start, end, text, length));
+                    return Err(DataError::span_outside(
+                        path, line, key, i, start, end, text, length,
+                    ));
                 }
             };
             let label = match label {

@@ -374,6 +374,14 @@ impl Tokenizer {
         self.sentence_ends.len()
     }
 
+    /// The first token whose id means another in `other`, or nothing: the id, the token here, and the token there.
+    pub fn difference(&self, other: &Self) -> Option<(u32, String, String)> {
+        let token = |of: &Self, id| of.inner.id_to_token(id).unwrap_or_default();
+        (0..self.vocab_size() as u32)
+            .map(|id| (id, token(self, id), token(other, id)))
+            .find(|(_, own, other)| own != other)
+    }
+
     /// By token id, whether the token ends a sentence: its text, trimmed at the right, ends in one
     /// of `.!?。！？`, or it contains a newline. Special tokens never do.
     ///

@@ -16,9 +16,11 @@
 //! | [`span_reward`] | DRLC: rewards of spans that an annotator marks |
 //! | [`composite_reward`] | LENS: the weighted sum of rewards of several granularities |
 //! | [`weighted_dpo`], [`sign_mask`] | segment-DPO and ASR: DPO over tokens with labels or masks |
+//! | [`cards`] | CARDS: where a segment ends, and whether it is accepted |
 
 pub mod bt_loss;
 pub mod calibration;
+pub mod cards;
 pub mod clip_k3;
 pub mod composite_reward;
 pub mod gae;

@@ -87,6 +87,11 @@ impl KvCache {
         self.layers.iter_mut().for_each(|layer| layer.filled = end);
     }
 
+    /// Forgets the columns from `columns` on; they can be seen anew.
+    pub(super) fn truncate(&mut self, columns: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.filled = layer.filled.min(columns));
+    }
+
     /// Whether nothing has been seen yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -16,9 +16,9 @@ use crate::stop::{Interrupted, Stop};
 /// Columns of a prompt that are read in one forward pass.
 pub(crate) const PREFILL: usize = 128;
 /// What a row of a generated batch counts when the batch is cut into shards, in tokens.
-const ROW_TOKENS: usize = 32;
+pub(super) const ROW_TOKENS: usize = 32;
 /// Parameters of a model whose weights are larger than a CPU's caches: 128 MB of them.
-const LARGE: usize = 1 << 25;
+pub(super) const LARGE: usize = 1 << 25;
 
 /// When generation stops, and how it draws.
 #[derive(Clone, Copy, Debug)]
@@ -146,7 +146,7 @@ fn generate_batch(
         prompts.iter().map(|prompt| (start - prompt.len(), prompt.to_vec())).collect();
     let columns = start + steps;
     let mut cache = KvCache::new(config, prompts.len(), columns, (&device, model.dtype()));
-    let mut logits = read_prompts(model, &grid, start, &mut cache, stop)?;
+    let mut logits = read_on(model, &grid, start, &mut cache, stop)?;
     for step in 0..steps {
         let [batch, _, vocabulary] = logits.dims();
         let host = to_vec(logits.reshape([batch, vocabulary]));
@@ -182,15 +182,15 @@ fn generate_batch(
     Ok(responses)
 }
 
-/// The logits after the last of `columns` columns, which the cache then holds.
-fn read_prompts(
+/// The logits after the last of `columns` columns, which the cache then holds; it reads those that it lacks.
+pub(super) fn read_on(
     model: &CausalLm,
     grid: &Grid,
     columns: usize,
     cache: &mut KvCache,
     stop: &Stop,
 ) -> Result<Tensor<3>, Interrupted> {
-    let mut start = 0;
+    let mut start = cache.len();
     loop {
         let end = columns.min(start + PREFILL);
         stop.check()?;

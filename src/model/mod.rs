@@ -30,6 +30,7 @@ pub mod shards;
 pub mod source;
 #[doc(hidden)]
 pub mod weights;
+pub mod writer;
 
 pub use cache::KvCache;
 pub use config::{LengthLimit, ModelConfig, TooLong};

@@ -1,6 +1,6 @@
 //! What the report shows besides figures, from the first seed of a grid that has it.
 
-use super::page::{Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
+use super::page::{DecodingTime, Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
 use super::texts::texts;
 use crate::equations::normalizer::Normalizer;
 use crate::equations::segmentation::Rule;
@@ -11,11 +11,12 @@ use crate::model::CausalLm;
 use crate::model::generate::Rows;
 use crate::run::folder::read_json;
 use crate::run::{Error, Stage};
-use crate::stage::evaluate;
+use crate::stage::evaluate::{self, Timing};
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::preferences::{self, Pair};
 use crate::stage::score::segmenter;
 use crate::stage::task::Task;
+use crate::statistics::mean;
 use crate::systems::Method;
 
 /// The files beside a report, and their content.
@@ -41,6 +42,7 @@ pub fn extras(plan: &Plan, results: &Results) -> Result<Extras, Error> {
         times: times(plan),
         fits: fits(plan, results)?,
         segment_lengths: segment_lengths(plan, results)?,
+        decoding: decoding(plan),
         texts: shaded(plan, results)?,
         samples: samples(plan, results)?,
         files: FILES.map(|(file, what)| Link { file: file.into(), what: what.into() }).into(),
@@ -76,12 +78,36 @@ impl Plan {
     }
 }
 
+/// The time of each arm's decoder, where one wrote.
+fn decoding(plan: &Plan) -> Vec<DecodingTime> {
+    let mut found = Vec::new();
+    for (experiment, numbers) in plan.grid.experiments.iter().zip(&plan.numbers) {
+        for (arm, cells) in experiment.arms.iter().zip(numbers) {
+            let seconds = cells.iter().filter_map(|&cell| {
+                Timing::a_response(&plan.cells[cell].context.dir(Stage::Evaluate))
+            });
+            let seconds: Vec<f64> = seconds.collect();
+            if !seconds.is_empty() {
+                let (experiment, arm) = (experiment.name.clone(), arm.name.clone());
+                let seconds = mean(seconds.into_iter());
+                found.push(DecodingTime { experiment, arm, seconds });
+            }
+        }
+    }
+    found
+}
+
+/// Whether a normalizer is fitted for a cell.
+fn has_normalizer(cell: &PlannedCell) -> bool {
+    cell.context.stages().any(|stage| stage == Stage::FitNormalizer)
+}
+
 /// The fits by location, of the first experiment that has some.
 fn fits(plan: &Plan, results: &Results) -> Result<Vec<Fit>, Error> {
     for experiment in plan.experiments() {
         let mut fits = Vec::new();
         for (arm, cell) in plan.arms(results, experiment) {
-            if cell.context.settings.has_verdict() {
+            if !has_normalizer(cell) {
                 continue;
             }
             let path = cell.context.dir(Stage::FitNormalizer).join("normalizer.json");
@@ -144,7 +170,8 @@ fn shaded(plan: &Plan, results: &Results) -> Result<Vec<super::texts::ShadedText
     for experiment in plan.experiments() {
         let arms = plan.arms(results, experiment);
         let of = |method| {
-            arms.iter().map(|(_, cell)| *cell).find(|c| c.context.settings.method == method)
+            let of_method = |cell: &&PlannedCell| cell.context.settings.method == method;
+            arms.iter().map(|(_, cell)| *cell).find(|cell| of_method(cell) && has_normalizer(cell))
         };
         if let (Some(segment), Some(token)) = (of(Method::SEGMENT), of(Method::TOKEN))
             && segment.seed == token.seed

@@ -213,17 +213,19 @@ impl Layout {
 impl Context {
     /// The stages of the run: the user's model, data or reward model replaces the stage that makes it, and a verdict those
     /// of a reward model. A method that learns from pairs has no rollouts, and needs a normalizer only where it reads rewards.
+    /// If the reference model writes what is evaluated, there is no policy.
     pub fn stages(&self) -> impl Iterator<Item = Stage> {
         let verdict = self.settings.has_verdict();
+        let no_policy = self.settings.reference_writes();
         let weights = self.settings.weights();
         let unrewarded = weights.as_ref().is_some_and(|weights| !weights.reads_rewards());
         let left_out = [
             (Stage::Sft, self.model.is_some()),
             (Stage::Preferences, verdict || self.data.is_some()),
             (Stage::TrainReward, verdict || self.reward_model.is_some()),
-            (Stage::FitNormalizer, verdict || unrewarded),
-            (Stage::Ppo, weights.is_some()),
-            (Stage::Dpo, weights.is_none()),
+            (Stage::FitNormalizer, verdict || unrewarded || no_policy),
+            (Stage::Ppo, no_policy || weights.is_some()),
+            (Stage::Dpo, no_policy || weights.is_none()),
         ];
         Stage::ALL.into_iter().filter(move |stage| !left_out.contains(&(*stage, true)))
     }
@@ -235,6 +237,10 @@ impl Context {
                 Stage::Sft | Stage::Preferences => self.run.join(stage.folder()),
                 Stage::TrainReward => {
                     self.run.join(self.settings.method.reward_model().name()).join(stage.folder())
+                }
+                Stage::Evaluate if !self.settings.decode.is_plain() => {
+                    let name = format!("{}-{}", stage.folder(), self.settings.decode.kind.name());
+                    self.run.join(self.settings.method.name()).join(name)
                 }
                 _ => self.run.join(self.settings.method.name()).join(stage.folder()),
             },

@@ -71,7 +71,7 @@ impl Stage {
     /// The settings that its result depends on.
     pub(super) fn settings(self, all: &Settings) -> toml::Table {
         let Settings { seed, method, model, lora, heads, task, data, segmentation, sft, .. } = all;
-        let Settings { reward, normalizer, sampling, ppo, dpo, evaluation, .. } = all;
+        let Settings { reward, normalizer, sampling, ppo, dpo, evaluation, decode, .. } = all;
         match self {
             Self::Sft => {
                 let TaskSettings { letters, .. } = task;
@@ -109,6 +109,10 @@ impl Stage {
             Self::Evaluate => {
                 let mut table = keys![seed, method, data, segmentation, sampling, evaluation];
                 table.extend(verdict(task));
+                // A result from before there were decoders keeps its key.
+                if !decode.is_plain() {
+                    table.extend(keys![decode]);
+                }
                 table
             }
         }

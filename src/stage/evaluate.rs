@@ -1,20 +1,24 @@
 //! Evaluating a policy on held-out prompts, against the SFT model.
 
+use std::path::Path;
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
 use super::memory;
-use super::score::{Fingerprints, Scorer};
+use super::score::{Fingerprints, Scorer, check_length};
 use super::task::{HeldOut, Split, Task};
 use crate::data::letters::ClauseKind;
 use crate::equations::kl::k1;
-use crate::model::generate::{Rows, TokenView, generate};
+use crate::model::generate::{Rows, TokenView};
 use crate::model::{CausalLm, ModelConfig};
 use crate::rng::streams;
 use crate::run::fingerprint::model_fingerprint;
-use crate::run::folder::{Parts, StageFolder};
+use crate::run::folder::{Log, Parts, StageFolder, read_json_lines};
 use crate::run::{Context, Error, Stage};
 use crate::statistics::length_control::{Comparison, length_control};
 use crate::statistics::{mean, standard_error};
+use crate::systems::decode::{self, Calls, Decoded, Decoder};
 use crate::systems::reward_model::SegmentRewards;
 use crate::table::rate;
 
@@ -57,6 +61,15 @@ pub struct Evaluation {
     pub repeats: Option<f64>,
     /// Share of responses that ended in EOS.
     pub eos_rate: f64,
+    /// Calls of the language model, a response, where a decoder wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_calls: Option<f64>,
+    /// Calls of the reward model, a response, where a decoder wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_calls: Option<f64>,
+    /// Tokens drawn for a response, those of rejected candidates included, where a decoder wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampled_tokens: Option<f64>,
 }
 
 impl Evaluation {
@@ -100,9 +113,32 @@ impl Side {
 /// The progress of judging one model, kept in the stage's folder so that a stop does not lose it.
 #[derive(Default)]
 pub struct Kept {
-    responses: Parts<Vec<u32>>,
+    responses: Parts<Decoded>,
     judgements: Parts<Judgement>,
+    /// Where the time of each batch of responses is written, if it is.
+    timings: Option<Log>,
 }
+
+/// A line of `timings.jsonl`: the time that a batch of responses took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// The batch's responses.
+    pub responses: usize,
+    /// Wall time of the batch, in which its prompts are written side by side.
+    pub seconds: f64,
+}
+
+impl Timing {
+    /// Seconds a response of the decoder whose evaluation is in the folder `dir`, if they are known.
+    pub fn a_response(dir: &Path) -> Option<f64> {
+        let lines: Vec<Self> = read_json_lines(&dir.join(TIMINGS)).ok()?;
+        let responses: usize = lines.iter().map(|line| line.responses).sum();
+        let seconds: f64 = lines.iter().map(|line| line.seconds).sum();
+        (responses > 0).then(|| seconds / responses as f64)
+    }
+}
+
+const TIMINGS: &str = "timings.jsonl";
 
 /// What the models say of a response.
 #[derive(Serialize, Deserialize)]
@@ -118,7 +154,14 @@ impl Kept {
     /// What `folder` keeps under the name `name`.
     pub fn open(folder: &StageFolder, name: &str) -> Result<Self, Error> {
         let responses = folder.parts(&format!("{name}-responses"))?;
-        Ok(Self { responses, judgements: folder.parts(&format!("{name}-judgements"))? })
+        let judgements = folder.parts(&format!("{name}-judgements"))?;
+        Ok(Self { responses, judgements, timings: None })
+    }
+
+    /// The same, with the time that responses take.
+    pub fn timed(self, folder: &StageFolder) -> Result<Self, Error> {
+        let timings = Some(folder.log(TIMINGS, self.responses.batches())?);
+        Ok(Self { timings, ..self })
     }
 
     /// Batches that are done.
@@ -137,6 +180,8 @@ pub struct Evaluator<'a> {
     pub scorer: &'a Scorer,
     /// Whether its prompts are held out of the policy's training.
     pub held_out: HeldOut,
+    /// How the side of the policy writes, if it does not sample.
+    pub decode: Option<decode::Settings>,
     prompts: Vec<Vec<u32>>,
 }
 
@@ -146,7 +191,9 @@ impl<'a> Evaluator<'a> {
         let Split { held_out: prompts, what, .. } = task.prompts(context)?;
         what.tell(context);
         let prompts = prompts.read(0..prompts.len().min(context.settings.evaluation.prompts))?;
-        Ok(Self { context, task, scorer, held_out: what, prompts })
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
+        check_length(context, longest + context.settings.sampling.max_new_tokens)?;
+        Ok(Self { context, task, scorer, held_out: what, decode: None, prompts })
     }
 
     /// Batches in which one model is judged.
@@ -174,16 +221,34 @@ impl<'a> Evaluator<'a> {
         let samples = settings.evaluation.samples;
         let prompts: Vec<Vec<u32>> =
             self.prompts.iter().flat_map(|p| std::iter::repeat_n(p.clone(), samples)).collect();
-        let Kept { mut responses, mut judgements } = kept;
+        let Kept { mut responses, mut judgements, mut timings } = kept;
+        let decode = self.decode.as_ref().filter(|_| side == Side::Policy);
+        let plain = settings.decode.plain();
+        let decoder = Decoder {
+            settings: decode.unwrap_or(&plain),
+            generation: settings.generation(stops),
+            reward_model: self.scorer.judge.reward_model(),
+            reference: &self.scorer.reference,
+            stop: &self.context.stop,
+        };
         while let Some(next) = responses.left(prompts.len(), settings.sampling.rows_at_once) {
             let rows: Vec<&[u32]> = prompts[next.clone()].iter().map(Vec::as_slice).collect();
             let draws = streams(settings.seed, side.purpose(), next);
-            let generation = settings.generation(stops);
-            let stop = &self.context.stop;
-            responses.push(generate(model, config, &rows, generation, draws, stop)?)?;
+            let start = Instant::now();
+            let written = decoder.decode(model, config, &rows, draws)?;
+            // The time first: a line too many is dropped when the stage goes on, one too few is an error.
+            if let Some(timings) = &mut timings {
+                let seconds = start.elapsed().as_secs_f64();
+                timings.write(&Timing { responses: rows.len(), seconds })?;
+            }
+            responses.push(written)?;
             done();
         }
-        let responses = responses.into_items();
+        let (responses, calls): (Vec<_>, Vec<_>) =
+            responses.into_items().into_iter().map(|d| (d.response, d.calls)).unzip();
+        let calls = |of: fn(&Calls) -> usize| {
+            decode.map(|_| mean(calls.iter().map(|calls| of(calls) as f64)))
+        };
         let rows: Vec<(&[u32], &[u32])> =
             prompts.iter().zip(&responses).map(|(p, r)| (&p[..], &r[..])).collect();
         while let Some(next) = judgements.left(rows.len(), settings.ppo.rows_at_once) {
@@ -220,6 +285,9 @@ impl<'a> Evaluator<'a> {
                     .iter()
                     .map(|r| f64::from(r.last().is_some_and(|token| stops.contains(token)))),
             ),
+            model_calls: calls(|calls| calls.model_calls),
+            reward_calls: calls(|calls| calls.reward_calls),
+            sampled_tokens: calls(|calls| calls.sampled_tokens),
         };
         let scores = rewards.filter(|_| !verdict).unwrap_or(sequence);
         Ok(Judged { prompts, responses, scores, evaluation })
@@ -297,37 +365,53 @@ pub struct Sample {
     pub after: Vec<u32>,
 }
 
-/// Evaluates the run's policy of the settings' method against the SFT model.
+/// Evaluates the run's policy of the settings' method against the SFT model; as the section `[decode]` says, it writes by
+/// a decoder, or the SFT model does in its place.
 pub fn run(context: &Context) -> Result<Summary, Error> {
     let context = &context.within(Stage::Evaluate);
     let settings = &context.settings;
+    if settings.decode.kind != decode::Kind::Sample {
+        context.needs_reward_model(&format!("decode.kind = {:?}", settings.decode.kind.name()))?;
+    }
     let reference_dir = context.reference_dir()?;
-    let policy_dir = context.policy_dir()?.join("model");
+    let policy_dir = match settings.reference_writes() {
+        true => None,
+        false => Some(context.policy_dir()?.join("model")),
+    };
     let fingerprints = Fingerprints::of(context)?;
+    fingerprints.check(context)?;
     let mut inputs = fingerprints.inputs();
-    inputs.push(("policy", model_fingerprint(&policy_dir)?));
+    if let Some(dir) = &policy_dir {
+        inputs.push(("policy", model_fingerprint(dir)?));
+    }
     inputs.extend(context.data_fingerprints()?);
     let folder = context.open(Stage::Evaluate, &inputs)?;
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
     let task = Task::open(context, Some(&reference_dir))?;
-    let config = ModelConfig::from_dir(&policy_dir)?;
+    let config = ModelConfig::from_dir(policy_dir.as_ref().unwrap_or(&reference_dir))?;
     let longest = task.longest_rollout(context)?;
     memory::announce(context, folder.dir(), &config, longest, |e, lengths| e.evaluate(lengths))?;
     let tokenizer = &task.tokenizer;
     let rows_at_once = settings.ppo.rows_at_once;
     let (ends, stops) = (tokenizer.sentence_ends(), tokenizer.stop_tokens());
     let scorer = Scorer::of(context, fingerprints, ends, stops, rows_at_once)?;
-    let policy = scorer.base().language_model(&policy_dir, context.frozen())?;
-    let evaluator = Evaluator::new(context, &task, &scorer)?;
-    let (sft, trained) = (Kept::open(&folder, "sft")?, Kept::open(&folder, "policy")?);
+    let policy = policy_dir.map(|dir| scorer.base().language_model(&dir, context.frozen()));
+    let policy = policy.transpose()?;
+    let mut evaluator = Evaluator::new(context, &task, &scorer)?;
+    let (sft, mut trained) = (Kept::open(&folder, "sft")?, Kept::open(&folder, "policy")?);
+    if !settings.decode.is_plain() {
+        evaluator.decode = Some(settings.decode.clone());
+        trained = trained.timed(&folder)?;
+    }
     let done = sft.batches() + trained.batches();
     let stage = context.progress.stage(context.title("evaluate"), 2 * evaluator.batches(), done);
     let before =
         evaluator.judge(&scorer.reference, &config, Side::Baseline, sft, &|| stage.step("SFT"))?;
+    let writes = policy.as_ref().unwrap_or(&scorer.reference);
     let mut after =
-        evaluator.judge(&policy, &config, Side::Policy, trained, &|| stage.step("policy"))?;
+        evaluator.judge(writes, &config, Side::Policy, trained, &|| stage.step("policy"))?;
     evaluator.compare(&mut after, &before);
     let sample = Sample {
         prompt: after.prompts[0].clone(),
@@ -351,10 +435,14 @@ fn describe(summary: &Summary) -> String {
         Evaluation { gold: Some(_), .. } => "gold",
         _ => "reward",
     };
-    let Evaluation { win_rate, responses, kl, .. } = summary.after;
+    let Evaluation { win_rate, responses, kl, model_calls, reward_calls, .. } = summary.after;
     let win = win_rate.map(|share| format!(", win rate {}", rate(share, responses)));
     let (before, after) = (summary.before.score(), summary.after.score());
-    format!("{name} {before:.2} → {after:.2}{}, KL {kl:.2}", win.unwrap_or_default())
+    let calls = model_calls.zip(reward_calls).map(|(model, reward)| {
+        format!(", calls a response: {model:.1} of the model, {reward:.1} of the reward model")
+    });
+    let [win, calls] = [win, calls].map(Option::unwrap_or_default);
+    format!("{name} {before:.2} → {after:.2}{win}, KL {kl:.2}{calls}")
 }
 
 #[cfg(test)]
@@ -380,6 +468,9 @@ mod tests {
             segments: 12.0,
             repeats: None,
             eos_rate: 1.0,
+            model_calls: None,
+            reward_calls: None,
+            sampled_tokens: None,
         };
         let told = |responses, win_rate| {
             let sample = Sample { prompt: vec![], before: vec![], after: vec![] };

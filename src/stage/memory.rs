@@ -176,13 +176,17 @@ impl<'a> Estimator<'a> {
             Lengths { prompt: sampling.prompt_tokens, response: sampling.max_new_tokens };
         let mut stages = vec![self.sft(pairs)];
         if !self.settings.has_verdict() {
-            stages.extend([self.train_reward(pairs), self.fit_normalizer(pairs)]);
+            stages.push(self.train_reward(pairs));
         }
-        let policy = match self.settings.weights() {
-            Some(_) => self.dpo(pairs),
-            None => self.ppo(rollouts),
-        };
-        stages.extend([policy, self.evaluate(rollouts)]);
+        let (writes, weights) = (self.settings.reference_writes(), self.settings.weights());
+        let reads_rewards = weights.is_none_or(|weights| weights.reads_rewards());
+        if !self.settings.has_verdict() && !writes && reads_rewards {
+            stages.push(self.fit_normalizer(pairs));
+        }
+        if !writes {
+            stages.push(if weights.is_some() { self.dpo(pairs) } else { self.ppo(rollouts) });
+        }
+        stages.push(self.evaluate(rollouts));
         stages
     }
 
@@ -256,9 +260,12 @@ impl<'a> Estimator<'a> {
         self.need("dpo", parts)
     }
 
-    /// `evaluate`: policy, reference and reward model.
+    /// `evaluate`: policy, unless the reference writes, reference and reward model.
     pub fn evaluate(&self, lengths: Lengths) -> Need {
-        let policy = self.beside_reference(Model::Language);
+        let policy = match self.settings.reference_writes() {
+            true => 0.0,
+            false => self.beside_reference(Model::Language),
+        };
         let reading = self.reading(self.settings.ppo.rows_at_once, lengths);
         let parts = vec![
             ("frozen weights", policy + self.scoring()),

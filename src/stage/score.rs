@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::models::Base;
-use super::task::letter_passes;
+use super::task::{letter_passes, model_tokenizer};
 use crate::equations::segment_reward::Aggregation;
 use crate::equations::segmentation::{EosPolicy, Rule};
-use crate::model::CausalLm;
 use crate::model::generate::{Rows, TokenView};
+use crate::model::{CausalLm, ModelConfig, ScalarModel};
 use crate::run::fingerprint::{REWARD_CARD, model_fingerprint, reward_fingerprint};
 use crate::run::folder::read_json;
 use crate::run::{Context, Error};
@@ -72,6 +72,35 @@ impl RewardCard {
     }
 }
 
+/// The published reward model that `--reward-model` names, if it is not the folder of a train-reward stage.
+pub(super) fn published(context: &Context) -> Option<&Path> {
+    let given = context.reward_model.as_deref();
+    given.filter(|dir| !dir.join(REWARD_CARD).exists() && dir.join("config.json").exists())
+}
+
+/// Rejects the published reward model in `dir` if its tokens are not those of the language model in `reference_dir`.
+fn check_tokens(dir: &Path, reference_dir: &Path) -> Result<(), Error> {
+    let file = |dir: &Path| dir.join("tokenizer.json").display().to_string();
+    let difference = model_tokenizer(reference_dir)?.difference(&model_tokenizer(dir)?);
+    difference.map_or(Ok(()), |(id, own, found)| {
+        Err(Error::Usage(format!(
+            "{}: token {id} is {found:?}, but {own:?} in {}; a reward model reads the language model's tokens: give \
+             one of the same tokenizer as --reward-model",
+            file(dir),
+            file(reference_dir)
+        )))
+    })
+}
+
+/// Rejects texts of so many tokens if the published reward model of the run, if it has one, was made for shorter ones.
+pub fn check_length(context: &Context, tokens: usize) -> Result<(), Error> {
+    if let Some(dir) = published(context) {
+        let remedy = "lower sampling.prompt_tokens or sampling.max_new_tokens, or give another as --reward-model";
+        ModelConfig::from_dir(dir)?.length_limit().check(tokens, dir.display(), remedy)?;
+    }
+    Ok(())
+}
+
 /// The fingerprints of the models that a [`Scorer`] reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprints {
@@ -84,11 +113,24 @@ impl Fingerprints {
     /// Those of the run's models; reads each once.
     pub fn of(context: &Context) -> Result<Self, Error> {
         let reference = model_fingerprint(&context.reference_dir()?)?;
-        let reward_model = match context.settings.has_verdict() {
-            true => "verdict".to_owned(),
-            false => reward_fingerprint(&context.reward_dir()?)?,
+        let reward_model = match published(context) {
+            _ if context.settings.has_verdict() => "verdict".to_owned(),
+            Some(dir) => model_fingerprint(dir)?,
+            None => reward_fingerprint(&context.reward_dir()?)?,
         };
         Ok(Self { reference, reward_model })
+    }
+
+    /// Rejects a reward model that does not go with the run.
+    pub fn check(&self, context: &Context) -> Result<(), Error> {
+        match published(context) {
+            _ if context.settings.has_verdict() => Ok(()),
+            Some(dir) => check_tokens(dir, &context.reference_dir()?),
+            None => {
+                let dir = context.reward_dir()?;
+                RewardCard::read(&dir)?.check(&dir, &context.settings, &self.reference)
+            }
+        }
     }
 
     /// Both as inputs of a stage.
@@ -139,16 +181,27 @@ impl Scorer {
             let judge = Judge::Verdict { passes: letter_passes, segmenter: policy_segmenter };
             return Ok(Self { reference, reference_dir, judge, rows_at_once, stop, fingerprints });
         }
-        let reward_dir = context.reward_dir()?;
-        let card = RewardCard::read(&reward_dir)?;
-        card.check(&reward_dir, settings, &fingerprints.reference)?;
+        fingerprints.check(context)?;
         let (reference, _) = CausalLm::load(&reference_dir, context.frozen())?;
-        let base = Base { dir: &reference_dir, model: &reference };
+        let (model, rule, aggregation) = match published(context) {
+            // It is read as the method's own would be.
+            Some(dir) => {
+                let rule = settings.method.reward_rule(settings.segmentation.entropy_cutoff);
+                let (model, _) = ScalarModel::load(dir, context.frozen())?;
+                (model, rule, settings.reward.aggregation)
+            }
+            None => {
+                let dir = context.reward_dir()?;
+                let RewardCard { rule, aggregation, .. } = RewardCard::read(&dir)?;
+                let base = Base { dir: &reference_dir, model: &reference };
+                (base.scalar_model(&dir.join("model"), context.frozen())?, rule, aggregation)
+            }
+        };
         let judge = Judge::RewardModel(RewardModel {
-            model: base.scalar_model(&reward_dir.join("model"), context.frozen())?,
-            reward_segmenter: segmenter(card.rule),
+            model,
+            reward_segmenter: segmenter(rule),
             policy_segmenter,
-            aggregation: card.aggregation,
+            aggregation,
             stop: stop.clone(),
         });
         Ok(Self { reference, reference_dir, judge, rows_at_once, stop, fingerprints })

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fit_normalizer::NormalizerFile;
 use super::reward;
-use super::score::Scorer;
+use super::score::{Scorer, published};
 use super::task::model_tokenizer;
 use crate::data::chat::{Message, Role};
 use crate::data::error::DataError;
@@ -16,7 +16,6 @@ use crate::equations::normalizer::{Normalizer, location};
 use crate::equations::segmentation::{EosPolicy, Rule};
 use crate::model::generate::{Rows, TokenView};
 use crate::model::{CausalLm, LengthLimit, ModelConfig, ScalarModel};
-use crate::run::fingerprint::REWARD_CARD;
 use crate::run::folder::read_json;
 use crate::run::{Context, Error};
 use crate::stage::segmented_text::SegmentedText;
@@ -120,10 +119,7 @@ impl Rater {
         read_as: Option<ReadAs>,
         cut_to: Option<usize>,
     ) -> Result<Self, Error> {
-        if let Some(dir) = context.reward_model.as_deref()
-            && !dir.join(REWARD_CARD).exists()
-            && dir.join("config.json").exists()
-        {
+        if let Some(dir) = published(context) {
             let rater = Self::published(context, dir, read_as.unwrap_or(ReadAs::Bandit))?;
             return Ok(Self { cut_to, ..rater });
         }

@@ -167,6 +167,15 @@ fn systems_with_draws_of_their_own_go_on_where_they_were_stopped() {
     }
 }
 
+/// The responses of a decoder are kept batch by batch, with the calls that they took.
+#[test]
+fn an_evaluation_by_a_decoder_goes_on_where_it_was_stopped() {
+    let own = ["decode.model=reference", "decode.target=0.5", "decode.least_tokens=2"];
+    for kind in ["decode.kind=cards", "decode.kind=best_of_n"] {
+        goes_on(Stage::Evaluate, &[&own[..], &[kind]].concat());
+    }
+}
+
 /// After a stop at three quarters, less than half of the passes is left to do.
 #[track_caller]
 fn goes_on(stage: Stage, more: &[&str]) {

@@ -17,6 +17,7 @@
 
 pub mod asr;
 pub mod chunk;
+pub mod decode;
 pub mod dpo;
 pub mod drlc;
 pub mod error;
@@ -52,8 +53,15 @@ pub use self::settings::{DpoSettings, PpoSettings};
 use crate::bounds::{Nested, section};
 
 /// The registry: the methods of every system.
-pub const SYSTEMS: &[&[Method]] =
-    &[&paper::METHODS, &group::METHODS, &spo::METHODS, &drlc::METHODS, &lens::METHODS, &dpo::METHODS, &asr::METHODS];
+pub const SYSTEMS: &[&[Method]] = &[
+    &paper::METHODS,
+    &group::METHODS,
+    &spo::METHODS,
+    &drlc::METHODS,
+    &lens::METHODS,
+    &dpo::METHODS,
+    &asr::METHODS,
+];
 
 section! {
     /// The section `[systems]`: a section for each system that has settings of its own.

@@ -9,9 +9,9 @@ use crate::equations::segment_reward::{
     Aggregation, aggregate, aggregation_weights, segment_rewards, sequence_scores,
 };
 use crate::equations::segmentation::{EosPolicy, ResponseView, Rule, SegmentationError, segments};
-use crate::model::generate::{ReadAt, Rows, TokenView, pad_rows};
+use crate::model::generate::{ReadAt, Rows, TokenView, pad_rows, to_vec};
 use crate::model::optim::NonFinite;
-use crate::model::{Grid, ScalarModel};
+use crate::model::{CausalLm, Grid, ScalarModel};
 use crate::stop::Stop;
 
 /// Cuts responses into segments.
@@ -117,6 +117,45 @@ impl RewardModel {
         scored.map(segments).collect()
     }
 
+    /// e_φ of responses, whole or still being written: what is written since the last boundary is then the last segment.
+    /// `reference` reads them where its entropies cut.
+    ///
+    /// # Errors
+    ///
+    /// As [`RewardModel::score`].
+    pub fn sequence_scores(
+        &self,
+        responses: &Rows<'_>,
+        reference: &CausalLm,
+    ) -> Result<Vec<f64>, SystemError> {
+        let entropies: Vec<Vec<f32>> = match self.reward_segmenter.rule {
+            Rule::Entropy { .. } => {
+                let views = responses.view(reference, &self.stop)?.into_iter();
+                views.map(|view| view.entropies).collect()
+            }
+            _ => responses.rows().iter().map(|(_, response)| vec![0.0; response.len()]).collect(),
+        };
+        let scores = responses.scalars(&self.model, ReadAt::Token, &self.stop)?;
+        let rows = responses.rows().iter().zip(entropies).zip(scores);
+        rows.map(|((&(_, response), entropies), scores)| {
+            let segments = self.reward_segmenter.cut(response, &entropies)?;
+            finite(aggregate(&segment_rewards(&scores, &segments), self.aggregation), "a response")
+        })
+        .collect()
+    }
+
+    /// The reward model's score of a prompt's last token: what a response begins with.
+    ///
+    /// # Errors
+    ///
+    /// As [`RewardModel::score`].
+    pub fn prompt_score(&self, prompt: &[u32]) -> Result<f64, SystemError> {
+        self.stop.check()?;
+        let grid = Grid::new([(0, prompt.to_vec())], prompt.len());
+        let score = self.model.scores(&grid, prompt.len() - 1..prompt.len());
+        finite(f64::from(to_vec(score)[0]), "a prompt")
+    }
+
     /// Cuts a response by the reference model's entropies, nats, and reads the rewards of its segments from the model's
     /// scores of its tokens.
     ///
@@ -135,10 +174,17 @@ impl RewardModel {
         // One reward for a response of several reward-model segments is its sequence score.
         let whole = self.policy_segmenter.rule == Rule::Whole;
         let rewards = if whole { vec![sequence_score] } else { segment_rewards(scores, &segments) };
-        if let Some(t) = rewards.iter().position(|reward| !reward.is_finite()) {
-            let tensor = format!("the reward of segment {t}");
-            return Err(NonFinite { tensor, step: 0 }.into());
+        for (t, &reward) in rewards.iter().enumerate() {
+            finite(reward, &format!("segment {t}"))?;
         }
         Ok(SegmentRewards { segments, rewards, sequence_score })
+    }
+}
+
+/// The reward of `what`, unless it is NaN or infinite.
+fn finite(reward: f64, what: &str) -> Result<f64, SystemError> {
+    match reward.is_finite() {
+        true => Ok(reward),
+        false => Err(NonFinite { tensor: format!("the reward of {what}"), step: 0 }.into()),
     }
 }

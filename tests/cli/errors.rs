@@ -824,6 +824,29 @@ const SETTINGS: &[Row] = &[
             try_in_empty(&[&text[..], &["--set", "task.reward=verdict"]].concat())
         },
     ),
+    (
+        "Error::Usage",
+        2,
+        &[
+            "decode.kind = \"cards\": task.reward = \"verdict\" judges by program and has no reward model",
+        ],
+        |_| try_in_empty(&["evaluate", "--decode", "cards", "--set", "task.reward=verdict"]),
+    ),
+    (
+        "SettingsError::Range",
+        2,
+        &["--set decode.beta=-1: decode.beta = -1; expected 0 or above"],
+        |_| set("decode.beta=-1"),
+    ),
+    ("SettingsError::Range", 2, &["decode.alpha = 1.5; expected in [0, 1]"], |_| {
+        set("decode.alpha=1.5")
+    }),
+    ("SettingsError::Toml", 2, &["--set decode.kind=rain:", "`best_of_n`, `args`"], |_| {
+        set("decode.kind=rain")
+    }),
+    ("arguments", 2, &["the argument '--decode <KIND>'"], |_| {
+        try_in_empty(&["evaluate", "--decode", "cards", "alpaca-eval"])
+    }),
     ("SettingsError::Range", 2, &["reproduce.methods = []; expected at least one method"], |_| {
         set("reproduce.methods=[]")
     }),

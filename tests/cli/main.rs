@@ -7,6 +7,7 @@ mod benchmark;
 mod browser;
 #[cfg(unix)]
 mod crash;
+mod decode;
 mod display;
 mod errors;
 mod export;

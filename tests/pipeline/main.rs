@@ -1,6 +1,7 @@
 //! The stages as a library, on a tiny embedded task.
 
 mod composition;
+mod decode;
 mod degeneracy;
 mod dpo;
 mod drlc;

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use segment_rlhf::grid::file::{Planned, read};
+use segment_rlhf::settings::Settings;
+use segment_rlhf::systems::decode::Kind;
 use tempfile::TempDir;
 
 /// The experiments of a file of the repository.
@@ -105,13 +107,25 @@ fn the_experiments_that_come_with_the_program_hold() {
     others.sort();
     assert_eq!(
         others,
-        ["asr", "dpo", "drlc", "group", "lens", "noise", "remedy", "spo", "spo_ablation"],
+        ["asr", "cards", "dpo", "drlc", "group", "lens", "noise", "remedy", "spo", "spo_ablation"],
         "all.toml lacks what has a run of its own"
     );
     let ours: Vec<bool> = own("noise.toml")[0].arms.iter().map(|arm| arm.ours).collect();
     assert_eq!(ours, [false, true, false, true, false, true], "the paper's temperature is 1");
     assert_eq!(all[0].arms.len(), 6, "the methods of table 1");
     assert_eq!((all[0].paper_table, all[1].paper_table), (Some(1), Some(4)));
+}
+
+#[test]
+fn decoders_are_compared_without_a_policy_and_with_two_reward_models() {
+    let cards = own("cards.toml").remove(0);
+    let kinds: Vec<Kind> = cards.arms.iter().map(|arm| arm.settings.decode.kind).collect();
+    assert_eq!(kinds[..3], [Kind::Sample, Kind::Cards, Kind::Cards]);
+    assert_eq!(kinds.len(), 9);
+    assert!(cards.arms.iter().all(|arm| arm.settings.reference_writes()));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/cards-official.toml");
+    let official = Settings::resolve(&[Settings::read(&path).unwrap()], &[]).unwrap().decode;
+    assert_eq!((official.kind, official.target, official.rejects), (Kind::Cards, 8.5, 20));
 }
 
 #[test]

@@ -18,6 +18,7 @@
 mod analysis;
 mod bt_loss;
 mod calibration;
+mod cards;
 mod checkpoint;
 mod dpo;
 mod drlc;

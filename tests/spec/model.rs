@@ -17,9 +17,10 @@ use segment_rlhf::model::layers::Norm;
 use segment_rlhf::model::rope::Rope;
 use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::source::Fresh;
+use segment_rlhf::model::writer::{Writer, write_each};
 use segment_rlhf::model::{CausalLm, FreshHead, Grid, KvCache, ModelConfig, ScalarModel};
 use segment_rlhf::rng::{stream, streams};
-use segment_rlhf::stop::Stop;
+use segment_rlhf::stop::{Interrupted, Stop};
 use serde::Deserialize;
 
 use crate::support::{assert_close, cpu, devices, host, mask, matrix};
@@ -40,6 +41,11 @@ fn families_on_devices() -> impl Iterator<Item = (ModelConfig, Device, f64)> {
         devices().into_iter().map(move |(device, tolerance)| (config.clone(), device, tolerance))
     };
     families().into_iter().flat_map(on)
+}
+
+fn matrix32(row: &[f32], device: &Device) -> Tensor<2> {
+    let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+    matrix(&[row], device, DType::F32)
 }
 
 fn assert_close_f32(actual: &[f32], expected: &[f32], tolerance: f64) {
@@ -781,6 +787,50 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
         draws.reverse();
         alone.reverse();
         assert_eq!(generated(&prompts, &draws, 8), alone);
+    }
+}
+
+#[test]
+fn a_writer_that_goes_back_reads_the_logits_of_one_that_never_wrote_on() {
+    for (config, device, tolerance) in families_on_devices() {
+        let model = drawn(CausalLm::fresh(&config, 9, &device));
+        let prompts = [tokens(0, 5), tokens(1, 2)];
+        let prompts = prompts.each_ref().map(Vec::as_slice);
+        let written = |detour: &[u32]| {
+            let write = |_: &[u32], mut writer: Writer<'_>, _| -> Result<_, Interrupted> {
+                let mut all = vec![writer.logits()?.to_vec()];
+                writer.push(1);
+                let mark = writer.mark()?;
+                for _ in 0..2 {
+                    for &token in detour {
+                        writer.push(token);
+                        writer.logits()?;
+                    }
+                    writer.back_to(&mark);
+                }
+                for token in [2, 3] {
+                    all.push(writer.logits()?.to_vec());
+                    writer.push(token);
+                }
+                assert_eq!((writer.response(), writer.is_full()), (&[1, 2, 3][..], false));
+                all.push(writer.logits()?.to_vec());
+                let expected = host(entropy(matrix32(all.last().unwrap(), &device).unsqueeze()));
+                assert_close(&[writer.entropy()?], &expected, tolerance);
+                Ok(all)
+            };
+            let draws = streams(0, "t", 0..2);
+            write_each(&model, &config, &prompts, 8, draws, &Stop::default(), write).unwrap()
+        };
+        let straight = written(&[]);
+        assert_eq!(written(&[4, 1, 4, 2]), straight, "to the last bit");
+        for (prompt, logits) in prompts.iter().zip(straight) {
+            let row = [prompt, &[1, 2, 3][..]].concat();
+            let width = config.vocab_size;
+            let read = logits_of(&model, &row);
+            let own = logits.concat();
+            let wide: Vec<f64> = own.iter().map(|&logit| f64::from(logit)).collect();
+            assert_close(&wide, &read[(prompt.len() - 1) * width..], tolerance);
+        }
     }
 }
 

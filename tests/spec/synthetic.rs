@@ -258,6 +258,9 @@ fn evaluation([gold, kl, tokens]: [f64; 3], dense: bool, compared: bool) -> Eval
         segments: if dense { round(tokens / 2.6) } else { 1.0 },
         repeats: Some(round(0.63 + (tokens - BEFORE[2]) / 15.0)),
         eos_rate: 0.97,
+        model_calls: None,
+        reward_calls: None,
+        sampled_tokens: None,
     }
 }
 

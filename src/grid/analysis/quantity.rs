@@ -181,6 +181,13 @@ quantities! {
     NormalizerStdR2 = "normalizer_std_r2", "R² of Std(p)":
         "Share of the variance of the locations' standard deviations that its Std(p) explains."
         => |f| line(f)?.r_squared_std;
+    ModelCalls = "model_calls", "model calls":
+        "Calls of the language model for a held-out response that a decoder wrote." => |f| f.evaluation.after.model_calls;
+    RewardCalls = "reward_calls", "RM calls":
+        "Calls of the reward model for a held-out response that a decoder wrote." => |f| f.evaluation.after.reward_calls;
+    DrawnTokens = "drawn_tokens", "tokens drawn":
+        "Tokens drawn for a held-out response that a decoder wrote, those of rejected candidates included."
+        => |f| f.evaluation.after.sampled_tokens;
 }
 
 impl Quantity {

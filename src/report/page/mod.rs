@@ -37,6 +37,7 @@ pub struct Extras {
     /// Normalizers with the statistics that they were fitted to.
     pub fits: Vec<Fit>,
     pub segment_lengths: Vec<SegmentLengths>,
+    pub decoding: Vec<DecodingTime>,
     pub texts: Vec<ShadedText>,
     pub samples: Vec<SampleText>,
     pub files: Vec<Link>,
@@ -47,6 +48,15 @@ pub struct Extras {
 pub struct StageTime {
     pub stage: String,
     pub runs: usize,
+    pub seconds: f64,
+}
+
+/// The time that an arm's decoder took.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DecodingTime {
+    pub experiment: String,
+    pub arm: String,
+    /// A response, mean over seeds.
     pub seconds: f64,
 }
 
