@@ -62,7 +62,7 @@ impl KvCache {
         self.layers.iter().all(|layer| !matches!(layer.memory, Memory::Rectangle(_)))
     }
 
-    /// Keeps the given rows of the batch, in rising order.
+    /// Keeps the given rows of the batch, in order; one that comes several times is copied.
     pub fn select(&mut self, rows: &[usize], device: &Device) {
         let ids: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let ids =
@@ -71,7 +71,12 @@ impl KvCache {
             match &mut layer.memory {
                 #[cfg(feature = "flex")]
                 Memory::Rows(all) => {
-                    *all = rows.iter().map(|&row| std::mem::take(&mut all[row])).collect();
+                    let mut next = rows.iter().skip(1);
+                    let keep = |&row: &usize| match next.next() == Some(&row) {
+                        true => all[row].clone(),
+                        false => std::mem::take(&mut all[row]),
+                    };
+                    *all = rows.iter().map(keep).collect();
                 }
                 Memory::Rectangle(both) => {
                     let [keys, values] = &mut **both;

@@ -1,7 +1,7 @@
 //! Generating responses, and reading a model's view of given ones.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
@@ -141,12 +141,23 @@ fn generate_batch(
     let mut active: Vec<usize> = (0..prompts.len()).collect();
     let device = model.device();
     let empty: &[u32] = &[];
-    let (grid, start) = Grid::aligned(prompts.iter().map(|&prompt| (prompt, empty)));
+    // Equal prompts side by side, of a group or of continuations from one state, are read once.
+    let distinct: Vec<&[u32]> = prompts.chunk_by(|a, b| a == b).map(|same| same[0]).collect();
+    let (grid, start) = Grid::aligned(distinct.iter().map(|&prompt| (prompt, empty)));
     let mut rows: Vec<(usize, Vec<u32>)> =
         prompts.iter().map(|prompt| (start - prompt.len(), prompt.to_vec())).collect();
     let columns = start + steps;
-    let mut cache = KvCache::new(config, prompts.len(), columns, (&device, model.dtype()));
+    let mut cache = KvCache::new(config, distinct.len(), columns, (&device, model.dtype()));
     let mut logits = read_on(model, &grid, start, &mut cache, stop)?;
+    if distinct.len() < prompts.len() {
+        let copies = prompts.chunk_by(|a, b| a == b).map(<[_]>::len);
+        let copies: Vec<usize> =
+            copies.enumerate().flat_map(|(row, count)| vec![row; count]).collect();
+        cache.select(&copies, &device);
+        let ids = copies.iter().map(|&row| row as i64).collect::<Vec<_>>();
+        let ids = TensorData::new(ids, [copies.len()]);
+        logits = logits.select(0, Tensor::<1, Int>::from_data(ids, &device));
+    }
     for step in 0..steps {
         let [batch, _, vocabulary] = logits.dims();
         let host = to_vec(logits.reshape([batch, vocabulary]));

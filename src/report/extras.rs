@@ -1,6 +1,6 @@
 //! What the report shows besides figures, from the first seed of a grid that has it.
 
-use super::page::{DecodingTime, Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
+use super::page::{ArmTime, Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
 use super::texts::texts;
 use crate::equations::normalizer::Normalizer;
 use crate::equations::segmentation::Rule;
@@ -42,7 +42,8 @@ pub fn extras(plan: &Plan, results: &Results) -> Result<Extras, Error> {
         times: times(plan),
         fits: fits(plan, results)?,
         segment_lengths: segment_lengths(plan, results)?,
-        decoding: decoding(plan),
+        training: arm_times(plan, training),
+        decoding: arm_times(plan, |cell| Timing::a_response(&cell.context.dir(Stage::Evaluate))),
         texts: shaded(plan, results)?,
         samples: samples(plan, results)?,
         files: FILES.map(|(file, what)| Link { file: file.into(), what: what.into() }).into(),
@@ -78,23 +79,27 @@ impl Plan {
     }
 }
 
-/// The time of each arm's decoder, where one wrote.
-fn decoding(plan: &Plan) -> Vec<DecodingTime> {
+/// A time of each arm, by its cells, where it is known.
+fn arm_times(plan: &Plan, of: impl Fn(&PlannedCell) -> Option<f64>) -> Vec<ArmTime> {
     let mut found = Vec::new();
     for (experiment, numbers) in plan.grid.experiments.iter().zip(&plan.numbers) {
         for (arm, cells) in experiment.arms.iter().zip(numbers) {
-            let seconds = cells.iter().filter_map(|&cell| {
-                Timing::a_response(&plan.cells[cell].context.dir(Stage::Evaluate))
-            });
-            let seconds: Vec<f64> = seconds.collect();
+            let seconds: Vec<f64> =
+                cells.iter().filter_map(|&cell| of(&plan.cells[cell])).collect();
             if !seconds.is_empty() {
                 let (experiment, arm) = (experiment.name.clone(), arm.name.clone());
-                let seconds = mean(seconds.into_iter());
-                found.push(DecodingTime { experiment, arm, seconds });
+                found.push(ArmTime { experiment, arm, seconds: mean(seconds.into_iter()) });
             }
         }
     }
     found
+}
+
+/// The time that the training of a cell's policy took.
+fn training(cell: &PlannedCell) -> Option<f64> {
+    let stage = cell.context.policy_stage();
+    let trained = cell.context.stages().any(|of| of == stage);
+    Some(Took::read(&cell.context.dir(stage)).filter(|_| trained)?.seconds)
 }
 
 /// Whether a normalizer is fitted for a cell.

@@ -42,6 +42,7 @@ fn extras() -> Extras {
         segment_lengths: [("sentence", 8.0), ("segment", 2.5)]
             .map(|(arm, mean)| lengths(arm, mean))
             .into(),
+        training: vec![],
         decoding: vec![],
         texts: vec![shaded(LETTER, 0), shaded(REPEATING, 8)],
         samples: vec![SampleText {

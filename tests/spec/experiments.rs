@@ -107,7 +107,19 @@ fn the_experiments_that_come_with_the_program_hold() {
     others.sort();
     assert_eq!(
         others,
-        ["asr", "cards", "dpo", "drlc", "group", "lens", "noise", "remedy", "spo", "spo_ablation"],
+        [
+            "asr",
+            "cards",
+            "dpo",
+            "drlc",
+            "group",
+            "lens",
+            "noise",
+            "remedy",
+            "spo",
+            "spo_ablation",
+            "systems"
+        ],
         "all.toml lacks what has a run of its own"
     );
     let ours: Vec<bool> = own("noise.toml")[0].arms.iter().map(|arm| arm.ours).collect();

@@ -783,6 +783,11 @@ fn a_response_does_not_depend_on_the_rows_beside_it() {
         assert!((5..8).contains(&early), "{early} of 8 end before the limit");
         assert_eq!(generated(&prompts, &draws, 3), alone);
         assert_eq!(generated(&prompts, &draws, 8), alone);
+        // Equal prompts side by side are read once.
+        let groups: Vec<&[u32]> =
+            prompts.iter().enumerate().flat_map(|(i, &prompt)| vec![prompt; 1 + i % 3]).collect();
+        let own = streams(0, "groups", 0..groups.len());
+        assert_eq!(generated(&groups, &own, groups.len()), generated(&groups, &own, 1));
         prompts.reverse();
         draws.reverse();
         alone.reverse();

@@ -37,7 +37,8 @@ pub struct Extras {
     /// Normalizers with the statistics that they were fitted to.
     pub fits: Vec<Fit>,
     pub segment_lengths: Vec<SegmentLengths>,
-    pub decoding: Vec<DecodingTime>,
+    pub training: Vec<ArmTime>,
+    pub decoding: Vec<ArmTime>,
     pub texts: Vec<ShadedText>,
     pub samples: Vec<SampleText>,
     pub files: Vec<Link>,
@@ -51,12 +52,12 @@ pub struct StageTime {
     pub seconds: f64,
 }
 
-/// The time that an arm's decoder took.
+/// A time of an arm: of its policy's training, or of a response that its decoder wrote.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DecodingTime {
+pub struct ArmTime {
     pub experiment: String,
     pub arm: String,
-    /// A response, mean over seeds.
+    /// Mean over seeds.
     pub seconds: f64,
 }
 

@@ -10,7 +10,7 @@ use crate::grid::analysis::{
 };
 use crate::report::page::plots::{Layer, Plot, Style};
 use crate::report::page::view::{Block, Cell, Drawing, Entry, Section};
-use crate::report::page::{DecodingTime, Page};
+use crate::report::page::{ArmTime, Page};
 use crate::statistics::Estimate;
 
 /// The paper's figure of an arm on a benchmark.
@@ -270,31 +270,42 @@ pub(super) fn experiments(page: &Page, truth: bool) -> Option<Section> {
         let Some(arms) = arms_table(experiment, &caption, &columns, &[]) else { continue };
         blocks.push(heading(&experiment.title));
         blocks.push(arms);
-        blocks.extend(decoding(experiment, &page.extras.decoding));
+        blocks.extend(taken(experiment, &page.extras.training, TRAINING));
+        blocks.extend(taken(experiment, &page.extras.decoding, DECODING));
         blocks.extend(differences(experiment, truth));
     }
     Section::new("experiments", "Every experiment", blocks)
 }
 
-/// What a response took, of the arms whose responses a decoder wrote.
-fn decoding(experiment: &Experiment, times: &[DecodingTime]) -> Option<Block> {
-    let columns =
-        [(Quantity::ModelCalls, 1), (Quantity::RewardCalls, 1), (Quantity::DrawnTokens, 1)];
-    let columns = known(experiment, &columns);
-    let arms = experiment.arms.iter().filter(|arm| arm.figure(Quantity::ModelCalls).is_some());
+const TRAINING: (&str, &[Shown]) = (
+    "What the training of a policy took: mean ± standard error over seeds. Seconds are wall time of the stage, beside \
+     whatever else ran.",
+    &[(Quantity::SampledTokens, 1), (Quantity::TrainedTokens, 1)],
+);
+const DECODING: (&str, &[Shown]) = (
+    "What a response took: mean ± standard error over seeds. Seconds are wall time of a batch over its responses, which \
+     are written side by side, beside whatever else ran.",
+    &[(Quantity::ModelCalls, 1), (Quantity::RewardCalls, 1), (Quantity::DrawnTokens, 1)],
+);
+
+/// What the arms with a time took.
+fn taken(
+    experiment: &Experiment,
+    times: &[ArmTime],
+    (caption, columns): (&str, &[Shown]),
+) -> Option<Block> {
+    let columns = known(experiment, columns);
     let row = |arm: &Arm| {
-        let time =
-            |time: &&DecodingTime| time.experiment == experiment.name && time.arm == arm.name;
-        let seconds = times.iter().find(time).map_or("–".into(), |t| format!("{:.3}", t.seconds));
+        let of_arm = |time: &&ArmTime| time.experiment == experiment.name && time.arm == arm.name;
+        let seconds = times.iter().find(of_arm)?.seconds;
+        let seconds = Cell::number(format!("{seconds:.*}", if seconds < 1.0 { 3 } else { 1 }));
         let figures = columns.iter().map(|&(quantity, decimals)| arm_cell(arm, quantity, decimals));
-        [Cell::name(title(arm))].into_iter().chain(figures).chain([Cell::number(seconds)]).collect()
+        Some([Cell::name(title(arm))].into_iter().chain(figures).chain([seconds]).collect())
     };
     let titles = columns.iter().map(|(quantity, _)| experiment.title(*quantity));
     let header: Vec<String> =
         ["arm".to_owned()].into_iter().chain(titles).chain(["seconds".to_owned()]).collect();
-    let caption = "What a response took: mean ± standard error over seeds. Seconds are wall time of a batch over its \
-                   responses, which are written side by side, beside whatever else ran.";
-    table(caption, &header, arms.map(row).collect())
+    table(caption, &header, experiment.arms.iter().filter_map(row).collect())
 }
 
 fn differences(experiment: &Experiment, truth: bool) -> Option<Block> {
