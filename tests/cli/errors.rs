@@ -844,9 +844,12 @@ const SETTINGS: &[Row] = &[
     ("SettingsError::Toml", 2, &["--set decode.kind=rain:", "`best_of_n`, `args`"], |_| {
         set("decode.kind=rain")
     }),
-    ("arguments", 2, &["the argument '--decode <KIND>'"], |_| {
-        try_in_empty(&["evaluate", "--decode", "cards", "alpaca-eval"])
-    }),
+    (
+        "arguments",
+        2,
+        &["the subcommand 'alpaca-eval' cannot be used with '--decode <KIND>'"],
+        |_| try_in_empty(&["evaluate", "--decode", "cards", "alpaca-eval"]),
+    ),
     ("SettingsError::Range", 2, &["reproduce.methods = []; expected at least one method"], |_| {
         set("reproduce.methods=[]")
     }),

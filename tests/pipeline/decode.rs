@@ -76,7 +76,7 @@ impl Tiny {
 /// The kinds with a reward model, each with rejections or several candidates.
 const KINDS: [&[&str]; 4] = [
     &["kind=cards", "target=0.5", "entropy_threshold=2.1", "least_tokens=2", "rejects=4"],
-    &["kind=items", "target=0.5", "rejects=4"],
+    &["kind=items", "target=1.0", "rejects=4"],
     &["kind=best_of_n", "best_of=4"],
     &["kind=args", "args_candidates=3"],
 ];
@@ -111,7 +111,7 @@ fn a_response_depends_on_its_own_prompt_and_stream_alone() {
                 assert_eq!(tiny.decode(sets, &[prompt], i), together[i..=i], "{sets:?}");
                 reached += together[i].calls.reward_calls;
             }
-            assert!(reached > 2 * PROMPTS.len(), "{sets:?}: more than one candidate each");
+            assert!(reached > PROMPTS.len(), "{sets:?}: more than one candidate each");
         }
     }
 }
