@@ -932,7 +932,7 @@ const RUN: &[Row] = &[
         "DataError::unknown_prompt",
         2,
         &["spans.jsonl:2: the prompt is none of the run's"],
-        |ready| marked(ready, "anna", json!([])),
+        |ready| marked(ready, "hugo and ben", json!([])),
     ),
     (
         "DataError::span_outside",
