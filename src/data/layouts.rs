@@ -1,11 +1,12 @@
 //! The layouts that a row of preference pairs, prompts or conversations may have.
 
+use std::ops::Range;
+
 use serde_json::Value;
 
 use super::chat::{Message, Role};
 use super::error::DataError;
 use super::fields::Fields;
-use super::spans::TextSpan;
 
 /// The keys of the chosen and the rejected response's score.
 const SCORES: [[&str; 2]; 2] =
@@ -37,6 +38,15 @@ pub(super) struct Sides {
     pub(super) prompt: Vec<Message>,
     pub(super) chosen: String,
     pub(super) rejected: String,
+}
+
+/// A span of a text, and its label: 1 for a good one, -1 for a bad one, 0 for neither.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TextSpan {
+    /// Its characters.
+    pub characters: Range<usize>,
+    /// What it is marked as.
+    pub label: i8,
 }
 
 /// A row of preference pairs, prompts or conversations.

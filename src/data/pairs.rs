@@ -41,9 +41,8 @@ use serde::{Deserialize, Serialize};
 use super::chat::{Message, Role};
 use super::error::DataError;
 use super::fields::Fields;
-use super::layouts::{Refusal, Sides, Skip};
+use super::layouts::{Refusal, Sides, Skip, TextSpan};
 use super::rows::{Row, files, rows};
-use super::spans::TextSpan;
 use super::tokenizer::Tokenizer;
 use crate::rng::Fnv1a;
 

@@ -10,20 +10,12 @@ use std::path::Path;
 
 use super::error::DataError;
 use super::fields::read_rows;
+pub use super::layouts::TextSpan;
 use super::pairs::{Counts, Encoder, Limits};
 use super::tokenizer::Tokenizer;
 
 const LAYOUT: &str =
     "an object with `prompt`, `response` and `spans`, a list of {start, end, label}";
-
-/// A span of a text, and its label: 1 for a good one, -1 for a bad one, 0 for neither.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TextSpan {
-    /// Its characters.
-    pub characters: Range<usize>,
-    /// What it is marked as.
-    pub label: i8,
-}
 
 /// The spans of responses, by the tokens of the prompt and the text of the response.
 #[derive(Clone, Debug, Default)]

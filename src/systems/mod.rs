@@ -41,9 +41,8 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 pub use self::chunk::{Chunk, Clipped, Minibatch};
 pub use self::error::SystemError;
-pub use self::interface::{
-    Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System, TaskParts, Training, Truth,
-};
+pub use self::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System};
+pub use self::interface::{TaskParts, Training, Truth};
 pub use self::judge::{Judge, Verdict};
 pub use self::loss::{Batch, Loss};
 pub use self::pairs::{PairBatch, PairView, Weights};

@@ -56,7 +56,7 @@ fn the_annotator_is_asked_where_the_reward_is_at_most_the_threshold() {
     assert!(asks(1e9, f64::INFINITY) && !asks(-1e9, f64::NEG_INFINITY));
 }
 
-// 2. Goldens: none. The official code marks tokens by their text (D51), so that its outputs are others.
+// 2. Goldens: none. The official code marks tokens by their text (D47), so that its outputs are others.
 
 /// The official rule: a token is marked if its text, white space aside, occurs in the text of the spans.
 fn by_text(tokens: &[&str], spans: &[&str], value: f64) -> Vec<f64> {
