@@ -12,6 +12,7 @@ use segment_rlhf::COMMIT;
 use segment_rlhf::run::folder::Origin;
 use segment_rlhf::run::{Context, Error, FolderError, Stage};
 use segment_rlhf::systems::Method;
+use segment_rlhf::systems::decode::Kind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -108,8 +109,13 @@ fn a_stage_gives_the_figures_that_are_pinned_to_its_numerics() {
     for method in Method::all() {
         add(&context(dir.path(), &[&format!("method={}", method.name())]), &mut found);
     }
-    // SFT and pairs, four reward models, three stages a method.
-    assert_eq!(found.len(), 2 + 4 + 3 * Method::all().len());
+    let decoders = Kind::ALL.into_iter().filter(|&kind| kind != Kind::Sample);
+    for kind in decoders.clone() {
+        let kind = format!("decode.kind={}", kind.name());
+        add(&context(dir.path(), &["method=segment", "decode.target=0.5", &kind]), &mut found);
+    }
+    // SFT and pairs, four reward models, three stages a method, an evaluation a decoder.
+    assert_eq!(found.len(), 2 + 4 + 3 * Method::all().len() + decoders.count());
     let pinned: BTreeMap<String, Pin> = fs::read_to_string(PINS)
         .map(|text| serde_json::from_str(&text).unwrap())
         .unwrap_or_default();
