@@ -84,8 +84,8 @@ faults! {
     file no_files(): "a folder without .parquet, .jsonl or .json files; name a file, or the folder of its parts",
     row unknown_prompt():
         "the prompt is none of the run's; take the row out, or name the file with its prompts as --prompts",
-    row span_outside(key, i, start, end, text, length):
-        "{key}[{i}] is {start} to {end} in a {text} of {length} characters; expected 0 <= start < end <= {length}",
+    row span_outside(span, text, length):
+        "{span} in a {text} of {length} characters; expected 0 <= start < end <= {length}",
     row span_label(key, i, label): "the label of {key}[{i}] is {label}; expected -1, 0 or 1",
     row span_overlap(key, i, j): "{key}[{i}] and {key}[{j}] overlap; part them, or take one of them out",
     row response_again(first): "the same prompt and response as in row {first}; put all its spans into one row",

@@ -93,9 +93,8 @@ impl Fields<'_> {
             let characters = match (place(start), place(end)) {
                 (Some(first), Some(last)) if first < last && last <= length => first..last,
                 _ => {
-                    return Err(DataError::span_outside(
-                        path, line, key, i, start, end, text, length,
-                    ));
+                    let span = format!("{key}[{i}] is {start} to {end}");
+                    return Err(DataError::span_outside(path, line, span, text, length));
                 }
             };
             let label = match label {

@@ -112,19 +112,25 @@ mod tests {
     }
 
     #[test]
-    fn generation_reads_the_prompt_once_and_each_token_once() {
+    fn generation_reads_each_prompt_once_equal_ones_together_and_each_token_once() {
         let (config, row) = work();
         let model = CausalLm::fresh(&config, 0, &Device::flex());
-        let prompts = vec![&row[..18]; ROWS];
+        let prompt = |first: usize| [&[first as u32 + 1], &row[..17]].concat();
         let sampling = Sampling::GREEDY;
         let plain = Generation { sampling, max_new_tokens: 34, rows_at_once: ROWS, stops: &[] };
-        let draws = streams(0, "counts", 0..ROWS);
-        let write = || generate(&model, &config, &prompts, plain, draws, &Stop::default());
-        let (passes, operations, written) = counted(write);
-        assert_eq!((passes, written.unwrap().len()), (34, ROWS));
-        let head = 2 * (config.hidden_size * config.vocab_size) as u64;
-        let expected = ROWS as u64 * (51 * layers(&config) + 34 * head);
-        assert!(attention(operations, expected) < 0.12);
+        for (distinct, prompts) in
+            [(ROWS, (0..ROWS).map(prompt).collect::<Vec<_>>()), (1, vec![prompt(0); ROWS])]
+        {
+            let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+            let draws = streams(0, "counts", 0..ROWS);
+            let write = || generate(&model, &config, &prompts, plain, draws, &Stop::default());
+            let (passes, operations, written) = counted(write);
+            assert_eq!((passes, written.unwrap().len()), (34, ROWS));
+            let head = 2 * (config.hidden_size * config.vocab_size) as u64;
+            let read = (distinct * 18 + ROWS * 33) as u64;
+            let expected = read * layers(&config) + (distinct + ROWS * 33) as u64 * head;
+            assert!(attention(operations, expected) < 0.12);
+        }
     }
 
     /// Alone in its process: other tests would count too.

@@ -124,8 +124,8 @@ impl Unbroken {
 
 /// Stops the stage at moments spread over it, two passes at each; each try goes on from the one before.
 #[track_caller]
-fn ends_with_the_pass(stage: Stage) {
-    let unbroken = Unbroken::new(stage, &[]);
+fn ends_with_the_pass(stage: Stage, more: &[&str]) {
+    let unbroken = Unbroken::new(stage, more);
     unbroken.begin_anew();
     let mut interrupted = 0;
     for i in 0..16 {
@@ -189,29 +189,29 @@ fn goes_on(stage: Stage, more: &[&str]) {
 }
 
 macro_rules! stages {
-    ($($name:ident: $stage:expr,)*) => { $(
+    ($($name:ident: $stage:expr, $more:expr;)*) => { $(
         mod $name {
             use super::*;
 
             #[test]
             fn ends_with_the_pass_in_which_a_stop_comes() {
-                ends_with_the_pass($stage);
+                ends_with_the_pass($stage, &$more);
             }
 
             #[test]
             fn goes_on_where_it_was_stopped() {
-                goes_on($stage, &[]);
+                goes_on($stage, &$more);
             }
         }
     )* };
 }
 
 stages! {
-    sft: Stage::Sft,
-    preferences: Stage::Preferences,
-    train_reward: Stage::TrainReward,
-    fit_normalizer: Stage::FitNormalizer,
-    ppo: Stage::Ppo,
-    dpo: Stage::Dpo,
-    evaluate: Stage::Evaluate,
+    sft: Stage::Sft, [];
+    preferences: Stage::Preferences, [];
+    train_reward: Stage::TrainReward, [];
+    fit_normalizer: Stage::FitNormalizer, [];
+    ppo: Stage::Ppo, [];
+    dpo: Stage::Dpo, ["method=segment_adpo", "dpo.batch=8", "dpo.rows_at_once=3"];
+    evaluate: Stage::Evaluate, [];
 }

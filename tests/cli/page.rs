@@ -8,7 +8,7 @@ use segment_rlhf::equations::normalizer::{LocationStatistic, Normalizer};
 use segment_rlhf::grid::analysis::Analysis;
 use segment_rlhf::grid::results::{Results, State};
 use segment_rlhf::report::page::{
-    Extras, Fit, Link, Page, SampleText, SegmentLengths, StageTime, html, write,
+    ArmTime, Extras, Fit, Link, Page, SampleText, SegmentLengths, StageTime, html, write,
 };
 use segment_rlhf::report::texts::ShadedText;
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
@@ -168,6 +168,31 @@ fn policies_of_one_sft_model_answer_below_it() {
     extras.samples.push(other);
     let html = page(&results(), &extras);
     assert_eq!(html.matches("<blockquote>").count(), 3, "before, segment, token");
+}
+
+#[test]
+fn what_decoders_took_has_a_table() {
+    let (mut results, mut extras) = (results(), extras());
+    assert!(!page(&results, &extras).contains("What a response took"));
+    let (experiment, arm) = {
+        let experiment = &results.experiments[0];
+        (experiment.name.clone(), experiment.arms[0].name.clone())
+    };
+    let cells = results.experiments[0].arms[0].cells.clone();
+    for cell in results.cells.iter_mut().filter(|cell| cells.contains(&cell.id)) {
+        let State::Finished(figures) = &mut cell.state else { continue };
+        let after = &mut figures.evaluation.after;
+        (after.model_calls, after.reward_calls) = (Some(143.25), Some(15.5));
+        after.sampled_tokens = Some(131.0);
+    }
+    let time = |seconds| ArmTime { experiment: experiment.clone(), arm: arm.clone(), seconds };
+    (extras.training, extras.decoding) = (vec![time(61.25)], vec![time(0.0125)]);
+    let html = page(&results, &extras);
+    let of_decoding = ["What a response took", "model calls", "RM calls", "tokens drawn", "143.2"];
+    let of_training = ["What the training of a policy took", "61.2"];
+    for text in of_decoding.iter().chain(&of_training).chain(&["0.013"]) {
+        assert!(html.contains(text), "{text}");
+    }
 }
 
 /// What the results say of data whose gold reward nobody knows.

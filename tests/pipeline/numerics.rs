@@ -11,6 +11,7 @@ use std::path::Path;
 use segment_rlhf::COMMIT;
 use segment_rlhf::run::folder::Origin;
 use segment_rlhf::run::{Context, Error, FolderError, Stage};
+use segment_rlhf::systems::decode::Kind;
 use segment_rlhf::systems::{Method, Weights};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -118,9 +119,15 @@ fn a_stage_gives_the_figures_that_are_pinned_to_its_numerics() {
         add(&context(own.path(), &[&name, "task.aligned.pairs=true"]), &mut of_own);
         found.extend(of_own.into_iter().map(|(name, pin)| (format!("aligned/{name}"), pin)));
     }
+    let decoders = Kind::ALL.into_iter().filter(|&kind| kind != Kind::Sample);
+    for kind in decoders.clone() {
+        let kind = format!("decode.kind={}", kind.name());
+        add(&context(dir.path(), &["method=segment", "decode.target=0.5", &kind]), &mut found);
+    }
     // SFT and pairs and four reward models; three stages a method, of which plain DPO needs no normalizer; the run of
-    // aligned pairs with its own SFT, pairs, reward model, policy and evaluation.
-    assert_eq!(found.len(), 2 + 4 + 3 * (Method::all().len() - 2) + 2 + 5);
+    // aligned pairs with its own SFT, pairs, reward model, policy and evaluation; an evaluation a decoder.
+    let methods = 3 * (Method::all().len() - 2) + 2 + 5;
+    assert_eq!(found.len(), 2 + 4 + methods + decoders.count());
     let pinned: BTreeMap<String, Pin> = fs::read_to_string(PINS)
         .map(|text| serde_json::from_str(&text).unwrap())
         .unwrap_or_default();
