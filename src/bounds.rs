@@ -104,6 +104,12 @@ impl Limit<usize> for AtLeast {
     }
 }
 
+impl Limit<Option<usize>> for AtLeast {
+    fn problem(&self, value: &Option<usize>) -> Option<(String, String)> {
+        self.problem(value.as_ref()?)
+    }
+}
+
 /// A section within a section: its own limits.
 pub struct Nested;
 

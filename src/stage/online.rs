@@ -25,13 +25,15 @@ use crate::model::generate::{ReadAt, Rows, to_vec};
 use crate::model::optim::{StepResult, Trainer};
 use crate::model::sampling::Sampling;
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
+use crate::rng::stream;
 use crate::run::fingerprint::file_fingerprint;
 use crate::run::metrics::{IterationMetrics, IterationTimings};
 use crate::run::{Context, Error, Stage};
+use crate::settings::Settings;
 use crate::systems::interface::Leaf;
 use crate::systems::{
-    Chunk, Clipped, Draw, Judge, Minibatch, Parts, Path, PpoSettings, Rollouts, Sample, System,
-    SystemError, TaskParts,
+    Chunk, Clipped, Draw, Judge, Minibatch, Parts, Path, PpoSettings, Replay, Rollouts, Sample,
+    System, SystemError, TaskParts,
 };
 
 /// Trains the policy of the run's method.
@@ -113,7 +115,8 @@ impl Learner<'_> {
             compare_with_truth(&mut line, &samples, &truth);
         }
         let start = Instant::now();
-        let tokens = self.update(&samples, &mut line)?;
+        let edges = self.system.replay.map(|replay| self.exchange(&samples, replay));
+        let tokens = self.update(edges.as_ref().unwrap_or(&samples), &mut line)?;
         let update_seconds = start.elapsed().as_secs_f64();
         self.adapt_kl(line.kl_k1);
         self.iteration += 1;
@@ -162,6 +165,14 @@ impl Learner<'_> {
             _ => responses,
         };
         Ok(chosen.into_iter().flat_map(|prompt| vec![prompt; copies]).collect())
+    }
+
+    /// The edges that the iteration learns from in place of its samples.
+    fn exchange(&mut self, samples: &[Sample], replay: Replay) -> Vec<Sample> {
+        let Settings { ppo, seed, .. } = &self.context.settings;
+        let mut rng = stream(*seed, "replay", self.iteration as u64);
+        let least = ppo.rollouts.div_ceil(ppo.minibatch);
+        self.waiting.exchange(samples, self.iteration, replay, least, &mut rng)
     }
 
     /// Loss → step: epochs of minibatches over the samples. Fills in the metrics of the update; gives the tokens that

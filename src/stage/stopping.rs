@@ -165,6 +165,9 @@ fn systems_with_draws_of_their_own_go_on_where_they_were_stopped() {
     for method in ["method=spo_chain", "method=spo_tree"] {
         goes_on(Stage::Ppo, &[&spo[..], &[method]].concat());
     }
+    // Edges that wait are in the checkpoint.
+    let replay = ["method=spo_tree", "systems.spo.replay_edges=1", "systems.spo.replay_age=3"];
+    goes_on(Stage::Ppo, &[&spo[..], &replay].concat());
 }
 
 /// The responses of a decoder are kept batch by batch, with the calls that they took.

@@ -110,6 +110,7 @@ fn build<'a>(parts: &Parts<'a>, baseline: Baseline, loss: Loss) -> Result<System
         rewards: Box::new(NormalizedRewards { judge, normalizer, length_neutral: false }),
         credit: Box::new(GroupBaseline { size, baseline, kl_in_reward }),
         loss,
+        replay: None,
         value_clip: None,
         kl_coefficient,
         files: Vec::new(),

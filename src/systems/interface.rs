@@ -9,6 +9,7 @@ use super::error::SystemError;
 use super::judge::Judge;
 use super::loss::Loss;
 use super::pairs::Weights;
+use super::replay::Replay;
 use super::sample::{Edge, Path, Rewarded, Sample};
 use super::settings::PpoSettings;
 use crate::data::letters::Gold;
@@ -199,6 +200,8 @@ pub struct System<'a> {
     pub credit: Box<dyn Credit + 'a>,
     /// What the policy learns from.
     pub loss: Loss,
+    /// How edges of trees wait for later iterations; if not, every iteration learns from its own samples.
+    pub replay: Option<Replay>,
     /// The clip ε_v of the critic's loss (E10); none without a critic.
     pub value_clip: Option<f64>,
     /// β of the first iteration.

@@ -85,6 +85,7 @@ fn build<'a>(parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
         rewards: Box::new(Composite { settings, judge, normalizer, sentences, truth }),
         credit: Box::new(GroupBaseline { size, baseline: over_std, kl_in_reward: false }),
         loss: Loss::ClipK3 { clip: parts.ppo.clip, mean: TokenMean::Response },
+        replay: None,
         value_clip: None,
         kl_coefficient,
         files: Vec::new(),

@@ -118,6 +118,7 @@ pub(super) fn build<'a>(parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
         }),
         credit: Box::new(SpreadGae::of(parts)),
         loss: Loss::Clip { clip: ppo.clip },
+        replay: None,
         value_clip: Some(if whole { ppo.value_clip_bandit } else { ppo.value_clip_dense }),
         kl_coefficient: ppo.kl_coefficient,
         files: Vec::new(),

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::generate::TokenView;
 
 /// A response's segments and what each is worth.
@@ -39,7 +41,7 @@ impl Rewarded {
 
 /// A response, with what the policy learns from it. Every list but `segments`, `rewards` and `normalized` has one
 /// entry a response token.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// The prompt's tokens.
     pub prompt: Vec<u32>,
@@ -74,7 +76,7 @@ pub struct Sample {
 }
 
 /// The way from the root of a tree of continuations to a leaf.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Path {
     /// The tree's number in the iteration.
     pub tree: usize,
@@ -83,7 +85,7 @@ pub struct Path {
 }
 
 /// Tokens of a response that lead to a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edge {
     /// The number of the node in its tree: the root is 0, and each is after its parent.
     pub node: usize,
@@ -126,6 +128,46 @@ impl Sample {
         let tokens = self.response.len();
         self.token_rewards = vec![0.0; tokens];
         self.token_rewards[tokens - 1] = reward;
+    }
+
+    /// The edges of the sample's path that teach, each a sample that ends with it and teaches in it alone. None for a sample
+    /// outside of a tree, and for one without a mask.
+    pub(super) fn teaching_edges(&self) -> impl Iterator<Item = Self> + '_ {
+        let mut start = 0;
+        let edges = self
+            .path
+            .edges
+            .iter()
+            .map(move |edge| std::mem::replace(&mut start, edge.end)..edge.end);
+        edges.filter_map(|edge| {
+            let teaches = self.teaches.as_ref()?;
+            teaches[edge.clone()].contains(&true).then(|| self.up_to(edge))
+        })
+    }
+
+    /// The sample up to the end of some tokens, in which it teaches as before, and nowhere else.
+    fn up_to(&self, tokens: Range<usize>) -> Self {
+        let end = tokens.end;
+        let teaches = self.teaches.as_ref().map(|teaches| {
+            (0..end).map(|t| tokens.contains(&t) && teaches[t]).collect::<Vec<bool>>()
+        });
+        Self {
+            prompt: self.prompt.clone(),
+            response: self.response[..end].to_vec(),
+            log_probs: self.log_probs[..end].to_vec(),
+            entropies: self.entropies[..end].to_vec(),
+            ref_log_probs: self.ref_log_probs[..end].to_vec(),
+            values: self.values.as_ref().map(|values| values[..end].to_vec()),
+            segments: vec![0..end],
+            rewards: self.rewards.clone(),
+            normalized: self.normalized.clone(),
+            sequence_score: self.sequence_score,
+            token_rewards: self.token_rewards[..end].to_vec(),
+            advantages: self.advantages[..end].to_vec(),
+            returns: self.returns.as_ref().map(|returns| returns[..end].to_vec()),
+            teaches,
+            path: Path { tree: self.path.tree, edges: Vec::new() },
+        }
     }
 
     /// The number of tokens that the policy learns from.

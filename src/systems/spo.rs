@@ -13,7 +13,8 @@
 //! - a response that was cut off is judged as it is: a verdict fails it, a reward model scores it (theirs: 0);
 //! - the leaves of a tree are the samples, and an edge that several share teaches in the first of them: the gradient is
 //!   that of theirs, where each edge is a sample of its own, with fewer passes over what edges share;
-//! - all edges of an iteration are learned from in it: no replay of those above a cap.
+//! - all edges of an iteration are learned from in it, unless `replay_edges` and `replay_age` say how they wait; each edge is then
+//!   a sample of its own, as in theirs.
 
 use std::collections::HashMap;
 
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::error::SystemError;
 use super::interface::{Credit, Draw, Method, Parts, Rewards, Rollouts, Row, System, Training};
 use super::loss::Loss;
+use super::replay::Replay;
 use super::rewards::NormalizedRewards;
 use super::sample::{Sample, response_tokens, wide};
 use super::settings::PpoSettings;
@@ -47,6 +49,10 @@ section! {
         branches: Vec<usize> = Branches,
         level_tokens: usize = AtLeast(1),
         over_std: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replay_edges: Option<usize> = AtLeast(1),
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replay_age: Option<usize> = AtLeast(1),
     }
 }
 
@@ -129,7 +135,16 @@ fn check_chain(ppo: &PpoSettings, section: toml::Value) -> Option<(String, Strin
 
 /// The leaves of whole trees are an iteration's rollouts, and even trees that end early fill its minibatches.
 fn check_tree(ppo: &PpoSettings, section: toml::Value) -> Option<(String, String)> {
-    let branches = own(section).branches;
+    let Settings { branches, replay_edges, replay_age, .. } = own(section);
+    for (key, is_set, other) in [
+        ("replay_age", replay_age.is_some(), replay_edges),
+        ("replay_edges", replay_edges.is_some(), replay_age),
+    ] {
+        if let (false, Some(other)) = (is_set, other) {
+            let problem = format!("none; expected a number beside the other, {other}");
+            return Some((key.to_owned(), problem));
+        }
+    }
     let (leaves, rollouts) = (branches.iter().product::<usize>(), ppo.rollouts);
     let problem = |expected: String| {
         Some(("branches".to_owned(), format!("{branches:?}; expected {expected}")))
@@ -158,6 +173,7 @@ fn system<'a>(
         rollouts: rollouts(&settings),
         rewards: Box::new(rewards()),
         loss: Loss::MaskedClip { clip: parts.ppo.clip },
+        replay: None,
         value_clip: None,
         kl_coefficient: settings.kl_coefficient,
         credit: credit(settings, rewards()),
@@ -175,7 +191,11 @@ fn tree<'a>(parts: &Parts<'a>) -> Result<System<'a>, SystemError> {
         branches: settings.branches.clone(),
         level_tokens: settings.level_tokens,
     };
-    system(parts, rollouts, |settings, _| Box::new(Tree { settings }))
+    let settings = own(parts.section.clone().expect("a system with a section"));
+    let replay = settings.replay_edges.zip(settings.replay_age);
+    let replay = replay.map(|(edges, age)| Replay { edges, age });
+    let tree = system(parts, rollouts, |settings, _| Box::new(Tree { settings }))?;
+    Ok(System { replay, ..tree })
 }
 
 /// The tokens from which the policy may learn: those of which it was unsure, or all.

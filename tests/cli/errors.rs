@@ -794,6 +794,12 @@ const SETTINGS: &[Row] = &[
     (
         "SettingsError::Range",
         2,
+        &["systems.spo.replay_age = none; expected a number beside the other, 4"],
+        |_| try_in_empty(&["ppo", "--method", "spo_tree", "--set", "systems.spo.replay_edges=4"]),
+    ),
+    (
+        "SettingsError::Range",
+        2,
         &["systems.spo.branches = [3, 2]; expected a product that divides ppo.rollouts = 8"],
         |_| try_in_empty(&["ppo", "--method", "spo_tree", "--set", "systems.spo.branches=[3,2]"]),
     ),

@@ -10,7 +10,9 @@ use segment_rlhf::settings::Settings;
 use segment_rlhf::stage::online::roll_out;
 use segment_rlhf::stage::task::letters_tokenizer;
 use segment_rlhf::stop::Stop;
-use segment_rlhf::systems::{Draw, Edge, Judge, Method, Parts, Sample, Segmenter, TaskParts};
+use segment_rlhf::systems::{
+    Draw, Edge, Judge, Method, Parts, Pool, Replay, Sample, Segmenter, TaskParts,
+};
 
 const LONGEST: usize = 12;
 const END: u32 = 1;
@@ -174,6 +176,53 @@ fn a_tree_s_leaves_share_edges_that_teach_once() {
     }
     assert_eq!(all, drawn);
     assert!(teaching(&samples).len() <= drawn);
+}
+
+#[test]
+fn edges_that_wait_teach_what_their_leaves_would_have_taught() {
+    let sets = [
+        "systems.spo.branches=[3, 2]",
+        "systems.spo.level_tokens=3",
+        "systems.spo.threshold=0.3",
+        "ppo.rollouts=6",
+        "ppo.minibatch=2",
+        "method=spo_tree",
+    ];
+    let (samples, _) = rolled_out(Method::SPO_TREE, &sets, 64);
+    let exchange = |edges: usize, least: usize| {
+        let (mut pool, replay) = (Pool::default(), Replay { edges, age: 8 });
+        let mut rng = segment_rlhf::rng::stream(0, "replay", 2);
+        let first = pool.exchange(&samples, 2, replay, least, &mut rng);
+        let second = pool.exchange(&[], 3, replay, 0, &mut rng);
+        (first, second, pool.waiting().count())
+    };
+    // Each token with its prompt, what was written before it, and its advantage.
+    let taught = |samples: &[Sample]| {
+        let mut all: Vec<(Vec<u32>, Vec<u32>, u64)> = Vec::new();
+        for sample in samples {
+            for (t, _) in sample.teaches.as_ref().unwrap().iter().enumerate().filter(|&(_, &t)| t) {
+                let written = sample.response[..=t].to_vec();
+                all.push((sample.prompt.clone(), written, sample.advantages[t].to_bits()));
+            }
+        }
+        all.sort();
+        all
+    };
+    let (edges, later, left) = exchange(100, 0);
+    assert_eq!((taught(&edges), later.len(), left), (taught(&samples), 0, 0));
+    for edge in &edges {
+        let teaches = edge.teaches.as_ref().unwrap();
+        assert_eq!(edge.response.len(), edge.log_probs.len());
+        assert!(teaches.contains(&true) && edge.response.len() <= LONGEST);
+    }
+    // Two of each prompt at a time, and samples that teach nothing where a minibatch would have no row.
+    let (first, second, left) = exchange(2, 40);
+    assert_eq!(first.len(), 40);
+    let idle = first.iter().filter(|edge| edge.teaching_tokens() == 0).count();
+    assert!(first.len() - idle <= 6 && second.len() <= 6);
+    assert_eq!(first.len() - idle + second.len() + left, edges.len());
+    let prompts = |of: &[Sample]| of.iter().filter(|s| s.prompt == PROMPTS[0]).count();
+    assert!(prompts(&second) <= 2);
 }
 
 #[test]

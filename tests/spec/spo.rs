@@ -11,7 +11,9 @@ use segment_rlhf::equations::monte_carlo::{
     Node, SIBLING_STD_EPSILON, chain_advantages, cutpoints, tree_advantages, tree_values,
 };
 use segment_rlhf::equations::ppo::PolicyLoss;
+use segment_rlhf::rng::stream;
 use segment_rlhf::statistics::mean;
+use segment_rlhf::systems::Pool;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -253,7 +255,101 @@ fn values_and_advantages_of_trees_are_those_of_the_official_code() {
     assert_eq!(count, 9);
 }
 
+#[derive(Deserialize)]
+struct ReplayCase {
+    kind: String,
+    #[serde(default)]
+    age_limit: usize,
+    #[serde(default)]
+    edges_per_question: usize,
+    #[serde(default)]
+    trace: Vec<ReplayStep>,
+}
+
+#[derive(Deserialize)]
+struct ReplayStep {
+    iteration: usize,
+    /// Questions with the number of their new edges.
+    added: Vec<[usize; 2]>,
+    dropped: usize,
+    /// Edges learned from, question by question.
+    used: Vec<usize>,
+    /// Questions with an iteration of birth and the number of edges that were drawn; and those that are left.
+    picked: Vec<[usize; 3]>,
+    left: Vec<[usize; 3]>,
+}
+
+/// The questions and births of what waits, with their numbers, in order.
+fn waiting(pool: &Pool<()>) -> Vec<[usize; 3]> {
+    let mut counts = std::collections::BTreeMap::new();
+    for (prompt, born) in pool.waiting() {
+        *counts.entry([prompt[0] as usize, born]).or_insert(0) += 1;
+    }
+    counts.into_iter().map(|([question, born], n)| [question, born, n]).collect()
+}
+
+#[test]
+fn edges_wait_are_used_and_are_dropped_as_in_the_official_code() {
+    let (mut steps, mut dropped) = (0, 0);
+    for case in cases::<ReplayCase>("spo_tree").iter().filter(|case| case.kind == "replay") {
+        let mut pool = Pool::default();
+        for step in &case.trace {
+            let before = pool.waiting().count();
+            let edges = |&[question, n]: &[usize; 2]| vec![(vec![question as u32], ()); n];
+            let added: usize = step.added.iter().map(|[_, n]| n).sum();
+            pool.admit(step.added.iter().flat_map(edges), step.iteration, case.age_limit);
+            assert_eq!(before + added - pool.waiting().count(), step.dropped);
+            dropped += step.dropped;
+            // As many of each question as theirs draws; which ones is theirs to say.
+            let drawn = pool.draw(case.edges_per_question, &mut stream(0, "golden", 0));
+            let all: Vec<(u32, usize)> =
+                pool.waiting().map(|(prompt, born)| (prompt[0], born)).collect();
+            let of =
+                |question: usize| drawn.iter().filter(|&&i| all[i].0 as usize == question).count();
+            let used: Vec<usize> = (0..step.used.len()).map(of).collect();
+            assert_eq!(used, step.used);
+            let mut left = step.picked.clone();
+            let mut theirs = Vec::new();
+            for (i, &(question, born)) in all.iter().enumerate() {
+                let mut picks = left.iter_mut();
+                let same = |p: &&mut [usize; 3]| p[..2] == [question as usize, born] && p[2] > 0;
+                if let Some(pick) = picks.find(same) {
+                    pick[2] -= 1;
+                    theirs.push(i);
+                }
+            }
+            assert_eq!(pool.take(&theirs).len(), theirs.len());
+            assert_eq!(waiting(&pool), step.left);
+            steps += 1;
+        }
+    }
+    assert!(steps > 12 && dropped > 0, "{steps} steps, {dropped} dropped");
+}
+
 // 3. Identities and limits
+
+proptest! {
+    #[test]
+    fn nothing_is_learned_from_twice_and_without_a_cap_all_at_once(
+        counts in prop::collection::vec(0usize..6, 1..8), most in 1usize..5,
+    ) {
+        let mut pool = Pool::default();
+        let (mut next, mut used) = (0, Vec::new());
+        for (iteration, &count) in counts.iter().enumerate() {
+            let new = (next..next + count).map(|item| (vec![item as u32 % 2], item));
+            pool.admit(new, iteration, 100);
+            next += count;
+            let drawn = pool.draw(most, &mut stream(0, "replay", iteration as u64));
+            prop_assert!(drawn.len() <= 2 * most);
+            used.extend(pool.take(&drawn));
+        }
+        let all = pool.draw(usize::MAX, &mut stream(0, "replay", 99));
+        used.extend(pool.take(&all));
+        prop_assert_eq!(pool.waiting().count(), 0);
+        used.sort_unstable();
+        prop_assert_eq!(used, (0..next).collect::<Vec<_>>());
+    }
+}
 
 fn probabilities() -> impl Strategy<Value = Vec<f64>> {
     let token = prop_oneof![0.01..0.9f64, 0.9..1.0f64];

@@ -54,6 +54,8 @@ struct State {
 
 const STATE: &str = "state.json";
 const BEST: &str = "best.safetensors";
+/// The edges that wait for a later iteration, if the system has a replay.
+const WAITING: &str = "waiting.json";
 
 /// Keeps what the loop gives, in the stage's folder.
 pub(super) struct Keeper<'a> {
@@ -90,6 +92,9 @@ impl<'a> Keeper<'a> {
             }
             state = read_json(&checkpoint.dir.join(STATE), "ppo")?;
             learner.kl_coefficient = state.kl_coefficient;
+            if learner.system.replay.is_some() {
+                learner.waiting = read_json(&checkpoint.dir.join(WAITING), "ppo")?;
+            }
             if state.best.is_some() {
                 let kept = checkpoint.dir.join(BEST);
                 let _ = fs::remove_file(&best_weights); // of a later iteration than the checkpoint's
@@ -171,6 +176,10 @@ impl<'a> Keeper<'a> {
     fn checkpoint<'b>(&'b self, learner: &'b Learner<'_>) -> Vec<NewFile<'b>> {
         let state = serde_json::to_vec(&self.state).expect("a plain struct serialises");
         let mut files = vec![file(STATE, move |path| fs::write(path, state))];
+        if learner.system.replay.is_some() {
+            let waiting = serde_json::to_vec(&learner.waiting).expect("plain structs serialise");
+            files.push(file(WAITING, move |path| fs::write(path, waiting)));
+        }
         if self.state.best.is_some() {
             files.push(file(BEST, |path| link(&self.best_weights, path)));
         }

@@ -8,7 +8,7 @@ use crate::model::{CausalLm, ModelConfig, ScalarModel};
 use crate::run::{Context, Error};
 use crate::stage::score::Scorer;
 use crate::stage::task::Task;
-use crate::systems::{PpoSettings, System};
+use crate::systems::{Pool, PpoSettings, Sample, System};
 
 /// What the loop changes and what it reads.
 pub(super) struct Learner<'a> {
@@ -22,6 +22,8 @@ pub(super) struct Learner<'a> {
     pub(super) policy: Trainer<CausalLm>,
     pub(super) critic: Option<Trainer<ScalarModel>>,
     pub(super) kl_coefficient: f64,
+    /// Edges that wait for a later iteration, if the system has a replay.
+    pub(super) waiting: Pool<Sample>,
     /// Iterations done.
     pub(super) iteration: usize,
 }
@@ -56,6 +58,7 @@ impl<'a> Learner<'a> {
             device: context.device.clone().autodiff(),
             policy: Trainer::new("policy", policy, &ppo.actor, steps),
             critic,
+            waiting: Pool::default(),
             iteration: 0,
         })
     }
