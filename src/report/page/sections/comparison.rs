@@ -107,10 +107,15 @@ pub(super) fn headline(page: &Page) -> Option<Section> {
     let gold = knows_gold(page.analysis);
     let columns = judged(experiment, gold, &[]);
     let (quantity, judge) = judge(experiment, gold);
+    let paper = match experiment.orderings.is_empty() {
+        true => "",
+        false => {
+            " The paper's figures are of other models and other judges: only the order of rows can be compared."
+        }
+    };
     let caption = format!(
         "{}. On held-out prompts: mean ± standard error over seeds, below it the 95 % interval (Student's t). \
-         Responses are judged by {judge}; (n …) is the number of responses of each seed that a win rate is a share of. The paper's figures are of other models and other judges: only the \
-         order of rows can be compared.",
+         Responses are judged by {judge}; (n …) is the number of responses of each seed that a win rate is a share of.{paper}",
         experiment.title.trim_end_matches('.')
     );
     let main = arms_table(experiment, &caption, &columns, &Benchmark::ALL);
