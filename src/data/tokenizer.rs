@@ -231,11 +231,8 @@ impl Tokenizer {
         let response = match &self.format {
             PromptFormat::Roles(_) => self.encode(&response.content)?,
             PromptFormat::Template(template) => {
-                let messages = [prompt, std::slice::from_ref(response)].concat();
-                let conversation = template.render(&messages, false)?;
-                let own = conversation
-                    .strip_prefix(&text)
-                    .ok_or_else(|| parting(&text, &conversation))?;
+                let conversation = conversation(template, &text, prompt, response)?;
+                let own = &conversation[text.len()..];
                 let all = self.encode(&conversation)?;
                 match all.strip_prefix(ids.as_slice()) {
                     Some(response) => response.to_vec(),
@@ -267,11 +264,8 @@ impl Tokenizer {
             PromptFormat::Roles(_) => (spans(content)?, 0, 0),
             PromptFormat::Template(template) => {
                 let text = self.prompt_text(prompt)?;
-                let messages = [prompt, std::slice::from_ref(response)].concat();
-                let conversation = template.render(&messages, false)?;
-                let own = conversation
-                    .strip_prefix(&text)
-                    .ok_or_else(|| parting(&text, &conversation))?;
+                let conversation = conversation(template, &text, prompt, response)?;
+                let own = &conversation[text.len()..];
                 let all = spans(&conversation)?;
                 let ids = self.encode(&text)?;
                 let (encoding, whole, before) = match all.get_ids().starts_with(&ids) {
@@ -427,6 +421,21 @@ impl Tokenizer {
 /// Whether a token of this text ends a sentence.
 fn ends_sentence(text: &str) -> bool {
     text.contains('\n') || text.trim_end().ends_with(['.', '!', '?', '。', '！', '？'])
+}
+
+/// The text of a prompt and its response, which begins with `text`, the prompt's own.
+fn conversation(
+    template: &ChatTemplate,
+    text: &str,
+    prompt: &[Message],
+    response: &Message,
+) -> Result<String, DataError> {
+    let messages = [prompt, std::slice::from_ref(response)].concat();
+    let conversation = template.render(&messages, false)?;
+    match conversation.starts_with(text) {
+        true => Ok(conversation),
+        false => Err(parting(text, &conversation)),
+    }
 }
 
 /// Where a prompt and a conversation part that does not begin with it.

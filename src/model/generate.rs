@@ -1,5 +1,7 @@
 //! Generating responses, and reading a model's view of given ones.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -16,9 +18,9 @@ use crate::stop::{Interrupted, Stop};
 /// Columns of a prompt that are read in one forward pass.
 pub(crate) const PREFILL: usize = 128;
 /// What a row of a generated batch counts when the batch is cut into shards, in tokens.
-pub(super) const ROW_TOKENS: usize = 32;
+const ROW_TOKENS: usize = 32;
 /// Parameters of a model whose weights are larger than a CPU's caches: 128 MB of them.
-pub(super) const LARGE: usize = 1 << 25;
+const LARGE: usize = 1 << 25;
 
 /// When generation stops, and how it draws.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +81,8 @@ pub fn generate_up_to(
 ) -> Result<Vec<Vec<u32>>, Interrupted> {
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
     assert_eq!(limits.len(), prompts.len(), "one limit a prompt");
-    // Every core would read all weights, and no cache holds them: then the cores share the products, not the rows.
-    let in_parts = is_cpu(&model.device()) && model.num_params() >= LARGE;
-    let model = &model.for_generation(in_parts);
+    let cores = Cores::of(model);
+    let model = &model.for_generation(cores == Cores::ShareProducts);
     let mut responses = Vec::with_capacity(prompts.len());
     let mut rows: Vec<Row<'_>> = prompts
         .iter()
@@ -94,9 +95,7 @@ pub fn generate_up_to(
         })
         .collect();
     for batch in rows.chunks_mut(generation.rows_at_once.max(1)) {
-        // A shard reads all weights for each token, however few its rows: so here rows count, not tokens.
-        let reads = vec![ROW_TOKENS; batch.len()];
-        let shards = if in_parts { vec![0..batch.len()] } else { shards(&reads, &model.device()) };
+        let shards = cores.shards(batch.len(), &model.device());
         let mut left = batch;
         let mut parts = Vec::new();
         for shard in shards {
@@ -111,6 +110,35 @@ pub fn generate_up_to(
         }
     }
     Ok(responses)
+}
+
+/// What the cores share while responses are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cores {
+    /// The rows.
+    ShareRows,
+    /// Each product, one row after the other.
+    ShareProducts,
+}
+
+impl Cores {
+    /// What they share with this model.
+    pub(super) fn of(model: &CausalLm) -> Self {
+        // Every core would read all weights, and no cache holds them: then the cores share the products, not the rows.
+        match is_cpu(&model.device()) && model.num_params() >= LARGE {
+            true => Self::ShareProducts,
+            false => Self::ShareRows,
+        }
+    }
+
+    /// The rows that are written by themselves.
+    pub(super) fn shards(self, rows: usize, device: &Device) -> Vec<Range<usize>> {
+        match self {
+            Self::ShareProducts => vec![0..rows],
+            // A shard reads all weights for each token, however few its rows: so here rows count, not tokens.
+            Self::ShareRows => shards(&vec![ROW_TOKENS; rows], device),
+        }
+    }
 }
 
 /// A response to write.
@@ -142,17 +170,16 @@ fn generate_batch(
     let device = model.device();
     let empty: &[u32] = &[];
     // Equal prompts side by side, of a group or of continuations from one state, are read once.
-    let distinct: Vec<&[u32]> = prompts.chunk_by(|a, b| a == b).map(|same| same[0]).collect();
-    let (grid, start) = Grid::aligned(distinct.iter().map(|&prompt| (prompt, empty)));
+    let groups: Vec<&[&[u32]]> = prompts.chunk_by(|a, b| a == b).collect();
+    let (grid, start) = Grid::aligned(groups.iter().map(|same| (same[0], empty)));
     let mut rows: Vec<(usize, Vec<u32>)> =
         prompts.iter().map(|prompt| (start - prompt.len(), prompt.to_vec())).collect();
     let columns = start + steps;
-    let mut cache = KvCache::new(config, distinct.len(), columns, (&device, model.dtype()));
+    let mut cache = KvCache::new(config, groups.len(), columns, (&device, model.dtype()));
     let mut logits = read_on(model, &grid, start, &mut cache, stop)?;
-    if distinct.len() < prompts.len() {
-        let copies = prompts.chunk_by(|a, b| a == b).map(<[_]>::len);
+    if groups.len() < prompts.len() {
         let copies: Vec<usize> =
-            copies.enumerate().flat_map(|(row, count)| vec![row; count]).collect();
+            groups.iter().enumerate().flat_map(|(row, same)| vec![row; same.len()]).collect();
         cache.select(&copies, &device);
         let ids = copies.iter().map(|&row| row as i64).collect::<Vec<_>>();
         let ids = TensorData::new(ids, [copies.len()]);

@@ -1,15 +1,13 @@
 //! Writing responses one at a time, with tokens that can be taken back.
 
-use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::decoder::CausalLm;
-use super::generate::{LARGE, ROW_TOKENS, read_on, to_vec};
+use super::generate::{Cores, read_on, to_vec};
 use super::grid::Grid;
-use super::kernels::is_cpu;
-use super::shards::{shards, side_by_side};
+use super::shards::side_by_side;
 use crate::equations::segmentation::entropy;
 use crate::rng::Stream;
 use crate::stop::{Interrupted, Stop};
@@ -149,13 +147,9 @@ pub fn write_each<T: Send, E: Send>(
     write: impl Fn(&[u32], Writer<'_>, Stream) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
-    // As in `generate`: the cores share the products of a large model, not the prompts.
-    let in_parts = is_cpu(&model.device()) && model.num_params() >= LARGE;
-    let model = &model.for_generation(in_parts);
-    let shards = match in_parts {
-        true => vec![0..prompts.len()],
-        false => shards(&vec![ROW_TOKENS; prompts.len()], &model.device()),
-    };
+    let cores = Cores::of(model);
+    let model = &model.for_generation(cores == Cores::ShareProducts);
+    let shards = cores.shards(prompts.len(), &model.device());
     let written = side_by_side(shards, |shard| {
         let rows = prompts[shard.clone()].iter().zip(&streams[shard]);
         rows.map(|(&prompt, stream)| {

@@ -87,8 +87,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
             let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
             let scorer = Scorer::load(context, ends, stops, 2 * settings.dpo.rows_at_once)?;
             let reward_model = scorer.fingerprints.reward_model.clone();
-            let rule = scorer.judge.policy_segmenter().rule;
-            let normalizer = NormalizerFile::read(context, rule, &reward_model)?.normalizer;
+            let normalizer = NormalizerFile::normalizer_of(context, &scorer)?;
             let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");
             inputs.extend([("reward_model", reward_model), ("normalizer", fit)]);
             Some((scorer, normalizer))

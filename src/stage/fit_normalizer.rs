@@ -14,8 +14,8 @@ use crate::model::ModelConfig;
 use crate::run::folder::{read_json, remove_checkpoints, write_json};
 use crate::run::{Context, Error, Stage};
 use crate::settings::NormalizerKind;
-use crate::systems::Method;
 use crate::systems::reward_model::SegmentRewards;
+use crate::systems::{Judge, Method};
 
 /// A normalizer with what it was fitted on: `normalizer.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,21 @@ impl NormalizerFile {
             .check(min_location(context))
             .map_err(|source| Error::UnusableNormalizer { path, source })?;
         Ok(file)
+    }
+
+    /// The normalizer of a scorer's rewards: the run's fit for its reward model, and none for a verdict.
+    ///
+    /// # Errors
+    ///
+    /// As [`NormalizerFile::read`].
+    pub fn normalizer_of(context: &Context, scorer: &Scorer) -> Result<Normalizer, Error> {
+        match &scorer.judge {
+            Judge::RewardModel(model) => {
+                let reward_model = &scorer.fingerprints.reward_model;
+                Ok(Self::read(context, model.policy_segmenter.rule, reward_model)?.normalizer)
+            }
+            Judge::Verdict { .. } => Ok(Normalizer::None),
+        }
     }
 }
 

@@ -20,7 +20,6 @@ use super::score::Scorer;
 use super::task::{Task, permutation};
 use crate::data::letters::Gold;
 use crate::equations::kl::AdaptiveKl;
-use crate::equations::normalizer::Normalizer;
 use crate::model::generate::{ReadAt, Rows, to_vec};
 use crate::model::optim::{StepResult, Trainer};
 use crate::model::sampling::Sampling;
@@ -32,8 +31,8 @@ use crate::run::{Context, Error, Stage};
 use crate::settings::Settings;
 use crate::systems::interface::Leaf;
 use crate::systems::{
-    Chunk, Clipped, Draw, Judge, Minibatch, Parts, Path, PpoSettings, Replay, Rollouts, Sample,
-    System, SystemError, TaskParts,
+    Chunk, Clipped, Draw, Minibatch, Parts, Path, PpoSettings, Replay, Rollouts, Sample, System,
+    SystemError, TaskParts,
 };
 
 /// Trains the policy of the run's method.
@@ -58,13 +57,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     })?;
     let (stops, ends) = (task.tokenizer.stop_tokens(), task.tokenizer.sentence_ends());
     let scorer = Scorer::load(context, ends, stops, settings.ppo.rows_at_once)?;
-    let normalizer = match &scorer.judge {
-        Judge::RewardModel(model) => {
-            let rule = model.policy_segmenter.rule;
-            NormalizerFile::read(context, rule, &scorer.fingerprints.reward_model)?.normalizer
-        }
-        Judge::Verdict { .. } => Normalizer::None,
-    };
+    let normalizer = NormalizerFile::normalizer_of(context, &scorer)?;
     let prompts = task.prompts(context)?;
     let lists = [&prompts.train, &prompts.held_out];
     let fit = serde_json::to_string(&normalizer).expect("a plain enum serialises");

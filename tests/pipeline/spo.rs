@@ -215,7 +215,7 @@ fn edges_that_wait_teach_what_their_leaves_would_have_taught() {
         assert_eq!(edge.response.len(), edge.log_probs.len());
         assert!(teaches.contains(&true) && edge.response.len() <= LONGEST);
     }
-    // Two of each prompt at a time, and samples that teach nothing where a minibatch would have no row.
+    // At most two edges of a prompt at a time; samples that teach nothing fill up minibatches that would be empty.
     let (first, second, left) = exchange(2, 40);
     assert_eq!(first.len(), 40);
     let idle = first.iter().filter(|edge| edge.teaching_tokens() == 0).count();
