@@ -167,7 +167,7 @@ pub fn run_folder(bytes: &[u8]) {
             fs::write(checkpoint.join("policy.safetensors"), "weights").unwrap();
             fs::write(checkpoint.join("manifest.json"), bytes).unwrap();
             let mut folder =
-                StageFolder::open(dir, &toml::Table::new(), &Locks::default()).unwrap();
+                StageFolder::open(dir, &toml::Table::new(), &Locks::default(), None).unwrap();
             if let Err(error) = folder.latest() {
                 names(folder.dir(), error);
             }
@@ -177,7 +177,7 @@ pub fn run_folder(bytes: &[u8]) {
             fs::write(dir.join("settings.toml"), bytes).unwrap();
             fs::write(dir.join("metrics.jsonl"), "").unwrap();
             let record = toml::toml! { stage = "sft" };
-            if let Err(error) = StageFolder::open(dir.clone(), &record, &Locks::default()) {
+            if let Err(error) = StageFolder::open(dir.clone(), &record, &Locks::default(), None) {
                 names(&dir, error);
             }
         }

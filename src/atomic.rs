@@ -94,6 +94,13 @@ pub fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Gives the folder `from` the name `to`, in place of a folder of that name.
+pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
+    remove_dir(to)?;
+    disk::rename(from, to)?;
+    [from, to].iter().try_for_each(|path| disk::sync_folder(parent(path)))
+}
+
 /// Makes the content of `file` durable.
 pub fn sync(file: &Path) -> io::Result<()> {
     disk::sync(file)

@@ -24,14 +24,81 @@ use crate::model::generate::Generation;
 use crate::model::lora::LoraSettings;
 use crate::model::optim::OptimizerSettings;
 use crate::model::sampling::Sampling;
+use crate::run::alarms::AlarmSettings;
 use crate::systems::{DpoSettings, Method, PpoSettings, SystemsSettings, Weights, decode};
 
 /// Every setting with its default.
 pub const DEFAULTS: &str = include_str!("../experiments/default.toml");
-/// The preset `quick`, as overrides of [`DEFAULTS`].
-pub const QUICK: &str = include_str!("../experiments/quick.toml");
-/// The preset `full`, as overrides of [`DEFAULTS`].
-pub const FULL: &str = include_str!("../experiments/full.toml");
+
+/// Overrides of [`DEFAULTS`] with a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Preset {
+    /// The embedded task: four methods, one seed, at most 5 minutes on 2 cores
+    Quick,
+    /// The embedded task: six methods, three seeds, twice the iterations
+    Full,
+    /// A model of 0.1 to 2 billion parameters, all weights
+    Small,
+    /// A model of 0.1 to 2 billion parameters, adapters
+    SmallLora,
+    /// A model of 2 to 10 billion parameters, adapters
+    LargeLora,
+    /// Phi-3-mini as in the paper, all weights
+    Phi3Mini,
+    /// Llama-3-8B as in the paper, all weights
+    #[value(name = "llama3-8b")]
+    Llama3,
+}
+
+impl Preset {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Quick,
+        Self::Full,
+        Self::Small,
+        Self::SmallLora,
+        Self::LargeLora,
+        Self::Phi3Mini,
+        Self::Llama3,
+    ];
+
+    /// Its name, which is also that of its file in `experiments`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Full => "full",
+            Self::Small => "small",
+            Self::SmallLora => "small-lora",
+            Self::LargeLora => "large-lora",
+            Self::Phi3Mini => "phi3-mini",
+            Self::Llama3 => "llama3-8b",
+        }
+    }
+
+    /// Its TOML, with a name for errors.
+    pub fn overlay(self) -> (String, String) {
+        let text = match self {
+            Self::Quick => include_str!("../experiments/quick.toml"),
+            Self::Full => include_str!("../experiments/full.toml"),
+            Self::Small => include_str!("../experiments/small.toml"),
+            Self::SmallLora => include_str!("../experiments/small-lora.toml"),
+            Self::LargeLora => include_str!("../experiments/large-lora.toml"),
+            Self::Phi3Mini => include_str!("../experiments/phi3-mini.toml"),
+            Self::Llama3 => include_str!("../experiments/llama3-8b.toml"),
+        };
+        (format!("{}.toml", self.name()), text.to_owned())
+    }
+
+    /// The one for a pretrained model of so many parameters.
+    pub fn for_model(parameters: u128, adapters: bool) -> Self {
+        match (parameters < 2_000_000_000, adapters) {
+            (true, false) => Self::Small,
+            (true, true) => Self::SmallLora,
+            (false, false) => Self::Phi3Mini,
+            (false, true) => Self::LargeLora,
+        }
+    }
+}
 
 /// Why settings were rejected.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +142,8 @@ section! {
         decode: decode::Settings = Nested,
         reproduce: ReproduceSettings = Nested,
         checkpoint: CheckpointSettings = Nested,
+        #[serde(default = "default_alarms")] // a grid of before there were any
+        alarms: AlarmSettings = Nested,
     }
 }
 
@@ -83,6 +152,14 @@ fn default_section<T: DeserializeOwned>(keys: &[&str]) -> T {
     let defaults: toml::Table = DEFAULTS.parse().expect("the defaults parse");
     let section = keys.iter().fold(toml::Value::from(defaults), |all, &key| all[key].clone());
     section.try_into().expect("the defaults hold")
+}
+
+fn default_alarms() -> AlarmSettings {
+    default_section(&["alarms"])
+}
+
+fn default_keep_last() -> bool {
+    default_section(&["checkpoint", "keep_last"])
 }
 
 fn default_aligned() -> AlignedSettings {
@@ -225,7 +302,11 @@ section! {
 }
 section! {
     /// The section `[checkpoint]`.
-    CheckpointSettings { every: usize = AtLeast(1) }
+    CheckpointSettings {
+        every: usize = AtLeast(1),
+        #[serde(default = "default_keep_last")] // a grid of before there was a choice
+        keep_last: bool,
+    }
 }
 
 /// What the embedded task rewards.

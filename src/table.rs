@@ -42,6 +42,20 @@ fn aligned(
     [&header, &rule].into_iter().chain(rows).map(|row| line(row)).collect()
 }
 
+/// A number with so many decimals; what rounds to 0 has no sign.
+///
+/// # Examples
+///
+/// ```
+/// use segment_rlhf::table::digits;
+/// assert_eq!([digits(-0.004, 2), digits(-0.006, 2), digits(2.5, 0)], ["0.00", "-0.01", "2"]);
+/// ```
+pub fn digits(value: f64, decimals: usize) -> String {
+    let text = format!("{value:.decimals$}");
+    let is_zero = text.chars().all(|c| matches!(c, '-' | '0' | '.'));
+    if is_zero { text.trim_start_matches('-').to_owned() } else { text }
+}
+
 /// `mean ± error` with two decimals; the error is left out if there is none.
 ///
 /// # Examples
@@ -55,8 +69,8 @@ fn aligned(
 pub fn with_error(mean: Option<f64>, error: Option<f64>) -> String {
     match (mean, error) {
         (None, _) => "–".into(),
-        (Some(mean), None) => format!("{mean:.2}"),
-        (Some(mean), Some(error)) => format!("{mean:.2} ± {error:.2}"),
+        (Some(mean), None) => digits(mean, 2),
+        (Some(mean), Some(error)) => format!("{} ± {error:.2}", digits(mean, 2)),
     }
 }
 

@@ -14,7 +14,7 @@ use segment_rlhf::model::sampling::Sampling;
 use segment_rlhf::model::{CausalLm, checkpoint};
 use segment_rlhf::run::metrics::IterationMetrics;
 use segment_rlhf::run::{Context, Stage};
-use segment_rlhf::settings::{DEFAULTS, FULL, NormalizerKind, QUICK, Settings};
+use segment_rlhf::settings::{DEFAULTS, NormalizerKind, Preset, Settings};
 use segment_rlhf::stage::{fit_normalizer, online, preferences, reward, sft};
 use segment_rlhf::systems::Method;
 use segment_rlhf::systems::paper::METHODS;
@@ -614,9 +614,9 @@ fn the_actor_learns_at_two_thirds_of_the_prototype_s_rate() {
     let rates: Vec<f64> = words.filter_map(|word| word.parse().ok()).collect();
     let [ours, prototype] = rates[..] else { panic!("two rates in {heading}") };
     assert!((ours / prototype - 2.0 / 3.0).abs() < 1e-12, "{heading}");
-    for overlay in [DEFAULTS, QUICK, FULL] {
-        let overlay = ("a preset".to_owned(), overlay.to_owned());
-        let settings = Settings::resolve(&[overlay], &[]).unwrap();
+    for preset in [None, Some(Preset::Quick), Some(Preset::Full)] {
+        let overlays: Vec<_> = preset.map(Preset::overlay).into_iter().collect();
+        let settings = Settings::resolve(&overlays, &[]).unwrap();
         assert_eq!(settings.ppo.actor.learning_rate, ours, "{heading}");
     }
 }

@@ -1,6 +1,6 @@
 //! `evaluate BENCHMARK` and `score`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -65,9 +65,6 @@ pub(super) struct RewardBenchArgs {
     /// Cut texts at the left to this many tokens
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
     max_length: u32,
-    /// JSON for programs
-    #[arg(long)]
-    json: bool,
 }
 
 /// Arguments of `win-rate`.
@@ -86,9 +83,6 @@ pub(super) struct WinRateArgs {
     /// What one action is to a published reward model [default: bandit]
     #[arg(long)]
     actions: Option<ReadAs>,
-    /// JSON for programs
-    #[arg(long)]
-    json: bool,
 }
 
 /// Arguments of `score`.
@@ -112,9 +106,6 @@ pub(super) struct ScoreArgs {
     /// Add the score and the rewards between 0 and 1, at the temperature of most entropy on held-out responses
     #[arg(long)]
     calibrated: bool,
-    /// JSON lines for programs
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -133,28 +124,33 @@ fn temperature(text: &str) -> Result<f64, String> {
 }
 
 impl Benchmark {
-    /// Runs the benchmark and prints its result.
-    pub(super) fn run(&self, context: &Context) -> Result<(), Error> {
+    /// Runs the benchmark and prints its result; `model` is a model in place of the run's.
+    pub(super) fn run(
+        &self,
+        context: &Context,
+        model: Option<&Path>,
+        json: bool,
+    ) -> Result<(), Error> {
         let (benchmark, args) = match self {
             Self::AlpacaEval(args) => (&ALPACA_EVAL, args),
             Self::ArenaHard(args) => (&ARENA_HARD, args),
             Self::MtBench(args) => (&MT_BENCH, args),
-            Self::RewardBench(args) => return reward_bench(context, args),
-            Self::WinRate(args) => return win_rate(context, args),
+            Self::RewardBench(args) => return reward_bench(context, args, json),
+            Self::WinRate(args) => return win_rate(context, args, json),
         };
-        let request = args.request(context)?;
+        let request = args.request(context, model)?;
         answering::run(context, benchmark, &request)?;
         Ok(())
     }
 }
 
 impl AnswerArgs {
-    fn request(&self, context: &Context) -> Result<Request, Error> {
+    fn request(&self, context: &Context, model: Option<&Path>) -> Result<Request, Error> {
         let method = context.settings.method.name();
-        let (model, name) = match &context.model {
+        let (model, name) = match model {
             Some(dir) => {
                 let name = dir.file_name().map(|name| name.to_string_lossy().into_owned());
-                (dir.clone(), name.unwrap_or("model".to_owned()))
+                (dir.to_owned(), name.unwrap_or("model".to_owned()))
             }
             None if self.reference => (context.reference_dir()?, "reference".to_owned()),
             None => (context.policy_dir()?.join("model"), method.to_owned()),
@@ -170,16 +166,16 @@ impl AnswerArgs {
     }
 }
 
-fn reward_bench(context: &Context, args: &RewardBenchArgs) -> Result<(), Error> {
+fn reward_bench(context: &Context, args: &RewardBenchArgs, json: bool) -> Result<(), Error> {
     let Some(data) = &context.data else {
         return Err(Error::Usage("reward-bench needs --data FILE with RewardBench's pairs".into()));
     };
     let rater = Rater::load(context, args.actions, Some(args.max_length as usize))?;
     let report = reward_bench::run(context, &rater, data)?;
-    if args.json { show::json(&report) } else { show::out(&report.table()) }
+    if json { show::json(&report) } else { show::out(&report.table()) }
 }
 
-fn win_rate(context: &Context, args: &WinRateArgs) -> Result<(), Error> {
+fn win_rate(context: &Context, args: &WinRateArgs, json: bool) -> Result<(), Error> {
     let judge = match args.judge {
         JudgeName::Reward => Judge::Reward(Box::new(Rater::load(context, args.actions, None)?)),
         JudgeName::Gold => Judge::gold()?,
@@ -187,7 +183,7 @@ fn win_rate(context: &Context, args: &WinRateArgs) -> Result<(), Error> {
     let questions = args.questions.clone();
     let files = Match { a: args.a.clone(), b: args.b.clone(), questions };
     let report = win_rate::run(context, &judge, &files)?;
-    if args.json { show::json(&report) } else { show::out(&report.table()) }
+    if json { show::json(&report) } else { show::out(&report.table()) }
 }
 
 /// A line of `score --json`.
@@ -200,7 +196,7 @@ struct Line {
 }
 
 /// Prints the segments of texts with their rewards.
-pub(super) fn score(context: &Context, args: &ScoreArgs) -> Result<(), Error> {
+pub(super) fn score(context: &Context, args: &ScoreArgs, json: bool) -> Result<(), Error> {
     let (texts, path) = match (&args.file, &args.prompt, &args.response) {
         (Some(path), ..) => (read_texts(path)?, path.clone()),
         (None, Some(prompt), Some(response)) => {
@@ -223,7 +219,7 @@ pub(super) fn score(context: &Context, args: &ScoreArgs) -> Result<(), Error> {
             if let Some(temperature) = temperature {
                 shown.calibrate(temperature);
             }
-            if args.json {
+            if json {
                 let line = Line { row: text.place, text: shown };
                 show::out(&serde_json::to_string(&line).expect("a plain struct serialises"))?;
             } else {

@@ -63,7 +63,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         let failed = match self {
             Self::Stage(StageError::Interrupted(_)) => return 130,
-            Self::Stage(StageError::NonFinite(_))
+            Self::Stage(StageError::NonFinite(_) | StageError::Alarm { .. })
             | Self::Output(_)
             | Self::Grid(GridError::Cells { .. }) => true,
             Self::Stage(

@@ -1,9 +1,9 @@
 //! The commands on grids of experiments.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::error::Error;
 use super::{Common, show, use_threads};
@@ -14,31 +14,26 @@ use crate::grid::plan::{Grid, Plan, PlannedCell};
 use crate::grid::results::{FORMAT, State};
 use crate::grid::schedule::OnFailure;
 use crate::grid::{GridError, driver, reproduce, tables};
-use crate::report::extras::extras;
+use crate::report::extras::{Source, extras};
 use crate::report::page::{self, Page};
 use crate::run::Context;
 use crate::run::folder::{write_file, write_json};
 use crate::run::lock::Locks;
 use crate::run::progress::Progress;
-use crate::settings::{FULL, QUICK, Settings};
+use crate::settings::{Preset, Settings};
 use crate::stop::{Stop, say};
 
-/// How much to reproduce.
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-pub(super) enum Preset {
-    /// Four methods, one seed, at most 5 minutes on 2 cores
-    Quick,
-    /// Six methods, three seeds, twice the iterations
-    Full,
-}
-
 /// Compares the methods of `[reproduce]` on the embedded task.
-pub(super) fn reproduce(common: &Common, preset: Preset) -> Result<(), Error> {
-    let (name, text) = match preset {
-        Preset::Quick => ("quick", QUICK),
-        Preset::Full => ("full", FULL),
-    };
-    let settings = common.settings([(format!("{name}.toml"), text.to_owned())])?;
+pub(super) fn reproduce(common: &Common) -> Result<(), Error> {
+    let preset = common.preset.unwrap_or(Preset::Quick);
+    let name = preset.name();
+    if !matches!(preset, Preset::Quick | Preset::Full) {
+        return Err(Error::Usage(format!(
+            "--preset {name} is for a pretrained model and the single stages; reproduce runs the embedded task: give \
+             --preset quick or full"
+        )));
+    }
+    let settings = common.settings([preset.overlay()])?;
     let single_stages = [
         ("--method", common.method.is_some()),
         ("--model", common.model.is_some()),
@@ -160,7 +155,7 @@ fn folder<'a>(common: &'a Common, own: Option<&'a Path>) -> Result<&'a Path, Err
 /// Arguments of `report`.
 #[derive(Args)]
 pub(super) struct ReportArgs {
-    /// The folder that `ablate` or `reproduce` writes into; or --run
+    /// The folder of a run, of `ablate` or of `reproduce`; or --run
     #[arg(id = "folder", value_name = "RUN")]
     run: Option<PathBuf>,
     /// The folder for report.html and the files beside it [default: RUN/report]
@@ -172,12 +167,42 @@ pub(super) struct ReportArgs {
     /// Open the page in the browser
     #[arg(long)]
     open: bool,
+    /// Write the page again every 10 seconds, and let it load itself again, until all is finished
+    #[arg(long)]
+    watch: bool,
 }
 
-/// Writes the report of a grid, finished or not.
+/// Seconds between two pages of `--watch`.
+const WATCH: u64 = 10;
+
+/// Writes the report of a grid or of single stages, finished or not.
 pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     let run = folder(common, args.run.as_deref())?;
-    let plan = plan(run)?;
+    let stop = common.stop();
+    let mut open = args.open;
+    loop {
+        let finished = write_report(run, args, open)?;
+        if finished || !args.watch {
+            return Ok(());
+        }
+        open = false;
+        for _ in 0..10 * WATCH {
+            stop.check()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Writes the report once; gives whether there is nothing more to come.
+fn write_report(run: &Path, args: &ReportArgs, open: bool) -> Result<bool, Error> {
+    let stages = match run.join("grid.json").exists() {
+        true => None,
+        false => Plan::of_stages(run)?,
+    };
+    let (plan, source) = match stages {
+        Some(stages) => (stages, Source::Stages),
+        None => (plan(run)?, Source::Grid),
+    };
     let results = plan.results();
     let mut corrupt = 0;
     for cell in &results.cells {
@@ -187,10 +212,13 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
         }
     }
     let analysis = Analysis::of(&results);
-    if !analysis.has_figures() {
+    let mut extras = extras(&plan, &results, source)?;
+    if !analysis.has_figures() && extras.logs.is_empty() {
         return Err(GridError::NothingFinished { dir: run.to_owned() }.into());
     }
-    let extras = extras(&plan, &results)?;
+    let (finished, of) = (results.finished(), results.cells.len());
+    let ended = finished + corrupt == of;
+    extras.refresh = (args.watch && !ended).then_some(WATCH);
     let dir = args.out.clone().unwrap_or_else(|| run.join("report"));
     std::fs::create_dir_all(&dir).map_err(FileError::writing(&dir))?;
     write_json(&dir.join("results.json"), &results)?;
@@ -201,14 +229,13 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
     if let Some(readme) = &args.readme {
         put_into(readme, &analysis)?;
     }
-    let (finished, of) = (results.finished(), results.cells.len());
     show::out(&format!("{finished} of {of} cells, {corrupt} left out; {}", path.display()))?;
-    if args.open {
+    if open {
         open::that(&path).map_err(|error| {
             Error::Usage(format!("--open: {error}; open {} yourself", path.display()))
         })?;
     }
-    Ok(())
+    Ok(ended)
 }
 
 /// Replaces the generated section of a README.

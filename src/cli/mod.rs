@@ -3,20 +3,26 @@
 #![doc(hidden)]
 
 mod benchmark;
+mod chat;
 pub mod error;
 mod grid;
+mod outcome;
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 use self::error::Error;
+use self::outcome::Outcome;
 use crate::device::DeviceName;
+use crate::run::alarms::Alarm;
+use crate::run::given::{self, Given};
 use crate::run::lock::{Locks, Unsupported};
 use crate::run::progress::Progress;
-use crate::run::{Context, Layout};
-use crate::settings::{DEFAULTS, Settings};
+use crate::run::{Context, Error as StageError, Layout, Stage};
+use crate::settings::{DEFAULTS, Preset, Settings};
 use crate::stage::{dpo, evaluate, export, fit_normalizer, online, preferences, reward, sft};
 use crate::stop::Stop;
 use crate::systems::Method;
@@ -37,11 +43,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs every stage for every method, and prints the table (the default)
-    Reproduce {
-        /// How much to run
-        #[arg(long, default_value = "quick")]
-        preset: grid::Preset,
-    },
+    Reproduce,
     /// Runs the experiments of one or more files: every arm with every seed; what is finished is not run again
     Ablate(grid::AblateArgs),
     /// Prints the progress of the experiments in a folder
@@ -77,7 +79,9 @@ enum Command {
     Export(ExportArgs),
     /// Writes responses to a prompt
     Generate(show::GenerateArgs),
-    /// Shows a text cut into segments, with entropies and rewards
+    /// Talks with a run's policy, or with --model
+    Chat(chat::ChatArgs),
+    /// Shows a text cut into segments, with entropies and rewards; with --data a table of cutoffs
     Segment(show::SegmentArgs),
     /// Prints the reward of each segment of given texts
     Score(benchmark::ScoreArgs),
@@ -113,7 +117,10 @@ struct Common {
     /// `ablate` wrote, --method and --seed choose a model
     #[arg(long, global = true, value_name = "DIR")]
     run: Option<PathBuf>,
-    /// A settings file over the defaults; may be repeated
+    /// Settings for a task or a size of model, over the defaults [default: quick for reproduce, else none]
+    #[arg(long, global = true)]
+    preset: Option<Preset>,
+    /// A settings file over the defaults or the preset; may be repeated
     #[arg(long, global = true, value_name = "FILE")]
     settings: Vec<PathBuf>,
     /// One setting, such as ppo.iterations=24; may be repeated
@@ -148,6 +155,12 @@ struct Common {
     /// Stop with a checkpoint after N optimizer steps or PPO iterations
     #[arg(long, global = true, value_name = "N")]
     stop_after: Option<usize>,
+    /// Stop with a checkpoint, and status 1, when training raises this alarm; may be repeated
+    #[arg(long, global = true, value_name = "ALARM")]
+    stop_on: Vec<Alarm>,
+    /// Print JSON for programs: a stage's whole result, or a line a text
+    #[arg(long, global = true)]
+    json: bool,
     /// Run even if the file system has no locks: make sure yourself that no two processes run the same stage
     #[arg(long, global = true)]
     without_locks: bool,
@@ -157,6 +170,7 @@ impl Common {
     /// The user's settings over the overlays `base`.
     fn settings(&self, base: impl IntoIterator<Item = Overlay>) -> Result<Settings, Error> {
         let mut overlays: Vec<Overlay> = base.into_iter().collect();
+        overlays.extend(self.preset.map(Preset::overlay));
         for path in &self.settings {
             overlays.push(Settings::read(path)?);
         }
@@ -183,7 +197,7 @@ impl Common {
 impl Cli {
     /// Does what the arguments ask for.
     pub fn run(self) -> Result<(), Error> {
-        let command = self.command.unwrap_or(Command::Reproduce { preset: grid::Preset::Quick });
+        let command = self.command.unwrap_or(Command::Reproduce);
         let decode = match &command {
             Command::Evaluate { decode, .. } => *decode,
             Command::Generate(args) => args.decode,
@@ -192,37 +206,58 @@ impl Cli {
         let mut common = self.common;
         common.set.extend(decode.map(|kind| format!("decode.kind={:?}", kind.name())));
         let common = &common;
-        let stage = || context(common, false);
-        let cell = || context(common, true);
+        let stage = || context(common, Reads::Nothing);
+        let cell = || context(common, Reads::Models);
         match command {
             Command::Settings => show::out(DEFAULTS),
             Command::Systems => show::systems(),
             Command::Reported => show::reported(),
-            Command::Reproduce { preset } => grid::reproduce(common, preset),
+            Command::Reproduce => grid::reproduce(common),
             Command::Ablate(args) => grid::ablate(common, &args),
             Command::Status { run } => grid::status(common, run.as_deref()),
             Command::Report(args) => grid::report(common, &args),
-            Command::Sft => show::json(&sft::run(&stage()?)?),
+            Command::Sft => tell(common, &stage()?, Stage::Sft, sft::run),
             Command::Preferences if common.data.is_some() => Err(Error::Usage(
                 "preferences samples pairs of the embedded task: leave it out, the stages after it read --data"
                     .into(),
             )),
-            Command::Preferences => show::json(&preferences::run(&stage()?)?.0),
-            Command::TrainReward => show::json(&reward::run(&stage()?)?),
-            Command::FitNormalizer => show::json(&fit_normalizer::run(&stage()?)?.normalizer),
-            Command::Ppo => show::json(&online::run(&stage()?)?),
-            Command::Dpo => show::json(&dpo::run(&stage()?)?),
-            Command::Evaluate { benchmark: None, .. } => show::json(&evaluate::run(&stage()?)?),
-            Command::Evaluate { benchmark: Some(benchmark), .. } => benchmark.run(&cell()?),
-            Command::Export(ExportArgs { hf, what, dtype }) => {
-                show::json(&export::run(&cell()?, &hf, what, dtype)?)
+            Command::Preferences => {
+                tell(common, &stage()?, Stage::Preferences, |context| Ok(preferences::run(context)?.0))
             }
-            Command::Generate(args) => show::generate(&cell()?, &args),
-            Command::Segment(args) => show::segment(&cell()?, &args),
-            Command::Score(args) => benchmark::score(&cell()?, &args),
+            Command::TrainReward => tell(common, &stage()?, Stage::TrainReward, reward::run),
+            Command::FitNormalizer => {
+                tell(common, &stage()?, Stage::FitNormalizer, fit_normalizer::run)
+            }
+            Command::Ppo => tell(common, &stage()?, Stage::Ppo, online::run),
+            Command::Dpo => tell(common, &stage()?, Stage::Dpo, dpo::run),
+            Command::Evaluate { benchmark: None, .. } => {
+                tell(common, &context(common, Reads::Policy)?, Stage::Evaluate, evaluate::run)
+            }
+            Command::Evaluate { benchmark: Some(benchmark), .. } => {
+                benchmark.run(&cell()?, common.model.as_deref(), common.json)
+            }
+            Command::Export(ExportArgs { hf, what, dtype }) => {
+                let model = common.model.as_deref();
+                show::json(&export::run(&cell()?, model, &hf, what, dtype)?)
+            }
+            Command::Generate(args) => show::generate(&cell()?, &args, common.model.is_some()),
+            Command::Chat(args) => chat::chat(&cell()?, &args, common.model.is_some()),
+            Command::Segment(args) => show::segment(&cell()?, &args, common.json),
+            Command::Score(args) => benchmark::score(&cell()?, &args, common.json),
             Command::Memory => show::memory(&stage()?),
         }
     }
+}
+
+/// Runs a stage and prints its outcome: in a few lines, or with `--json` the whole.
+fn tell<T: Outcome + Serialize>(
+    common: &Common,
+    context: &Context,
+    stage: Stage,
+    run: impl FnOnce(&Context) -> Result<T, StageError>,
+) -> Result<(), Error> {
+    let summary = run(context)?;
+    if common.json { show::json(&summary) } else { outcome::print(context, stage, &summary) }
 }
 
 /// Sets the number of CPU threads; without a number, all cores are used.
@@ -233,13 +268,32 @@ fn use_threads(threads: Option<usize>) {
     }
 }
 
-/// The context of a single stage, or of a command that reads a model: of a cell, if the folder is a grid's.
-fn context(common: &Common, reads: bool) -> Result<Context, Error> {
+/// What a command reads of a run that others have made.
+#[derive(Clone, Copy, PartialEq)]
+enum Reads {
+    /// It is a stage of its own, and is given all that it needs.
+    Nothing,
+    /// Reference model, reward model or policy.
+    Models,
+    /// The policy, which it evaluates as before if it did before.
+    Policy,
+}
+
+/// The context of a single stage, or of a command that reads a run: of a cell, if the folder is a grid's, else with
+/// model, data and settings as its stages were given.
+fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
     let run = common.run.clone().unwrap_or_else(|| PathBuf::from("runs/default"));
-    let cell = if reads { grid::cell(common, &run)? } else { None };
+    let (mut cell, mut given) = (None, None);
+    if reads != Reads::Nothing {
+        cell = grid::cell(common, &run)?;
+        if cell.is_none() {
+            given = given_to(common, &run, reads == Reads::Policy)?;
+        }
+    }
     let base = cell.iter().map(|cell| {
         ("grid.json".to_owned(), toml::to_string(&cell.settings).expect("settings serialise"))
     });
+    let base = base.chain(given.iter().map(|(path, given)| given.overlay(path)));
     let settings = common.settings(base)?;
     if common.prompts.is_some() && common.data.is_none() {
         return Err(Error::Usage(
@@ -255,6 +309,22 @@ fn context(common: &Common, reads: bool) -> Result<Context, Error> {
         context.data = cell.data;
         context.prompts = cell.prompts;
     }
+    if let Some((path, given)) = given {
+        let known = |of: Option<PathBuf>, name: &str, own: &Option<PathBuf>| match of {
+            Some(found) if own.is_none() && !found.exists() => Err(Error::Usage(format!(
+                "{}: {name} was {}, which is not there any more; give it as --{name}",
+                path.display(),
+                found.display()
+            ))),
+            found => Ok(found),
+        };
+        context.model = known(given.model, "model", &common.model)?;
+        context.reward_model = known(given.reward_model, "reward-model", &common.reward_model)?;
+        if reads == Reads::Policy {
+            context.data = known(given.data, "data", &common.data)?;
+            context.prompts = known(given.prompts, "prompts", &common.prompts)?;
+        }
+    }
     for (own, given) in [
         (&mut context.model, &common.model),
         (&mut context.reward_model, &common.reward_model),
@@ -267,6 +337,19 @@ fn context(common: &Common, reads: bool) -> Result<Context, Error> {
     }
     context.locks = common.locks();
     context.stop = common.stop();
+    context.stop_on.clone_from(&common.stop_on);
     context.progress = Progress::new();
     Ok(context)
+}
+
+/// What the stages of the run's method in the folder `run` were given, with the file that says so.
+fn given_to(
+    common: &Common,
+    run: &Path,
+    evaluation: bool,
+) -> Result<Option<(PathBuf, Given)>, Error> {
+    let method = given::method_of(run).map(|method| format!("method = {:?}", method.name()));
+    let method = method.map(|text| (run.display().to_string(), text));
+    let Settings { method, .. } = common.settings(method)?;
+    Ok(Given::read(run, method, evaluation)?)
 }

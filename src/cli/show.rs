@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -24,14 +24,17 @@ use crate::rng::{stream, streams};
 use crate::run::memory::{Bytes, Need};
 use crate::run::{Context, Stage};
 use crate::settings::Settings;
+use crate::stage::cutoffs::Cutoffs;
 use crate::stage::memory::{Estimator, advise};
 use crate::stage::score::{self, Scorer, segmenter};
 use crate::stage::score_text::{Encoded, Rater};
 use crate::stage::segmented_text::SegmentedText;
 use crate::stage::task::{HeldOut, Task, letter_prompts, model_tokenizer};
+use crate::statistics::mean;
+use crate::stop::say;
 use crate::systems::Method;
 use crate::systems::decode::{Calls, Decoded, Decoder, Kind};
-use crate::table::{listing, markdown};
+use crate::table::{digits, listing, markdown};
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -59,9 +62,9 @@ pub(super) struct SegmentArgs {
     /// The response to cut [default: one that the reference model writes]
     #[arg(long, value_name = "TEXT")]
     response: Option<String>,
-    /// JSON for programs
-    #[arg(long)]
-    json: bool,
+    /// Responses to cut of the file that --data names, for a table of cutoffs
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    rows: u32,
 }
 
 /// Prints `value` as JSON.
@@ -167,7 +170,11 @@ pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<
         let sample = &figures.evaluation.sample;
         let task = Task::open(own, Some(&own.reference_dir()?))?;
         let prompt = task.tokenizer.decode(&sample.prompt);
-        out(&format!("prompt        {}", prompt.trim()))?;
+        out(&format!(
+            "{}, the held-out prompt of median change in score:\nprompt        {}",
+            own.settings.method.name(),
+            prompt.trim()
+        ))?;
         for (name, response) in [("before", &sample.before), ("after", &sample.after)] {
             let text = segmented(own, &task, &sample.prompt, response)?;
             let gold = task.gold(&sample.prompt, response).map(|gold| gold.reward());
@@ -175,22 +182,40 @@ pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<
             out(&format!("{name:6} {gold:>6} {}", text.line(colour())))?;
         }
     }
+    let run = plan.cells[0].context.run.display();
     out(&format!(
-        "\n{:.0} s; results.json and table.md in {}",
-        took.as_secs_f64(),
-        plan.cells[0].context.run.display()
+        "\n{:.0} s; results.json and table.md in {run}. To look closer:",
+        took.as_secs_f64()
+    ))?;
+    out(&format!(
+        "  segment-rlhf report {run} --open      tables, learning curves and texts as one page\n  \
+         segment-rlhf segment --run {run}      a response, cut into segments with their rewards\n  \
+         segment-rlhf generate --run {run}     what the policy answers to a held-out prompt"
     ))
 }
 
-/// Writes responses to a prompt.
-pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Error> {
+/// The folder of the model that writes: the run's policy if it has one, unless the reference model or a model of the user's
+/// is asked for.
+pub(super) fn writes(context: &Context, reference: bool, given: bool) -> Result<PathBuf, Error> {
     let policy = context.dir(context.policy_stage()).join("model");
+    let reference = reference || given || context.settings.reference_writes();
+    Ok(if !reference && policy.exists() { policy } else { context.reference_dir()? })
+}
+
+/// Writes responses to a prompt; a model that the user gave goes before the run's policy.
+pub(super) fn generate(context: &Context, args: &GenerateArgs, given: bool) -> Result<(), Error> {
     let settings = &context.settings;
-    let reference = args.reference || settings.reference_writes() || context.model.is_some();
-    let use_policy = !reference && policy.exists();
-    let dir = if use_policy { policy } else { context.reference_dir()? };
+    let dir = writes(context, args.reference, given)?;
     let tokenizer = model_tokenizer(&dir)?;
-    let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
+    let mut prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
+    let surplus = prompt.len().saturating_sub(settings.sampling.prompt_tokens);
+    if surplus > 0 {
+        prompt.drain(..surplus);
+        say(&format!(
+            "--prompt: cut to its last {} tokens, as prompts of rollouts are (sampling.prompt_tokens)",
+            prompt.len()
+        ));
+    }
     let generation = settings.generation(tokenizer.stop_tokens());
     check_length(&dir, prompt.len() + generation.max_new_tokens, "--prompt")?;
     let rows = vec![prompt.as_slice(); usize::from(args.samples)];
@@ -230,7 +255,11 @@ pub(super) fn generate(context: &Context, args: &GenerateArgs) -> Result<(), Err
 }
 
 /// Shows a response cut into segments.
-pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error> {
+pub(super) fn segment(context: &Context, args: &SegmentArgs, as_json: bool) -> Result<(), Error> {
+    if context.data.is_some() && args.prompt.is_none() && args.response.is_none() {
+        let cutoffs = Cutoffs::of(context, args.rows as usize)?;
+        return if as_json { json(&cutoffs) } else { out(&cutoffs.to_string()) };
+    }
     let dir = context.reference_dir()?;
     let tokenizer = model_tokenizer(&dir)?;
     let prompt = prompt(context, &tokenizer, args.prompt.as_deref())?;
@@ -260,11 +289,18 @@ pub(super) fn segment(context: &Context, args: &SegmentArgs) -> Result<(), Error
     own.data.get_or_insert_with(Default::default); // any text, not only the embedded task's
     let task = Task::open(&own, Some(&dir))?;
     let text = segmented(context, &task, &prompt, &response)?;
-    if args.json {
+    if as_json {
         return json(&text);
     }
     out(&text.table(colour()))?;
-    Ok(())
+    let rule = context.settings.method.policy_rule(context.settings.segmentation.entropy_cutoff);
+    let (segments, tokens) = (text.segments.len(), text.tokens.len());
+    let each = text.segments.iter().map(|segment| (segment.end - segment.start) as f64);
+    let cutoff = match rule {
+        Rule::Entropy { cutoff } => format!("cutoff {cutoff} nats: "),
+        other => format!("{}: ", other.name()),
+    };
+    out(&format!("{cutoff}{segments} segments of {tokens} tokens, {} each", digits(mean(each), 1)))
 }
 
 /// Rejects a text that is too long, with its response, for the model in `dir`.
@@ -273,7 +309,7 @@ fn check_length(dir: &Path, tokens: usize, origin: &str) -> Result<(), Error> {
     Ok(ModelConfig::from_dir(dir)?.length_limit().check(tokens, origin, remedy)?)
 }
 
-fn message(role: Role, content: &str) -> Message {
+pub(super) fn message(role: Role, content: &str) -> Message {
     Message { role, content: content.to_owned() }
 }
 
@@ -300,7 +336,11 @@ fn segmented(
     response: &[u32],
 ) -> Result<SegmentedText, Error> {
     let judged = context.reward_model.is_some() || context.reward_dir().is_ok();
-    if judged && !context.settings.has_verdict() {
+    let cuts_alike = !judged || score::cuts_alike(context)?;
+    if !cuts_alike {
+        say("without rewards: the reward model was trained for segments that are cut otherwise");
+    }
+    if judged && cuts_alike && !context.settings.has_verdict() {
         let rater = Rater::trained(context)?;
         let fitted = context.dir(Stage::FitNormalizer).join("normalizer.json").exists();
         let normalizer = fitted.then(|| rater.normalizer(context)).transpose()?;

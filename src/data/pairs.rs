@@ -266,27 +266,7 @@ pub fn read_conversations(
     mut visit: impl FnMut(Conversation, u64) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
-    let read = |line: &Fields, counts: &mut Counts| {
-        let keys = ["messages", "response", "completion", "chosen"];
-        let (prompt, response) = match keys.into_iter().find(|key| line.get(key).is_some()) {
-            // Data sets put the first turn beside the messages as `prompt`: not of this layout.
-            Some(key @ "messages") => line.side(key, None)?,
-            Some("chosen") if line.prompt()?.is_none() && line.is_text("chosen") => {
-                let Sides { prompt, chosen, .. } = line.pair()?;
-                (prompt, chosen)
-            }
-            Some(key) => line.side(key, line.prompt()?.as_deref())?,
-            None => {
-                let prompt_only = line.get("prompt").is_some();
-                return Err(line.missing(if prompt_only { "response" } else { "messages" }).into());
-            }
-        };
-        let (prompt, response) = encoder.conversation(line, &prompt, &response)?;
-        let hash = prompt_hash(&prompt);
-        let prompt = encoder.cut_prompt(prompt, counts);
-        let response = encoder.cut_response(prompt.len(), response, counts);
-        Ok(((prompt, response), hash))
-    };
+    let read = |line: &Fields, counts: &mut Counts| encoder.row_conversation(line, counts);
     let (mut total, mut any) = (Counts::default(), false);
     for_each_row(path, CONVERSATION, read, |conversation, counts| {
         total += counts;
@@ -296,6 +276,38 @@ pub fn read_conversations(
     match any {
         true => Ok(total),
         false => Err(DataError::no_conversations(path, in_brackets(total))),
+    }
+}
+
+/// The first `most` conversations in a file.
+///
+/// # Errors
+///
+/// Those of [`read_conversations`], of the rows that are read.
+pub fn first_conversations(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    limits: Limits,
+    most: usize,
+) -> Result<Vec<Conversation>, DataError> {
+    let encoder = Encoder::new(tokenizer, limits)?;
+    let mut found = Vec::new();
+    for path in files(path)? {
+        for row in rows(&path)? {
+            if found.len() == most {
+                return Ok(found);
+            }
+            let line = Fields::new(&path, row?, CONVERSATION);
+            match encoder.row_conversation(&line, &mut Counts::default()) {
+                Ok((conversation, _)) => found.push(conversation),
+                Err(Refusal::Skip(_)) => {}
+                Err(Refusal::Error(error)) => return Err(error),
+            }
+        }
+    }
+    match found.is_empty() {
+        true => Err(DataError::no_conversations(path, String::new())),
+        false => Ok(found),
     }
 }
 
@@ -382,6 +394,33 @@ impl<'a> Encoder<'a> {
     ) -> Result<Vec<u32>, DataError> {
         let ids = self.tokenizer.encode_prompt(messages).map_err(|error| at(line, error))?;
         self.not_empty(line, messages, ids)
+    }
+
+    /// The conversation that a row holds, cut to the limits, and the hash of its whole prompt.
+    fn row_conversation(
+        &self,
+        line: &Fields,
+        counts: &mut Counts,
+    ) -> Result<(Conversation, u64), Refusal> {
+        let keys = ["messages", "response", "completion", "chosen"];
+        let (prompt, response) = match keys.into_iter().find(|key| line.get(key).is_some()) {
+            // Data sets put the first turn beside the messages as `prompt`: not of this layout.
+            Some(key @ "messages") => line.side(key, None)?,
+            Some("chosen") if line.prompt()?.is_none() && line.is_text("chosen") => {
+                let Sides { prompt, chosen, .. } = line.pair()?;
+                (prompt, chosen)
+            }
+            Some(key) => line.side(key, line.prompt()?.as_deref())?,
+            None => {
+                let prompt_only = line.get("prompt").is_some();
+                return Err(line.missing(if prompt_only { "response" } else { "messages" }).into());
+            }
+        };
+        let (prompt, response) = self.conversation(line, &prompt, &response)?;
+        let hash = prompt_hash(&prompt);
+        let prompt = self.cut_prompt(prompt, counts);
+        let response = self.cut_response(prompt.len(), response, counts);
+        Ok(((prompt, response), hash))
     }
 
     /// The prompt and the response.

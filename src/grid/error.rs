@@ -30,12 +30,13 @@ pub enum GridError {
     Settings(#[from] SettingsError),
     /// A folder without a grid.
     #[error(
-        "{dir}: no grid.json; name the folder that `segment-rlhf ablate` or `reproduce` wrote into"
+        "{dir}: no grid.json and no stage; name the --run of a stage, or the folder that `segment-rlhf ablate` or \
+         `reproduce` wrote into"
     )]
     NoGrid { dir: PathBuf },
-    /// A grid without a finished cell.
+    /// A grid without a finished cell or a log.
     #[error(
-        "{dir}: no cell is finished, so there is nothing to report; run `segment-rlhf ablate`, and see \
+        "{dir}: no cell is finished and none has a log, so there is nothing to report; run `segment-rlhf ablate`, and see \
          `segment-rlhf status` for what failed"
     )]
     NothingFinished { dir: PathBuf },

@@ -14,6 +14,7 @@ pub mod analysis;
 pub(crate) mod driver;
 pub mod error;
 pub mod file;
+mod named;
 mod outlook;
 pub mod plan;
 pub mod reported;

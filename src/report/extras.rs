@@ -1,6 +1,10 @@
 //! What the report shows besides figures, from the first seed of a grid that has it.
 
-use super::page::{ArmTime, Extras, Fit, Link, SampleText, SegmentLengths, StageTime};
+use std::collections::BTreeSet;
+
+use super::page::{
+    ArmAlarm, ArmLog, ArmTime, Extras, Fit, Link, SampleText, SegmentLengths, StageTime,
+};
 use super::texts::texts;
 use crate::equations::normalizer::Normalizer;
 use crate::equations::segmentation::Rule;
@@ -13,6 +17,7 @@ use crate::run::folder::read_json;
 use crate::run::{Error, Stage};
 use crate::stage::evaluate::{self, Timing};
 use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::log::{StageLog, alarms};
 use crate::stage::preferences::{self, Pair};
 use crate::stage::score::segmenter;
 use crate::stage::task::Task;
@@ -32,8 +37,9 @@ const FILES: [(&str, &str); 9] = [
     ("orderings.csv", "a line an ordering that the paper's tables claim"),
 ];
 
-/// Collects what the report shows besides figures.
-pub fn extras(plan: &Plan, results: &Results) -> Result<Extras, Error> {
+/// Collects what the report shows besides figures; of a grid also what the models have to read again.
+pub fn extras(plan: &Plan, results: &Results, of: Source) -> Result<Extras, Error> {
+    let is_grid = of == Source::Grid;
     let settings = plan.cells.first().map(|cell| {
         toml::to_string(&cell.context.settings).expect("settings are a table of plain values")
     });
@@ -41,13 +47,73 @@ pub fn extras(plan: &Plan, results: &Results) -> Result<Extras, Error> {
         settings,
         times: times(plan),
         fits: fits(plan, results)?,
-        segment_lengths: segment_lengths(plan, results)?,
+        segment_lengths: if is_grid { segment_lengths(plan, results)? } else { Vec::new() },
         training: arm_times(plan, training),
         decoding: arm_times(plan, |cell| Timing::a_response(&cell.context.dir(Stage::Evaluate))),
-        texts: shaded(plan, results)?,
+        texts: if is_grid { shaded(plan, results)? } else { Vec::new() },
+        logs: logs(plan, of)?,
+        alarms: alarms_of(plan)?,
+        refresh: None,
         samples: samples(plan, results)?,
         files: FILES.map(|(file, what)| Link { file: file.into(), what: what.into() }).into(),
     })
+}
+
+/// What is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The cells of a grid.
+    Grid,
+    /// Single stages, each with its own command.
+    Stages,
+}
+
+impl PlannedCell {
+    /// The arm's name.
+    fn arm_name(&self, plan: &Plan) -> String {
+        plan.grid.experiments[self.arm[0]].arms[self.arm[1]].name.clone()
+    }
+}
+
+/// The logs of cells that are not finished; of single stages those of all.
+fn logs(plan: &Plan, of: Source) -> Result<Vec<ArmLog>, Error> {
+    let mut found = Vec::new();
+    for cell in &plan.cells {
+        if of == Source::Grid && plan.tasks.all()[cell.last].is_finished() {
+            continue;
+        }
+        let mut stages = Vec::new();
+        for stage in cell.context.stages() {
+            let log = StageLog::read(&cell.context, stage)?;
+            if !log.is_empty() {
+                stages.push((stage.command().to_owned(), log));
+            }
+        }
+        if !stages.is_empty() {
+            found.push(ArmLog { arm: cell.arm_name(plan), seed: cell.seed, stages });
+        }
+    }
+    Ok(found)
+}
+
+/// The alarms of all cells, those of a stage that several share once.
+fn alarms_of(plan: &Plan) -> Result<Vec<ArmAlarm>, Error> {
+    let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
+    for cell in &plan.cells {
+        for stage in cell.context.stages() {
+            if !seen.insert(cell.context.dir(stage)) {
+                continue;
+            }
+            let raised = alarms(&cell.context, stage)?.into_iter();
+            found.extend(raised.map(|raised| ArmAlarm {
+                arm: cell.arm_name(plan),
+                seed: cell.seed,
+                stage: stage.command().to_owned(),
+                raised,
+            }));
+        }
+    }
+    Ok(found)
 }
 
 fn times(plan: &Plan) -> Vec<StageTime> {

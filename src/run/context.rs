@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 
+use super::alarms::{Alarm, Raised};
 use super::fingerprint::{file_fingerprint, model_fingerprint, reward_fingerprint};
+use super::given::Given;
 use super::stage::Stage;
 use crate::COMMIT;
 use crate::device::DeviceName;
+use crate::file_error::FileError;
 use crate::rng::Fnv1a;
 use crate::run::error::Error;
 use crate::run::folder::{FolderError, StageFolder, is_finished};
@@ -41,6 +44,8 @@ pub struct Context {
     pub locks: Locks,
     /// Asks the run to end.
     pub stop: Stop,
+    /// Alarms that end the training that raises them.
+    pub stop_on: Vec<Alarm>,
     /// Shows how far it is.
     pub progress: Progress,
     /// Shown before stage names, to tell parallel runs apart.
@@ -62,6 +67,7 @@ impl Context {
             prompts: None,
             locks: Locks::default(),
             stop: Stop::default(),
+            stop_on: Vec::new(),
             progress: Progress::silent(),
             label: String::new(),
         })
@@ -136,12 +142,46 @@ impl Context {
         table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
         record.insert("inputs".into(), table.into());
         record.extend(settings);
-        StageFolder::open(self.dir(stage), &record, &self.locks)
+        let grows = (stage == Stage::Ppo).then_some("settings.ppo.iterations");
+        let folder = StageFolder::open(self.dir(stage), &record, &self.locks, grows)?;
+        if self.layout == Layout::Named && !is_finished(folder.dir()) {
+            Given::of(self).write(folder.dir())?;
+        }
+        if let Some(iterations) = &folder.grown_from {
+            let went_on = format!(
+                "{} goes on behind iteration {iterations}; from there its learning rates are those of the longer run",
+                folder.dir().display()
+            );
+            self.progress.line(&went_on);
+            self.lay_aside(Stage::Evaluate, iterations)?;
+        }
+        Ok(folder)
+    }
+
+    /// Renames the folder of a stage that judged the policy of an earlier iteration.
+    fn lay_aside(&self, stage: Stage, iteration: &str) -> Result<(), FolderError> {
+        let dir = self.dir(stage);
+        if !dir.exists() {
+            return Ok(());
+        }
+        let to = dir.with_file_name(format!("{}-{iteration}", stage.folder()));
+        std::fs::rename(&dir, &to).map_err(FileError::writing(&to))?;
+        self.progress
+            .line(&format!("the evaluation behind iteration {iteration} is now {}", to.display()));
+        Ok(())
     }
 
     /// A stage's name on display.
     pub fn title(&self, stage: &str) -> String {
         if self.label.is_empty() { stage.to_owned() } else { format!("{} {stage}", self.label) }
+    }
+
+    /// Tells an alarm of `stage`; gives the error if it ends the training.
+    pub(crate) fn raise(&self, stage: Stage, raised: &Raised) -> Option<Error> {
+        self.progress.line(&format!("{:28} {raised}", self.title(stage.command())));
+        let stops = self.stop_on.contains(&raised.alarm);
+        let saved_in = self.dir(stage);
+        stops.then(|| Error::Alarm { raised: Box::new(raised.clone()), saved_in })
     }
 
     /// Refuses what needs a reward model in a run that has a verdict.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::alarms::Raised;
 use super::folder::FolderError;
 use super::memory::MemoryError;
 use crate::data::error::DataError;
@@ -68,6 +69,11 @@ pub enum Error {
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),
+    /// An alarm that `--stop-on` names.
+    #[error(
+        "{raised}. Stopped by --stop-on; the same command goes on from what is saved in {saved_in}"
+    )]
+    Alarm { raised: Box<Raised>, saved_in: PathBuf },
     /// The run was stopped by a signal or by `--stop-after`; what it has done is saved.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),

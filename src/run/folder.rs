@@ -8,12 +8,14 @@
 //!                  *.jsonl: what passes over a data set have given so far, one line a batch
 //! model/           the result in Hugging Face's layout
 //! summary.json     the result in figures; its presence says that the stage is finished
+//! resume/          the last checkpoint of a finished ppo, from which it goes on if `ppo.iterations` grows
+//! run.toml         what the command was given: model, data and all settings, for commands that read the run
 //! took.json        seconds that it took in a grid or a reproduction, all tries together
 //! failed.json      why its last try in a grid failed
 //! ```
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::files::{FolderError, read_json, read_json_lines, write_file, write_json};
 use super::files::{parse, read_if_there};
+use super::given::GIVEN;
 use super::lock::{self, Lock, Locks};
 pub use super::log::{Log, Parts};
 use crate::atomic::{self, NewFile};
@@ -34,6 +37,8 @@ use crate::rng::Fnv1a;
 const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 const SETTINGS: &str = "settings.toml";
+/// The last checkpoint of a finished stage that may grow.
+const RESUME: &str = "resume";
 /// A file in a stage's folder that says why its last try ended.
 pub const FAILED: &str = "failed.json";
 /// A file in a stage's folder that says what its tries took.
@@ -46,6 +51,8 @@ pub struct StageFolder {
     _lock: Option<Arc<Lock>>,
     /// What a damaged checkpoint was, if the one before it was used instead.
     pub warnings: Vec<String>,
+    /// What the number was that has grown since, as in [`StageFolder::open`].
+    pub grown_from: Option<String>,
 }
 
 /// Files of one moment: models, optimizer states, counters.
@@ -81,14 +88,25 @@ impl StageFolder {
     /// Opens `dir` for a stage with the given `record` (settings, inputs, device, seed), creating it if it is
     /// not there, and keeps it locked; what a kill left there goes. A folder that holds nothing but another record,
     /// since its stage was rejected before it began, gets the new one. A finished stage is opened whoever else
-    /// has it open.
+    /// has it open. If nothing but the number `grows` differs and is larger than it was, the stage goes on from its last
+    /// checkpoint, even a finished one.
     ///
     /// # Errors
     ///
     /// [`FolderError::Lock`] when another process runs the stage; [`FolderError::OtherSettings`] when the folder was
     /// started with another record; [`FolderError::File`], [`FolderError::File`] and [`FolderError::Corrupt`].
-    pub fn open(dir: PathBuf, record: &toml::Table, locks: &Locks) -> Result<Self, FolderError> {
-        let lock = if is_settled(&dir)? {
+    pub fn open(
+        dir: PathBuf,
+        record: &toml::Table,
+        locks: &Locks,
+        grows: Option<&str>,
+    ) -> Result<Self, FolderError> {
+        let grown = |differences: &[Difference]| {
+            let [only] = differences else { return false };
+            let has_checkpoint = !is_finished(&dir) || dir.join(RESUME).exists();
+            has_checkpoint && grows.is_some_and(|key| only.grows(key))
+        };
+        let lock = if is_settled(&dir)? && !grown(&differences(&dir, record)?) {
             None
         } else {
             match locks.take(&dir) {
@@ -101,23 +119,24 @@ impl StageFolder {
             }
         };
         let path = dir.join(SETTINGS);
-        if let Some(text) = read_if_there(&path)?
-            && has_begun(&dir)?
-        {
-            let old: toml::Table =
-                String::from_utf8_lossy(&text).parse().map_err(|error: toml::de::Error| {
-                    FolderError::Corrupt { path: path.clone(), detail: error.to_string() }
-                })?;
-            let differences = differences(&old, record);
-            if !differences.is_empty() {
-                return Err(FolderError::OtherSettings { dir, differences });
-            }
-        } else {
+        let begun = path.exists() && has_begun(&dir)?;
+        let differences = if begun { differences(&dir, record)? } else { Vec::new() };
+        let grown = grown(&differences);
+        if !differences.is_empty() && !grown {
+            let differences = differences.iter().map(Difference::to_string).collect();
+            return Err(FolderError::OtherSettings { dir, differences });
+        }
+        if !begun || grown {
+            remove_file(&dir.join(SUMMARY))?;
             atomic::create_dir_all(&dir).map_err(FileError::writing(&dir))?;
             let text = toml::to_string(record).expect("a table serialises");
             write_file(&path, text.as_bytes())?;
         }
-        Ok(Self { dir, _lock: lock, warnings: Vec::new() })
+        if lock.is_some() && !is_finished(&dir) {
+            take_up(&dir)?;
+        }
+        let grown_from = differences.into_iter().find_map(|grown| grown.there);
+        Ok(Self { dir, _lock: lock, warnings: Vec::new(), grown_from })
     }
 
     /// The folder.
@@ -140,6 +159,13 @@ impl StageFolder {
         self.sync_logs()?;
         write_json(&self.dir.join(SUMMARY), summary)?;
         remove_checkpoints(&self.dir)
+    }
+
+    /// Lays the newest checkpoint aside, so that the stage can go on after its end.
+    pub fn keep_last(&self) -> Result<(), FolderError> {
+        let Some(last) = self.checkpoint_dirs()?.pop() else { return Ok(()) };
+        let path = self.dir.join(RESUME);
+        Ok(atomic::rename_dir(&last, &path).map_err(FileError::writing(&path))?)
     }
 
     /// Makes the lines that were logged durable.
@@ -275,8 +301,9 @@ pub fn remove_checkpoints(dir: &Path) -> Result<(), FolderError> {
 
 /// Whether the folder of a stage holds more than its settings and what is noted of a try that was rejected.
 fn has_begun(dir: &Path) -> Result<bool, FolderError> {
-    let begun =
-        |name: &str| !atomic::is_temporary(name) && ![SETTINGS, TOOK, FAILED].contains(&name);
+    let begun = |name: &str| {
+        !atomic::is_temporary(name) && ![SETTINGS, GIVEN, TOOK, FAILED].contains(&name)
+    };
     Ok(entries(dir)?.iter().any(|path| begun(&name(path))))
 }
 
@@ -317,8 +344,53 @@ fn read_checkpoint(dir: &Path) -> Result<Checkpoint, String> {
     Ok(Checkpoint { step: manifest.step, dir: dir.to_owned() })
 }
 
-/// Each key in which two tables differ, with both values; the program's version and commit may differ.
-fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
+/// Puts the checkpoint that [`StageFolder::keep_last`] laid aside back among the others.
+fn take_up(dir: &Path) -> Result<(), FolderError> {
+    let kept = dir.join(RESUME);
+    if !kept.exists() {
+        return Ok(());
+    }
+    let Manifest { step, .. } = read_json(&kept.join("manifest.json"), "ppo")?;
+    let path = dir.join(CHECKPOINTS).join(format!("step-{step:08}"));
+    let moved = atomic::create_dir_all(&dir.join(CHECKPOINTS))
+        .and_then(|()| atomic::rename_dir(&kept, &path));
+    Ok(moved.map_err(FileError::writing(&path))?)
+}
+
+fn remove_file(path: &Path) -> Result<(), FolderError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::writing(path)(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A key in which two records differ, with both values as TOML.
+struct Difference {
+    key: String,
+    there: Option<String>,
+    here: Option<String>,
+}
+
+impl Difference {
+    /// Whether `key` is what differs, and is a larger number here than there.
+    fn grows(&self, key: &str) -> bool {
+        let number = |value: &Option<String>| value.as_ref()?.parse::<u64>().ok();
+        self.key == key && number(&self.there).is_some_and(|old| number(&self.here) > Some(old))
+    }
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let show = |value: &Option<String>| value.clone().unwrap_or_else(|| "absent".into());
+        write!(f, "{}: {} there, {} here", self.key, show(&self.there), show(&self.here))
+    }
+}
+
+/// Each key in which the record in the folder `dir`, if it has one, differs from `new`; the program's version and commit
+/// may differ.
+fn differences(dir: &Path, new: &toml::Table) -> Result<Vec<Difference>, FolderError> {
     fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
         match value {
             toml::Value::Table(table) => {
@@ -340,15 +412,19 @@ fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
         flat.remove("commit");
         flat
     };
-    let (old, new) = (flat(old), flat(new));
-    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
-    keys.sort();
-    keys.dedup();
-    let show = |value: Option<&String>| value.cloned().unwrap_or_else(|| "absent".into());
-    keys.iter()
-        .filter(|key| old.get(**key) != new.get(**key))
-        .map(|key| format!("{key}: {} there, {} here", show(old.get(*key)), show(new.get(*key))))
-        .collect()
+    let path = dir.join(SETTINGS);
+    let Some(text) = read_if_there(&path)? else { return Ok(Vec::new()) };
+    let old: toml::Table =
+        String::from_utf8_lossy(&text).parse().map_err(|error: toml::de::Error| {
+            FolderError::Corrupt { path, detail: error.to_string() }
+        })?;
+    let (mut old, mut new) = (flat(&old), flat(new));
+    let keys: BTreeSet<String> = old.keys().chain(new.keys()).cloned().collect();
+    let difference = |key: String| {
+        let (there, here) = (old.remove(&key), new.remove(&key));
+        (there != here).then_some(Difference { key, there, here })
+    };
+    Ok(keys.into_iter().filter_map(difference).collect())
 }
 
 #[cfg(test)]
@@ -360,7 +436,7 @@ mod tests {
     /// The folder of a stage with the seed `seed`.
     fn open(run: &TempDir, seed: i64) -> Result<StageFolder, FolderError> {
         let record = toml::Table::from_iter([("seed".to_owned(), seed.into())]);
-        StageFolder::open(run.path().join("sft"), &record, &Locks::default())
+        StageFolder::open(run.path().join("sft"), &record, &Locks::default(), None)
     }
 
     fn save(folder: &StageFolder, step: usize) {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::table::digits;
+
 /// One line of `metrics.jsonl`. Means are over responses unless a field says otherwise; sums over a
 /// response's tokens are in nats or units of reward a response.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -75,6 +77,20 @@ pub struct IterationMetrics {
     pub actor_learning_rate: f64,
     /// Learning rate of the critic's last step.
     pub critic_learning_rate: Option<f64>,
+}
+
+impl IterationMetrics {
+    /// The iteration in a few figures, on display.
+    pub fn line(&self) -> String {
+        let (name, value) = self.gold.map_or(("reward", self.reward), |gold| ("gold", gold));
+        format!(
+            "{name} {}, KL {}, {:.1} tokens, EOS {:.0} %",
+            digits(value, 2),
+            digits(self.kl_k1, 2),
+            self.response_tokens,
+            100.0 * self.eos_rate
+        )
+    }
 }
 
 /// One line of `timings.jsonl`.

@@ -1,11 +1,14 @@
 //! A run: its settings, device and folders, its locks, checkpoints and logs, and how far it is.
 
+pub mod alarms;
 pub mod context;
 pub mod error;
 mod files;
 #[doc(hidden)]
 pub mod fingerprint;
 pub mod folder;
+#[doc(hidden)]
+pub mod given;
 #[doc(hidden)]
 pub mod lock;
 mod log;

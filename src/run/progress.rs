@@ -78,7 +78,8 @@ impl Progress {
         bar.tick();
         let start = Instant::now();
         let (mode, keep) = (self.mode, self.keep);
-        Stage { name, bar, mode, keep, done, start, last_line: Cell::new(start) }
+        let quiet = QUIET;
+        Stage { name, bar, mode, keep, quiet, done, start, last_line: Cell::new(start) }
     }
 
     /// Prints a line without breaking the bars.
@@ -116,6 +117,8 @@ pub struct Stage {
     bar: ProgressBar,
     mode: Mode,
     keep: bool,
+    /// How long it says nothing outside of a terminal.
+    quiet: Duration,
     /// Steps done before the start.
     done: usize,
     start: Instant,
@@ -123,6 +126,15 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// The same, with a line for each step outside of a terminal, unless it is one stage of many.
+    #[must_use]
+    pub fn line_by_line(mut self) -> Self {
+        if self.keep {
+            self.quiet = Duration::ZERO;
+        }
+        self
+    }
+
     /// One step further, with what to show of it.
     pub fn step(&self, message: impl Into<String>) {
         self.bar.set_message(message.into());
@@ -136,7 +148,7 @@ impl Stage {
 
     /// How far the stage is, if it has said nothing for long enough.
     fn line_at(&self, now: Instant) -> Option<String> {
-        if now.duration_since(self.last_line.get()) < QUIET {
+        if now.duration_since(self.last_line.get()) < self.quiet {
             return None;
         }
         self.last_line.set(now);

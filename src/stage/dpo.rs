@@ -8,11 +8,11 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::fit_normalizer::NormalizerFile;
-use super::memory;
 use super::preferences::{self, Pair, is_right};
 use super::score::Scorer;
 use super::supervised::{Epochs, or_save, train};
 use super::task::{HeldOut, Task};
+use super::{memory, rates};
 use crate::data::store::Items;
 use crate::equations::bt_loss::DpoLoss;
 use crate::equations::normalizer::Normalizer;
@@ -20,6 +20,7 @@ use crate::model::generate::{Rows, TokenView, pad_rows, response_log_probs, to_v
 use crate::model::optim::Trainer;
 use crate::model::shards::shards;
 use crate::model::{CausalLm, ModelConfig};
+use crate::run::alarms::of_accuracy;
 use crate::run::fingerprint::model_fingerprint;
 use crate::run::{Context, Error, Stage};
 use crate::statistics::mean;
@@ -99,6 +100,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         return Ok(summary);
     }
     pairs.what.tell(context);
+    rates::tell(context, &config, &["dpo.optimizer"]);
     let own;
     let (reference, judge) = match &judge {
         Some((scorer, normalizer)) => (&scorer.reference, Some((scorer, normalizer))),
@@ -112,13 +114,16 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let dpo = &settings.dpo;
     let epochs = Epochs { items: pairs.train.len(), epochs: dpo.epochs, batch: dpo.batch };
     let trainer = Trainer::new("policy", policy, &dpo.optimizer, epochs.steps());
-    let trainer = train(context, &mut folder, "dpo", &epochs, trainer, |trainer, batch| {
+    let trainer = train(context, &mut folder, Stage::Dpo, &epochs, trainer, |trainer, batch| {
         let batch = pairs.train.read(batch.iter().copied())?;
         accumulate(trainer, &batch, &weigher, dpo)
     })?;
     let policy = trainer.model().inference();
     let summary = evaluate(&task, &policy, &weigher, &pairs.held_out, dpo);
     let mut summary = or_save(&folder, &trainer, summary)?;
+    if let Some(raised) = of_accuracy(summary.accuracy, summary.pairs, epochs.steps() - 1) {
+        context.raise(Stage::Dpo, &raised);
+    }
     summary.held_out = pairs.what;
     summary.trained_tokens = dpo.epochs * tokens_of(&pairs.train, dpo.batch)?;
     let trained = trainer.model().valid();

@@ -20,7 +20,7 @@ use crate::statistics::length_control::{Comparison, length_control};
 use crate::statistics::{mean, standard_error};
 use crate::systems::decode::{self, Calls, Decoded, Decoder};
 use crate::systems::reward_model::SegmentRewards;
-use crate::table::rate;
+use crate::table::{digits, rate};
 
 /// Figures of one model's responses to the held-out prompts. Means are over responses; standard errors
 /// over prompts, whose samples are averaged first.
@@ -76,6 +76,15 @@ impl Evaluation {
     /// What policies are compared by: the pass rate if there is a verdict, the gold reward if it is known, else e_φ.
     pub fn score(&self) -> f64 {
         self.pass_rate.or(self.gold).unwrap_or(self.sequence_score)
+    }
+
+    /// Its standard error.
+    pub fn score_error(&self) -> Option<f64> {
+        match (self.pass_rate, self.gold) {
+            (Some(_), _) => self.pass_rate_error,
+            (None, Some(_)) => self.gold_error,
+            (None, None) => self.sequence_score_error,
+        }
     }
 }
 
@@ -347,7 +356,7 @@ pub struct Summary {
     pub before: Evaluation,
     /// The policy.
     pub after: Evaluation,
-    /// A held-out prompt, and what each model answered.
+    /// The held-out prompt whose score changed by the median, of those whose score changed, and what each model answered.
     pub sample: Sample,
     /// What was held out of the policy's training: prompts, or nothing if there is a single prompt.
     #[serde(default)]
@@ -416,10 +425,11 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let mut after =
         evaluator.judge(writes, &config, Side::Policy, trained, &|| stage.step("policy"))?;
     evaluator.compare(&mut after, &before);
+    let shown = median_change(&before.scores, &after.scores);
     let sample = Sample {
-        prompt: after.prompts[0].clone(),
-        before: before.responses[0].clone(),
-        after: after.responses[0].clone(),
+        prompt: after.prompts[shown].clone(),
+        before: before.responses[shown].clone(),
+        after: after.responses[shown].clone(),
     };
     let summary = Summary {
         before: before.evaluation,
@@ -430,6 +440,14 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     folder.finish(&summary)?;
     stage.finish(describe(&summary));
     Ok(summary)
+}
+
+/// The row whose score changed by the median, of those whose score changed at all.
+fn median_change(before: &[f64], after: &[f64]) -> usize {
+    let changes = before.iter().zip(after).map(|(before, after)| after - before).enumerate();
+    let mut changes: Vec<(usize, f64)> = changes.filter(|(_, change)| *change != 0.0).collect();
+    changes.sort_by(|a, b| a.1.total_cmp(&b.1));
+    changes.get(changes.len() / 2).map_or(0, |(row, _)| *row)
 }
 
 fn describe(summary: &Summary) -> String {
@@ -445,12 +463,20 @@ fn describe(summary: &Summary) -> String {
         format!(", calls a response: {model:.1} of the model, {reward:.1} of the reward model")
     });
     let [win, calls] = [win, calls].map(Option::unwrap_or_default);
-    format!("{name} {before:.2} → {after:.2}{win}, KL {kl:.2}{calls}")
+    let [before, after, kl] = [before, after, kl].map(|value| digits(value, 2));
+    format!("{name} {before} → {after}{win}, KL {kl}{calls}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sample_is_of_the_median_change() {
+        // Changes 3, 0, -1, 0, 1: without the zeros -1, 1, 3.
+        assert_eq!(median_change(&[0.0, 1.0, 1.0, 2.0, 2.0], &[3.0, 1.0, 0.0, 2.0, 3.0]), 4);
+        assert_eq!(median_change(&[1.0, 2.0], &[1.0, 2.0]), 0);
+    }
 
     #[test]
     fn a_win_rate_is_told_with_its_count_and_that_of_one_response_as_such() {

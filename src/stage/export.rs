@@ -54,22 +54,23 @@ pub struct Summary {
 /// Writes a loaded model into a folder.
 type Save = Box<dyn FnOnce(&ModelConfig, &Path) -> Result<(), CheckpointError>>;
 
-/// Writes the model in the folder `--model` names, else the run's policy or reward model, into the new or
+/// Writes the model in the folder `model`, else the run's policy or reward model, into the new or
 /// empty folder `hf`: config.json, generation_config.json, the weights (adapters merged, of type `weights`,
 /// else of the type that the model's files have), and the tokenizer's files.
 pub fn run(
     context: &Context,
+    model: Option<&Path>,
     hf: &Path,
     what: Option<What>,
     weights: Option<Weights>,
 ) -> Result<Summary, Error> {
-    let from = match (&context.model, what) {
+    let from = match (model, what) {
         (Some(_), Some(_)) => {
             return Err(Error::Usage(
                 "--what names a model of the run: leave it out, or --model".into(),
             ));
         }
-        (Some(dir), None) => dir.clone(),
+        (Some(dir), None) => dir.to_owned(),
         (None, None | Some(What::Policy)) => context.policy_dir()?.join("model"),
         (None, Some(What::Reward)) => context.reward_dir()?.join("model"),
     };

@@ -224,8 +224,8 @@ fn describe(normalizer: &Normalizer) -> String {
     match normalizer {
         Normalizer::None => "none".into(),
         Normalizer::Scalar { mean, std } => format!("mean {mean:.3}, std {std:.3}"),
-        Normalizer::LocationAware { w_mean, b_mean, w_std, b_std, .. } => format!(
-            "Mean(p) = {w_mean:.3} ln p + {b_mean:.3}, Std(p) = {w_std:.3} ln p + {b_std:.3}"
-        ),
+        Normalizer::LocationAware { w_mean, b_mean, w_std, b_std, .. } => {
+            format!("Mean(p) = {w_mean:.3} ln p {b_mean:+.3}, Std(p) = {w_std:.3} ln p {b_std:+.3}")
+        }
     }
 }

@@ -21,11 +21,16 @@ pub mod sft;
 
 mod cut;
 #[doc(hidden)]
+pub mod cutoffs;
+#[doc(hidden)]
 pub mod export;
+#[doc(hidden)]
+pub mod log;
 #[doc(hidden)]
 pub mod memory;
 #[doc(hidden)]
 pub mod models;
+mod rates;
 #[doc(hidden)]
 pub mod score;
 #[doc(hidden)]

@@ -15,9 +15,9 @@ use self::keep::{Keeper, Summary};
 use self::learner::Learner;
 use self::measure::{compare_with_truth, metrics_of};
 use super::fit_normalizer::NormalizerFile;
-use super::memory;
 use super::score::Scorer;
 use super::task::{Task, permutation};
+use super::{memory, rates};
 use crate::data::letters::Gold;
 use crate::equations::kl::AdaptiveKl;
 use crate::model::generate::{ReadAt, Rows, to_vec};
@@ -85,6 +85,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if let Some(summary) = folder.summary()? {
         return Ok(summary);
     }
+    let optimizers = ["ppo.actor", "ppo.critic"];
+    let trained = if system.value_clip.is_some() { &optimizers[..] } else { &optimizers[..1] };
+    rates::tell(context, &config, trained);
     let mut learner = Learner::new(context, &task, &scorer, system, &prompts.train, config)?;
     let mut keeper = Keeper::resume(&mut learner, &mut folder)?;
     while learner.iteration < settings.ppo.iterations {

@@ -9,11 +9,11 @@ use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::cut::Cut;
-use super::memory;
 use super::preferences::{self, Pair, is_right};
 use super::score::{RewardCard, segmenter};
 use super::supervised::{Epochs, NoMore, or_save, train};
 use super::task::{HeldOut, Split, Task};
+use super::{cutoffs, memory, rates};
 use crate::data::diagnostics::{BoundaryCounts, LearnedCredits, rank_correlation};
 use crate::data::store::Items;
 use crate::equations::bt_loss::{score_regularizer, segment_bt_loss};
@@ -24,6 +24,7 @@ use crate::model::generate::{ReadAt, Rows, TokenView};
 use crate::model::optim::Trainer;
 use crate::model::shards::shards;
 use crate::model::{CausalLm, ModelConfig, ScalarModel};
+use crate::run::alarms::of_accuracy;
 use crate::run::fingerprint::{REWARD_CARD, model_fingerprint};
 use crate::run::folder::{StageFolder, write_json};
 use crate::run::{Context, Error, Stage};
@@ -260,23 +261,33 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     memory::announce(context, folder.dir(), &config, longest, |e, lengths| {
         e.train_reward(lengths)
     })?;
+    rates::tell(context, &config, &["reward.optimizer"]);
     let rule = method.reward_rule(settings.segmentation.entropy_cutoff);
     let tokenizer = &task.tokenizer;
     let segmenter = segmenter(settings, rule, tokenizer.sentence_ends(), tokenizer.stop_tokens());
     let cutter = Cutter { context, reference: &reference_dir, segmenter: &segmenter };
     let examples = cutter.split(&pairs, &folder)?;
+    if let (Rule::Entropy { cutoff }, Some(cuts)) = (rule, &examples.train.cuts) {
+        let both = || cuts.iter().flatten().map(Cut::segments);
+        let segments = both().map(|segments| segments.len()).sum();
+        let tokens = both().flatten().map(|segment| segment.len()).sum();
+        context.progress.line(&cutoffs::tell(cutoff, 2 * cuts.len(), segments, tokens));
+    }
 
     let model = context.trained_scalar_model(&reference_dir, None, "reward")?;
     let reward = &settings.reward;
     let epochs = Epochs { items: pairs.train.len(), epochs: reward.epochs, batch: reward.batch };
     let trainer = Trainer::new("reward", model, &reward.optimizer, epochs.steps());
     let trainer =
-        train(context, &mut folder, "train-reward", &epochs, trainer, |trainer, batch| {
+        train(context, &mut folder, Stage::TrainReward, &epochs, trainer, |trainer, batch| {
             let batch = examples.train.read(batch.iter().copied())?;
             Ok((accumulate(trainer, &batch, reward, &context.stop)?, NoMore {}))
         })?;
     let summary = evaluate(context, &task, &trainer.model().inference(), &examples.held_out);
     let mut summary = or_save(&folder, &trainer, summary)?;
+    if let Some(raised) = of_accuracy(summary.accuracy, summary.pairs, epochs.steps() - 1) {
+        context.raise(Stage::TrainReward, &raised);
+    }
     summary.held_out = pairs.what;
     let card = RewardCard {
         method,

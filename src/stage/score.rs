@@ -92,6 +92,17 @@ fn check_tokens(dir: &Path, reference_dir: &Path) -> Result<(), Error> {
     })
 }
 
+/// Whether the run's settings cut responses as the training of its reward model did. A published one reads any cut.
+pub fn cuts_alike(context: &Context) -> Result<bool, Error> {
+    if context.settings.has_verdict() || published(context).is_some() {
+        return Ok(true);
+    }
+    let RewardCard { rule, eos, .. } = RewardCard::read(&context.reward_dir()?)?;
+    let settings = &context.settings;
+    let own = settings.method.reward_rule(settings.segmentation.entropy_cutoff);
+    Ok((rule, eos) == (own, settings.segmentation.eos))
+}
+
 /// Rejects texts of so many tokens if the published reward model of the run, if it has one, was made for shorter ones.
 pub fn check_length(context: &Context, tokens: usize) -> Result<(), Error> {
     if let Some(dir) = published(context) {

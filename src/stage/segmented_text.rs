@@ -106,14 +106,17 @@ impl SegmentedText {
         let scale = self.scale();
         let mut out = format!("prompt: {}\n\n", self.prompt.trim());
         let number = |value: Option<f64>| value.map_or("     –".into(), |v| format!("{v:+6.2}"));
+        let entropies = self.tokens.iter().map(|token| f64::from(token.entropy));
+        let most = entropies.filter(|entropy| entropy.is_finite()).fold(0.0, f64::max);
         let tokens = |range: Range<usize>| {
             let token = |token: &Token| {
                 if token.entropy.is_nan() {
                     return token.text.trim().to_owned();
                 }
                 let entropy = format!("({:.2})", token.entropy);
-                let dim = if colour { format!("\x1b[2m{entropy}\x1b[0m") } else { entropy };
-                format!("{}{dim}", token.text.trim())
+                let strength = f64::from(token.entropy) / most.max(f64::MIN_POSITIVE);
+                let shaded = if colour { shade_entropy(&entropy, strength) } else { entropy };
+                format!("{}{shaded}", token.text.trim())
             };
             self.tokens[range].iter().map(token).collect::<Vec<_>>().join(" ")
         };
@@ -167,6 +170,12 @@ fn shade(text: &str, value: Option<f64>, scale: f64, colour: bool) -> String {
     format!("\x1b[48;2;{r};{g};40m\x1b[97m{text}\x1b[0m")
 }
 
+/// The brighter, the more of the largest entropy it is.
+fn shade_entropy(text: &str, strength: f64) -> String {
+    let level = (90.0 + 165.0 * strength.clamp(0.0, 1.0)) as u8;
+    format!("\x1b[38;2;{level};{level};90m{text}\x1b[0m")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,6 +223,15 @@ mod tests {
         assert!(table.contains("-1.00           –       0.119  music(1.50)"), "{table}");
         assert!(table.contains("none                                  <eos>(0.10)"), "{table}");
         assert!(table.contains("sequence score: +0.000, calibrated 0.500"), "{table}");
+    }
+
+    #[test]
+    fn a_coloured_table_shades_rewards_and_entropies() {
+        let table = example().table(true);
+        // Of 1.50, the largest: all of the brightness, and for 0.00 none.
+        assert!(table.contains("music\x1b[38;2;255;255;90m(1.50)\x1b[0m"), "{table:?}");
+        assert!(table.contains("gina\x1b[38;2;90;90;90m(0.00)\x1b[0m"), "{table:?}");
+        assert!(table.contains("\x1b[97m -1.00\x1b[0m"), "{table:?}");
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::path::Path;
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
-use super::memory;
 use super::supervised::{Epochs, NoMore, or_save, train};
 use super::task::{HeldOut, Task, longest_letter_prompt};
+use super::{memory, rates};
 use crate::atomic;
 use crate::data::letters;
 use crate::data::pairs::Conversation;
@@ -60,6 +60,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         let config = ModelConfig::from_dir(dir)?;
         let longest = data.train.longest_parts();
         memory::announce(context, folder.dir(), &config, longest, |e, lengths| e.sft(lengths))?;
+        rates::tell(context, &config, &["sft.optimizer"]);
     }
     let (model, config) = match &context.model {
         Some(dir) => (context.trained_policy(dir, None)?, ModelConfig::from_dir(dir)?),
@@ -75,7 +76,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     let sft = &settings.sft;
     let epochs = Epochs { items: data.train.len(), epochs: sft.epochs, batch: sft.batch };
     let trainer = Trainer::new("policy", model, &sft.optimizer, epochs.steps());
-    let trainer = train(context, &mut folder, "sft", &epochs, trainer, |trainer, batch| {
+    let trainer = train(context, &mut folder, Stage::Sft, &epochs, trainer, |trainer, batch| {
         Ok((accumulate(trainer, batch, &data.train, sft.rows_at_once, &context.stop)?, NoMore {}))
     })?;
     let model = trainer.model().inference();

@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::task::permutation;
 use crate::model::optim::{StepResult, Trainer};
 use crate::model::recompute::Trainable;
-use crate::run::folder::StageFolder;
-use crate::run::{Context, Error};
+use crate::run::alarms::of_losses;
+use crate::run::folder::{StageFolder, read_json_lines};
+use crate::run::{Context, Error, Stage};
 
 /// Epochs of batches over a number of items.
 pub struct Epochs {
@@ -51,6 +52,12 @@ struct Line<T> {
     more: T,
 }
 
+/// What alarms read of a line.
+#[derive(Deserialize)]
+pub struct Loss {
+    pub loss: f64,
+}
+
 /// What a line of `metrics.jsonl` says of a step where the loss says all.
 #[derive(Serialize)]
 pub struct NoMore {}
@@ -69,7 +76,7 @@ struct Timing {
 pub fn train<M: Trainable, T: Serialize>(
     context: &Context,
     folder: &mut StageFolder,
-    title: &str,
+    of: Stage,
     epochs: &Epochs,
     mut trainer: Trainer<M>,
     mut accumulate: impl FnMut(&mut Trainer<M>, &[usize]) -> Result<(usize, T), Error>,
@@ -81,7 +88,12 @@ pub fn train<M: Trainable, T: Serialize>(
     let mut metrics = folder.log("metrics.jsonl", trainer.step())?;
     let mut timings = folder.log("timings.jsonl", trainer.step())?;
     let total = epochs.steps();
+    let title = of.command();
     let stage = context.progress.stage(context.title(title), total, trainer.step());
+    let mut losses: Vec<f64> = read_json_lines::<Loss>(&folder.dir().join("metrics.jsonl"))?
+        .into_iter()
+        .map(|line| line.loss)
+        .collect();
     let mut last = String::new();
     for batch in epochs.batches(context.settings.seed, title, trainer.step()) {
         let (start, step, rate) = (Instant::now(), trainer.step(), trainer.rate());
@@ -94,11 +106,19 @@ pub fn train<M: Trainable, T: Serialize>(
         timings.write(&Timing { step, seconds, tokens_per_second: tokens as f64 / seconds })?;
         last = format!(", last loss {loss:.3}");
         stage.step(format!("loss {loss:.3}"));
+        losses.push(loss);
+        let alarm =
+            of_losses(&losses, &context.settings.alarms).filter(|raised| raised.step == step);
+        let ends = alarm.and_then(|raised| context.raise(of, &raised));
         let unfinished = trainer.step() < total;
         let stop = context.stop.after_step() && unfinished;
         let due = trainer.step().is_multiple_of(context.settings.checkpoint.every) && unfinished;
-        if stop || due {
+        let ends = ends.filter(|_| unfinished);
+        if stop || due || ends.is_some() {
             folder.save(trainer.step(), trainer.files().into())?;
+        }
+        if let Some(alarm) = ends {
+            return Err(alarm);
         }
         if stop {
             return Err(context.stop.interrupted().into());

@@ -29,7 +29,7 @@ pub struct Task {
     source: Source,
     /// The model's folder, which holds the tokenizer's files.
     dir: Option<PathBuf>,
-    limits: Limits,
+    pub(super) limits: Limits,
     held_out_share: f64,
     /// How long a sequence may be, if there is a model, and the longest response to a prompt.
     length_limit: Option<LengthLimit>,

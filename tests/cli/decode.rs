@@ -10,7 +10,7 @@ const REFERENCE: [&str; 2] = ["--set", "decode.model=reference"];
 fn a_run_without_a_policy_generates_and_evaluates_by_a_decoder() {
     let run = TempDir::new().unwrap();
     finish(run.path(), &["sft", "preferences", "train-reward"], &[]);
-    let cards = [&["evaluate", "--decode", "cards"], &REFERENCE[..]].concat();
+    let cards = [&["evaluate", "--json", "--decode", "cards"], &REFERENCE[..]].concat();
     let output = program(run.path(), &cards).ended_with(0);
     let summary: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
     assert!(summary["after"]["model_calls"].as_f64().unwrap() > 0.0);
@@ -36,7 +36,8 @@ fn a_published_reward_model_of_the_same_tokenizer_decodes_and_one_of_another_is_
     let (model, reward) = (llama(), reward_model());
     let path = |dir: &TempDir| dir.path().to_str().unwrap().to_owned();
     let (model, published) = (path(&model), path(&reward));
-    let arguments = ["evaluate", "--decode", "cards", "--model", &model, "--data", SENTENCES];
+    let arguments =
+        ["evaluate", "--json", "--decode", "cards", "--model", &model, "--data", SENTENCES];
     let arguments = [&arguments[..], &["--reward-model", &published], &REFERENCE].concat();
 
     let run = TempDir::new().unwrap();

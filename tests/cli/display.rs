@@ -82,7 +82,7 @@ fn a_response_over_the_limit_is_cut_and_counted() {
 #[test]
 fn a_response_goes_to_standard_output_and_progress_to_standard_error() {
     let run = TempDir::new().unwrap();
-    let output = program(run.path(), &["sft"]).ended_with(0);
+    let output = program(run.path(), &["sft", "--json"]).ended_with(0);
     let summary: Value = serde_json::from_str(&output.stdout).unwrap();
     assert!(summary["held_out_cross_entropy"].is_f64());
     output.says(&["sft", "8 steps, last loss"]);

@@ -11,6 +11,7 @@ mod decode;
 mod display;
 mod errors;
 mod export;
+mod first_hour;
 #[cfg(unix)]
 mod full_disk;
 mod inputs;

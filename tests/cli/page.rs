@@ -8,10 +8,13 @@ use segment_rlhf::equations::normalizer::{LocationStatistic, Normalizer};
 use segment_rlhf::grid::analysis::Analysis;
 use segment_rlhf::grid::results::{Results, State};
 use segment_rlhf::report::page::{
-    ArmTime, Extras, Fit, Link, Page, SampleText, SegmentLengths, StageTime, html, write,
+    ArmAlarm, ArmLog, ArmTime, Extras, Fit, Link, Page, SampleText, SegmentLengths, StageTime,
+    html, write,
 };
 use segment_rlhf::report::texts::ShadedText;
+use segment_rlhf::run::alarms::{Alarm, Raised};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
+use segment_rlhf::stage::log::StageLog;
 use segment_rlhf::stage::segmented_text::SegmentedText;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -45,6 +48,21 @@ fn extras() -> Extras {
         training: vec![],
         decoding: vec![],
         texts: vec![shaded(LETTER, 0), shaded(REPEATING, 8)],
+        logs: vec![ArmLog {
+            arm: "token".into(),
+            seed: 2,
+            stages: vec![(
+                "sft".into(),
+                StageLog { losses: vec![3.0, 2.0, 1.5], ..StageLog::default() },
+            )],
+        }],
+        alarms: vec![ArmAlarm {
+            arm: "token".into(),
+            seed: 2,
+            stage: "ppo".into(),
+            raised: Raised { alarm: Alarm::Kl, step: 7, what: "KL 63.1 nats a response".into() },
+        }],
+        refresh: None,
         samples: vec![SampleText {
             arm: "segment".into(),
             seed: 1,
@@ -128,10 +146,12 @@ fn sections(html: &str) -> Vec<&str> {
     html.split("<section id=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect()
 }
 
-const ALL: [&str; 15] = [
+const ALL: [&str; 17] = [
     "run",
+    "alarms",
     "headline",
     "claims",
+    "logs",
     "curves",
     "frontier",
     "normalizer",
@@ -154,7 +174,9 @@ fn a_whole_report_has_every_section() {
 #[test]
 fn what_is_not_there_is_left_out() {
     let without = page(&results(), &Extras::default());
-    let left = ALL.into_iter().filter(|s| !["normalizer", "texts", "samples", "files"].contains(s));
+    let left = ALL
+        .into_iter()
+        .filter(|s| !["alarms", "logs", "normalizer", "texts", "samples", "files"].contains(s));
     assert_eq!(sections(&without), left.collect::<Vec<_>>());
     let mut nothing = results();
     nothing.cells.iter_mut().for_each(|cell| cell.state = State::Pending);

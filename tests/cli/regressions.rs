@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use segment_rlhf::data::tokenizer::Tokenizer;
 use segment_rlhf::model::CausalLm;
-use segment_rlhf::settings::{DEFAULTS, FULL, QUICK};
+use segment_rlhf::settings::{DEFAULTS, Preset};
 use segment_rlhf::stage::fit_normalizer::NormalizerFile;
 
 use crate::support::{SENTENCES, llama, program_with_memory_limit};
@@ -99,7 +99,8 @@ fn the_seeds_of_the_fuzz_targets_are_sound() {
     let manifest = fs::read(run.join("manifest.json")).unwrap();
     inputs::run_folder(&[b"m", &manifest[..]].concat());
     inputs::pairs(&fs::read(SENTENCES).unwrap());
-    for text in [DEFAULTS, QUICK, FULL] {
-        inputs::settings(text.as_bytes());
+    inputs::settings(DEFAULTS.as_bytes());
+    for preset in Preset::ALL {
+        inputs::settings(preset.overlay().1.as_bytes());
     }
 }

@@ -167,7 +167,10 @@ pub fn assert_no_result(run: &Path) {
         // The tokens of the data are no result: the next stage that reads the same data finds them.
         let kept = |path: &PathBuf| {
             let is_lock = path.extension().is_some_and(|extension| extension == "lock");
-            is_lock || path.ends_with("settings.toml") || path.starts_with("data")
+            is_lock
+                || path.ends_with("settings.toml")
+                || path.ends_with("run.toml")
+                || path.starts_with("data")
         };
         let left = files(run);
         assert!(left.iter().all(kept), "left: {left:?}");

@@ -4,7 +4,7 @@ use crate::grid::analysis::{
     Analysis, Arm, BASE, Difference, Experiment, ONE_BETA, Ordering, Outcome, Quantity, Verdict,
 };
 use crate::statistics::Estimate;
-use crate::table;
+use crate::table::{self, digits};
 
 /// The markers around [`readme`] in the README.
 pub const MARKERS: [&str; 2] = ["<!-- results -->", "<!-- /results -->"];
@@ -356,7 +356,7 @@ fn with_error(quantity: Quantity, estimate: Option<&Estimate>, n: usize) -> Stri
     let Some(estimate) = estimate else { return "–".into() };
     let decimals = if quantity == Quantity::EffectiveKlCoefficient { 3 } else { 2 };
     let error = estimate.error.map(|error| format!(" ± {error:.decimals$}")).unwrap_or_default();
-    format!("{}{error}{}", number(estimate.mean, decimals), fewer(estimate, n))
+    format!("{}{error}{}", digits(estimate.mean, decimals), fewer(estimate, n))
 }
 
 /// `+0.68 [+0.10, +1.26]*`, the star if the interval excludes 0, ≈ if it is no difference, and the number of values if
@@ -385,16 +385,7 @@ fn fewer(estimate: &Estimate, n: usize) -> String {
 fn interval(estimate: Option<&Estimate>) -> String {
     let interval = estimate.and_then(|estimate| estimate.interval);
     interval
-        .map_or("–".into(), |[low, high]| format!("[{}, {}]", number(low, 2), number(high, 2)))
-}
-
-/// A number, with no minus before a zero.
-fn number(value: f64, decimals: usize) -> String {
-    let text = format!("{value:.decimals$}");
-    match text.strip_prefix('-') {
-        Some(zero) if zero.chars().all(|c| matches!(c, '0' | '.')) => zero.to_owned(),
-        _ => text,
-    }
+        .map_or("–".into(), |[low, high]| format!("[{}, {}]", digits(low, 2), digits(high, 2)))
 }
 
 /// Text for a cell of a Markdown table.

@@ -17,8 +17,10 @@ use crate::grid::analysis::Analysis;
 use crate::grid::results::Results;
 use crate::report::texts::ShadedText;
 use crate::run::FolderError;
+use crate::run::alarms::Raised;
 use crate::run::folder::write_file;
 use crate::stage::fit_normalizer::NormalizerFile;
+use crate::stage::log::StageLog;
 
 /// The content of the report.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,12 @@ pub struct Extras {
     pub training: Vec<ArmTime>,
     pub decoding: Vec<ArmTime>,
     pub texts: Vec<ShadedText>,
+    /// The logs of cells that are not finished, and of single stages.
+    pub logs: Vec<ArmLog>,
+    pub alarms: Vec<ArmAlarm>,
+    /// Seconds after which a browser loads the page again, of one that is written again and again.
+    #[serde(skip)]
+    pub refresh: Option<u64>,
     pub samples: Vec<SampleText>,
     pub files: Vec<Link>,
 }
@@ -59,6 +67,24 @@ pub struct ArmTime {
     pub arm: String,
     /// Mean over seeds.
     pub seconds: f64,
+}
+
+/// What the stages of one arm with one seed have logged.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArmLog {
+    pub arm: String,
+    pub seed: u64,
+    /// Each stage that has a log, by its command.
+    pub stages: Vec<(String, StageLog)>,
+}
+
+/// An alarm of one arm with one seed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ArmAlarm {
+    pub arm: String,
+    pub seed: u64,
+    pub stage: String,
+    pub raised: Raised,
 }
 
 /// The normalizer of one arm with one seed.

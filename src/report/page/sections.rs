@@ -1,6 +1,7 @@
 //! The content of the page, from results, statistics and extras: one function for each section.
 
 mod comparison;
+mod logs;
 mod models;
 mod training;
 
@@ -14,8 +15,10 @@ pub fn view(page: &Page) -> View {
     let truth = knows_gold(page.analysis);
     let sections = [
         run(page),
+        logs::alarms(page),
         comparison::headline(page),
         comparison::claims(page, truth),
+        logs::logs(page),
         training::curves(page, truth),
         training::frontier(page, truth),
         models::normalizer(page),
@@ -33,6 +36,7 @@ pub fn view(page: &Page) -> View {
     let cells = cells(page);
     View {
         title: "Segment-level RLHF: report".into(),
+        refresh: page.extras.refresh,
         subtitle: format!(
             "{}, {} of {} cells finished",
             count(experiments, "experiment"),
@@ -300,7 +304,7 @@ fn samples(page: &Page) -> Option<Section> {
         answers,
     });
     let words = text(
-        "The first held-out prompt, answered by the SFT model and by the policies that it became.",
+        "The held-out prompt whose score changed by the median, answered by the SFT model and by the policies that it became.",
     );
     Section::new("samples", "Before and after", [words].into_iter().chain(blocks).collect())
 }

@@ -4,12 +4,15 @@ use serde::Serialize;
 
 use super::plots::{self, Plot, Style};
 use crate::statistics::Estimate;
+use crate::table::digits;
 
 /// The whole page.
 #[derive(Debug, Serialize)]
 pub struct View {
     pub title: String,
     pub subtitle: String,
+    /// Seconds after which the page is loaded again.
+    pub refresh: Option<u64>,
     pub sections: Vec<Section>,
 }
 
@@ -86,7 +89,7 @@ impl Cell {
 
     /// A number that may not be known.
     pub fn figure(value: Option<f64>, decimals: usize) -> Self {
-        Self::number(value.map_or("–".into(), |value| format!("{value:.decimals$}")))
+        Self::number(value.map_or("–".into(), |value| digits(value, decimals)))
     }
 
     /// A mean and its standard error, and below them the interval.
@@ -95,8 +98,10 @@ impl Cell {
             return Self::number("–");
         };
         let error = error.map_or(String::new(), |error| format!(" ± {error:.decimals$}"));
-        let note = interval.map(|[low, high]| format!("[{low:.decimals$}, {high:.decimals$}]"));
-        Self::number(format!("{mean:.decimals$}{error}")).with_note(note.map(|note| minus(&note)))
+        let note = interval
+            .map(|[low, high]| format!("[{}, {}]", digits(low, decimals), digits(high, decimals)));
+        Self::number(format!("{}{error}", digits(*mean, decimals)))
+            .with_note(note.map(|note| minus(&note)))
     }
 
     /// A difference, with its sign; `none` marks it as no difference.

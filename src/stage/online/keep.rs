@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 use super::learner::{Learner, steps_an_iteration};
 use crate::atomic::{self, NewFile};
 use crate::file_error::FileError;
-use crate::run::folder::{Log, StageFolder, read_json};
+use crate::run::alarms::{HeldOutScore, Raised, of_iterations};
+use crate::run::folder::{Log, StageFolder, read_json, read_json_lines};
 use crate::run::metrics::{IterationMetrics, IterationTimings};
-use crate::run::progress::Stage;
-use crate::run::{Context, Error};
+use crate::run::progress;
+use crate::run::{Context, Error, FolderError, Layout, Stage};
+use crate::settings::Settings;
 use crate::stage::evaluate::{Evaluation, Evaluator, Judged, Kept, Side};
 use crate::stage::task::HeldOut;
+use crate::table::digits;
 
 /// The result of the stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +45,36 @@ pub struct EvaluationLine {
     pub evaluation: Evaluation,
 }
 
+/// What the logs of the stage hold.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct History {
+    /// Its iterations.
+    pub metrics: Vec<IterationMetrics>,
+    /// The held-out evaluations, the SFT model's first.
+    pub evaluations: Vec<EvaluationLine>,
+}
+
+impl History {
+    /// Reads the logs in the stage's folder `dir`, begun or finished.
+    pub fn read(dir: &Path) -> Result<Self, FolderError> {
+        Ok(Self {
+            metrics: read_json_lines(&dir.join("metrics.jsonl"))?,
+            evaluations: read_json_lines(&dir.join("evaluations.jsonl"))?,
+        })
+    }
+
+    /// The alarms that they raise.
+    pub fn alarms(&self, settings: &Settings) -> Vec<Raised> {
+        let score = |line: &EvaluationLine| HeldOutScore {
+            iteration: line.iteration,
+            score: line.evaluation.score(),
+            error: line.evaluation.score_error(),
+        };
+        let evaluations: Vec<HeldOutScore> = self.evaluations.iter().map(score).collect();
+        of_iterations(&self.metrics, &evaluations, &settings.alarms)
+    }
+}
+
 /// What a checkpoint holds besides models and optimizers. No generator and no data cursor: every stream is drawn from
 /// the seed, a purpose and an index, and the iteration is the checkpoint's own number.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,13 +96,15 @@ pub(super) struct Keeper<'a> {
     metrics: Log,
     timings: Log,
     evaluations: Log,
+    /// What the logs hold.
+    history: History,
     evaluator: Evaluator<'a>,
     /// The SFT model's responses, with which every evaluation is compared.
     baseline: Judged,
     state: State,
     /// The file with the parameters of the best policy so far, once there is one.
     best_weights: PathBuf,
-    bar: Stage,
+    bar: progress::Stage,
 }
 
 impl<'a> Keeper<'a> {
@@ -106,7 +141,7 @@ impl<'a> Keeper<'a> {
         let metrics = folder.log("metrics.jsonl", learner.iteration)?;
         let timings = folder.log("timings.jsonl", learner.iteration)?;
         let mut evaluations = folder.log("evaluations.jsonl", state.evaluations)?;
-        let bar = context.progress.stage(title, iterations, learner.iteration);
+        let bar = context.progress.stage(title, iterations, learner.iteration).line_by_line();
         let (model, kept) = (&scorer.reference, Kept::open(folder, "baseline")?);
         let baseline = evaluator.judge(model, &learner.config, Side::Baseline, kept, &|| ())?;
         if state.evaluations == 0 {
@@ -114,11 +149,13 @@ impl<'a> Keeper<'a> {
             evaluations.write(&EvaluationLine { iteration: 0, evaluation })?;
             state.evaluations = evaluations.lines();
         }
+        let history = History::read(folder.dir())?;
         Ok(Self {
             folder,
             metrics,
             timings,
             evaluations,
+            history,
             evaluator,
             baseline,
             state,
@@ -138,20 +175,24 @@ impl<'a> Keeper<'a> {
         let Context { settings, stop, .. } = learner.context;
         self.metrics.write(metrics)?;
         self.timings.write(timings)?;
+        self.history.metrics.push(metrics.clone());
         self.state.kl_coefficient = learner.kl_coefficient;
         let finished = learner.iteration == settings.ppo.iterations;
         if learner.iteration.is_multiple_of(settings.ppo.evaluate_every) || finished {
             self.evaluate(learner)?;
         }
-        let reward = told(metrics.gold, metrics.reward);
-        self.bar.step(format!("{reward}, KL {:.2}", metrics.kl_k1));
-        if !finished {
+        self.bar.step(metrics.line());
+        let new = self.history.alarms(settings);
+        let new = new.iter().filter(|raised| raised.step == metrics.iteration);
+        let ends = new.filter_map(|raised| learner.context.raise(Stage::Ppo, raised)).last();
+        if !finished || keeps_last(learner.context) {
             self.folder.save(learner.iteration, self.checkpoint(learner))?;
-            if stop.after_step() {
-                return Err(stop.interrupted().into());
-            }
         }
-        Ok(())
+        match ends {
+            Some(alarm) if !finished => Err(alarm),
+            _ if !finished && stop.after_step() => Err(stop.interrupted().into()),
+            _ => Ok(()),
+        }
     }
 
     /// Judges the policy on held-out prompts, and keeps it if it is the best so far.
@@ -161,7 +202,9 @@ impl<'a> Keeper<'a> {
         let mut judged = self.evaluator.judge(&model, &learner.config, side, kept, &|| ())?;
         self.evaluator.compare(&mut judged, &self.baseline);
         let (iteration, evaluation) = (learner.iteration, judged.evaluation);
-        self.evaluations.write(&EvaluationLine { iteration, evaluation: evaluation.clone() })?;
+        let line = EvaluationLine { iteration, evaluation: evaluation.clone() };
+        self.evaluations.write(&line)?;
+        self.history.evaluations.push(line);
         self.state.evaluations = self.evaluations.lines();
         if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
             self.state.best = Some((iteration, evaluation.clone()));
@@ -204,15 +247,25 @@ impl<'a> Keeper<'a> {
         let (iterations, held_out) = (learner.iteration, self.evaluator.held_out);
         let summary = Summary { iterations, last, best_iteration, best, held_out };
         let (reward, kl) = (told(summary.last.gold, summary.last.sequence_score), summary.last.kl);
-        self.bar.finish(format!("{iterations} iterations, {reward}, KL {kl:.2}"));
+        self.bar.finish(format!("{iterations} iterations, {reward}, KL {}", digits(kl, 2)));
+        if keeps_last(context) {
+            self.folder.keep_last()?;
+        }
         self.folder.finish(&summary)?;
         Ok(summary)
     }
 }
 
+/// Whether the last checkpoint stays, so that `ppo.iterations` may grow. In a grid another number of iterations is another
+/// cell.
+fn keeps_last(context: &Context) -> bool {
+    context.layout == Layout::Named && context.settings.checkpoint.keep_last
+}
+
 /// The gold reward if the truth is known, else the reward, on display.
 fn told(gold: Option<f64>, reward: f64) -> String {
-    gold.map_or_else(|| format!("reward {reward:.2}"), |gold| format!("gold {gold:.2}"))
+    let (name, value) = gold.map_or(("reward", reward), |gold| ("gold", gold));
+    format!("{name} {}", digits(value, 2))
 }
 
 fn file<'a>(name: &str, fill: impl FnOnce(&Path) -> io::Result<()> + 'a) -> NewFile<'a> {
