@@ -141,7 +141,7 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
 
 /// Prints the progress of a grid.
 pub(super) fn status(common: &Common, run: Option<&Path>) -> Result<(), Error> {
-    show::out(&plan(folder(common, run)?)?.status(2))
+    show::out(&plan(folder(common, run)?)?.status())
 }
 
 /// The folder of a grid, as an argument of its own or as --run.

@@ -51,8 +51,8 @@ pub fn extras(plan: &Plan, results: &Results, of: Source) -> Result<Extras, Erro
         training: arm_times(plan, training),
         decoding: arm_times(plan, |cell| Timing::a_response(&cell.context.dir(Stage::Evaluate))),
         texts: if is_grid { shaded(plan, results)? } else { Vec::new() },
-        logs: logs(plan, of)?,
-        alarms: alarms_of(plan)?,
+        logs: logs(plan, of),
+        alarms: alarms_of(plan),
         refresh: None,
         samples: samples(plan, results)?,
         files: FILES.map(|(file, what)| Link { file: file.into(), what: what.into() }).into(),
@@ -76,7 +76,7 @@ impl PlannedCell {
 }
 
 /// The logs of cells that are not finished; of single stages those of all.
-fn logs(plan: &Plan, of: Source) -> Result<Vec<ArmLog>, Error> {
+fn logs(plan: &Plan, of: Source) -> Vec<ArmLog> {
     let mut found = Vec::new();
     for cell in &plan.cells {
         if of == Source::Grid && plan.tasks.all()[cell.last].is_finished() {
@@ -84,7 +84,8 @@ fn logs(plan: &Plan, of: Source) -> Result<Vec<ArmLog>, Error> {
         }
         let mut stages = Vec::new();
         for stage in cell.context.stages() {
-            let log = StageLog::read(&cell.context, stage)?;
+            // A stage that is running may be in the middle of a line.
+            let log = StageLog::read(&cell.context, stage).unwrap_or_default();
             if !log.is_empty() {
                 stages.push((stage.command().to_owned(), log));
             }
@@ -93,18 +94,19 @@ fn logs(plan: &Plan, of: Source) -> Result<Vec<ArmLog>, Error> {
             found.push(ArmLog { arm: cell.arm_name(plan), seed: cell.seed, stages });
         }
     }
-    Ok(found)
+    found
 }
 
 /// The alarms of all cells, those of a stage that several share once.
-fn alarms_of(plan: &Plan) -> Result<Vec<ArmAlarm>, Error> {
+fn alarms_of(plan: &Plan) -> Vec<ArmAlarm> {
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
     for cell in &plan.cells {
         for stage in cell.context.stages() {
             if !seen.insert(cell.context.dir(stage)) {
                 continue;
             }
-            let raised = alarms(&cell.context, stage)?.into_iter();
+            // What cannot be read leaves its cell out, and is named there.
+            let raised = alarms(&cell.context, stage).unwrap_or_default().into_iter();
             found.extend(raised.map(|raised| ArmAlarm {
                 arm: cell.arm_name(plan),
                 seed: cell.seed,
@@ -113,7 +115,7 @@ fn alarms_of(plan: &Plan) -> Result<Vec<ArmAlarm>, Error> {
             }));
         }
     }
-    Ok(found)
+    found
 }
 
 fn times(plan: &Plan) -> Vec<StageTime> {

@@ -119,7 +119,7 @@ impl StageFolder {
             }
         };
         let path = dir.join(SETTINGS);
-        let begun = path.exists() && has_begun(&dir)?;
+        let begun = read_if_there(&path)?.is_some() && has_begun(&dir)?;
         let differences = if begun { differences(&dir, record)? } else { Vec::new() };
         let grown = grown(&differences);
         if !differences.is_empty() && !grown {

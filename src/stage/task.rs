@@ -382,7 +382,7 @@ pub fn letter_prompts(settings: &Settings) -> Vec<Prompt> {
 }
 
 /// The tokens of the longest of them.
-pub(super) fn longest_letter_prompt(settings: &Settings) -> usize {
+pub fn longest_letter_prompt(settings: &Settings) -> usize {
     let lengths = letter_prompts(settings).into_iter().map(|prompt| prompt.tokens().len());
     lengths.max().expect("there are prompts")
 }

@@ -76,7 +76,7 @@ fn a_response_over_the_limit_is_cut_and_counted() {
     ]);
     let run = TempDir::new().unwrap();
     let output = program(run.path(), arguments[0]).ended_with(0);
-    assert!(!output.stderr.contains("cut"), "{}", output.stderr);
+    assert!(!output.stderr.contains("cut to the token limits"), "{}", output.stderr);
 }
 
 #[test]

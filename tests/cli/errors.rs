@@ -890,6 +890,12 @@ const SETTINGS: &[Row] = &[
     ("Error::Usage", 2, &["sft on --data needs --model DIR to start from"], |_| {
         try_in_empty(&["sft", "--data", SENTENCES])
     }),
+    (
+        "Error::Usage",
+        2,
+        &["--preset small is for a pretrained model and the single stages"],
+        |_| try_in_empty(&["reproduce", "--preset", "small"]),
+    ),
     ("Error::Usage", 2, &["--model goes with the single stages"], |_| {
         try_in_empty(&["reproduce", "--model", "m"])
     }),
@@ -1196,6 +1202,20 @@ const RUN: &[Row] = &[
             "is not finite at step 1; the last good checkpoint is kept",
         ],
         |_| try_in_empty(&["sft", "--set", "sft.optimizer.learning_rate=1e30"]),
+    ),
+    (
+        "Error::Alarm",
+        1,
+        &[
+            "alarm length at step 0: ",
+            " % of responses end at the length limit, above alarms.unfinished = 0; raise sampling.max_new_tokens",
+            "Stopped by --stop-on; the same command goes on from what is saved in ",
+        ],
+        |ready| {
+            let stop = ["--stop-on", "length"];
+            let arguments = [&["ppo", "--set", "alarms.unfinished=0"], &stop[..]].concat();
+            trained(ready, |_| (), &arguments)
+        },
     ),
     (
         "TooLong",
@@ -1532,7 +1552,7 @@ const GRIDS: &[Row] = &[
     (
         "GridError::NoGrid",
         2,
-        &["no grid.json; name the folder that `segment-rlhf ablate` or"],
+        &["no grid.json and no stage; name the --run of a stage, or the folder that"],
         |_| try_in_empty(&["status"]),
     ),
     (

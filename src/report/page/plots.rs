@@ -109,7 +109,12 @@ impl Plot {
             .y_label_area_size(if in_rows { 132 } else { 40 } * SCALE)
             .build_cartesian_2d(x, y)?;
         let name = |x: f64| self.x_names.get((x - 1.0) as usize).map(|&name| name.to_owned());
-        let label = |x: f64| tick(if self.x_squares { x * x } else { x });
+        let mut points = self.layers.iter().flat_map(Layer::points);
+        let whole = points.all(|(x, ..)| x.fract() == 0.0);
+        let label = |x: f64| match x.fract() == 0.0 || !whole || self.x_squares {
+            true => tick(if self.x_squares { x * x } else { x }),
+            false => String::new(),
+        };
         let x_label = |x: &f64| name(*x).unwrap_or_else(|| label(*x));
         let y_label = |y: &f64| if in_rows { String::new() } else { tick(*y) };
         let mut mesh = chart.configure_mesh();
@@ -349,7 +354,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     match high - low {
         width if width.is_nan() || width < 0.0 => (0.0, 1.0),
         width if width < 1e-9 * high.abs().max(1e-3) => {
-            let half = 0.5 * high.abs().max(1e-3);
+            let half = if high == 0.0 { 0.5 } else { 0.5 * high.abs() };
             (low - half, high + half)
         }
         _ => (low, high),
