@@ -139,7 +139,7 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     show::out(&format!("{cells} cells, {seconds:.0} s; results.json in {}", run.display()))
 }
 
-/// Prints the progress of a grid.
+/// Prints the progress of a grid or of single stages.
 pub(super) fn status(common: &Common, run: Option<&Path>) -> Result<(), Error> {
     show::out(&plan(folder(common, run)?)?.status())
 }
@@ -195,14 +195,8 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
 
 /// Writes the report once; gives whether there is nothing more to come.
 fn write_report(run: &Path, args: &ReportArgs, open: bool) -> Result<bool, Error> {
-    let stages = match run.join("grid.json").exists() {
-        true => None,
-        false => Plan::of_stages(run)?,
-    };
-    let (plan, source) = match stages {
-        Some(stages) => (stages, Source::Stages),
-        None => (plan(run)?, Source::Grid),
-    };
+    let plan = plan(run)?;
+    let source = if run.join("grid.json").exists() { Source::Grid } else { Source::Stages };
     let results = plan.results();
     let mut corrupt = 0;
     for cell in &results.cells {
@@ -251,7 +245,12 @@ fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
     Ok(write_file(readme, text.as_bytes())?)
 }
 
-/// The grid in the folder `run`, for reading only.
+/// The grid in the folder `run`, or its single stages, for reading only.
 fn plan(run: &Path) -> Result<Plan, Error> {
+    if !run.join("grid.json").exists()
+        && let Some(stages) = Plan::of_stages(run)?
+    {
+        return Ok(stages);
+    }
     Ok(Grid::read(run)?.plan(run, &Locks::default(), &Stop::default(), &Progress::silent())?)
 }

@@ -46,13 +46,13 @@ enum Command {
     Reproduce,
     /// Runs the experiments of one or more files: every arm with every seed; what is finished is not run again
     Ablate(grid::AblateArgs),
-    /// Prints the progress of the experiments in a folder
+    /// Prints the progress of the stages or experiments in a folder
     Status {
-        /// The folder that `ablate` or `reproduce` writes into; or --run
+        /// The folder of a run, of `ablate` or of `reproduce`; or --run
         #[arg(id = "folder", value_name = "RUN")]
         run: Option<PathBuf>,
     },
-    /// Writes the page, tables and figures of the experiments in a folder, even unfinished ones
+    /// Writes the page, tables and figures of the stages or experiments in a folder, even unfinished ones
     Report(grid::ReportArgs),
     /// Fine-tunes the reference model on responses
     Sft,

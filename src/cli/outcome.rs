@@ -1,7 +1,7 @@
 //! The result of a stage in a few lines, and what to run next.
 
 use super::error::Error;
-use super::show::out;
+use super::show::{out, program};
 use crate::equations::normalizer::Normalizer;
 use crate::run::{Context, Stage};
 use crate::stage::evaluate::Evaluation;
@@ -45,7 +45,7 @@ fn next(context: &Context, stage: Stage) -> Option<String> {
     };
     let method = context.settings.method.name();
     let mut command =
-        format!("segment-rlhf {own} --run {} --method {method}", context.run.display());
+        format!("{} {own} --run {} --method {method}", program(), context.run.display());
     let reads_run = matches!(own, "evaluate" | "generate");
     for (name, path) in [("model", &context.model), ("data", &context.data)] {
         if let Some(path) = path.as_ref().filter(|_| !reads_run) {

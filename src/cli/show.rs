@@ -80,6 +80,11 @@ pub(super) fn out(text: &str) -> Result<(), Error> {
     }
 }
 
+/// How this program was called, for commands that it suggests.
+pub(super) fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "segment-rlhf".into())
+}
+
 /// Whether standard output shows colours.
 pub(super) fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
@@ -187,11 +192,15 @@ pub(super) fn results(plan: &Plan, results: &Results, took: Duration) -> Result<
         "\n{:.0} s; results.json and table.md in {run}. To look closer:",
         took.as_secs_f64()
     ))?;
-    out(&format!(
-        "  segment-rlhf report {run} --open      tables, learning curves and texts as one page\n  \
-         segment-rlhf segment --run {run}      a response, cut into segments with their rewards\n  \
-         segment-rlhf generate --run {run}     what the policy answers to a held-out prompt"
-    ))
+    let me = program();
+    let commands = [
+        (format!("{me} report {run} --open"), "tables, learning curves and texts as one page"),
+        (format!("{me} segment --run {run}"), "a response, cut into segments with their rewards"),
+        (format!("{me} generate --run {run}"), "what the policy answers to a held-out prompt"),
+    ];
+    let width = commands.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    let line = |(command, what): &(String, &str)| format!("  {command:width$}   {what}");
+    out(&commands.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
 /// The folder of the model that writes: the run's policy if it has one, unless the reference model or a model of the user's

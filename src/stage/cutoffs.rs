@@ -14,8 +14,8 @@ use crate::run::{Context, Error};
 use crate::statistics::mean;
 use crate::table::{digits, markdown};
 
-/// The cutoffs that are tried beside the one in force, nats.
-const CUTOFFS: [f64; 10] = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0];
+/// The cutoffs that are tried beside the one in force, nats, up to the last quantile of entropy.
+const CUTOFFS: [f64; 13] = [0.25, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0];
 /// The quantiles of entropy that are told.
 const QUANTILES: [f64; 7] = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99];
 
@@ -72,7 +72,13 @@ impl Cutoffs {
         stage.finish(format!("of {} responses", rows.len()));
         let (stops, ends) = (tokenizer.stop_tokens(), tokenizer.sentence_ends());
         let own = context.settings.segmentation.entropy_cutoff;
-        let mut cutoffs: Vec<f64> = CUTOFFS.into_iter().chain([own]).collect();
+        let mut sorted: Vec<f64> = entropies.concat().into_iter().map(f64::from).collect();
+        sorted.sort_by(f64::total_cmp);
+        let quantile = |share: f64| sorted[(share * (sorted.len() - 1) as f64).round() as usize];
+        let quantiles = QUANTILES.map(|share| (share, quantile(share)));
+        let [.., (_, highest)] = quantiles;
+        let tried = CUTOFFS.into_iter().filter(|cutoff| *cutoff <= highest);
+        let mut cutoffs: Vec<f64> = tried.chain([own]).collect();
         cutoffs.sort_by(f64::total_cmp);
         cutoffs.dedup();
         let line = |cutoff: f64| {
@@ -90,16 +96,8 @@ impl Cutoffs {
             })
         };
         let lines = cutoffs.into_iter().map(line).collect::<Result<_, Error>>()?;
-        let mut sorted: Vec<f64> = entropies.concat().into_iter().map(f64::from).collect();
-        sorted.sort_by(f64::total_cmp);
-        let quantile =
-            |share: f64| (share, sorted[(share * (sorted.len() - 1) as f64).round() as usize]);
-        Ok(Self {
-            responses: rows.len(),
-            tokens: sorted.len(),
-            quantiles: QUANTILES.map(quantile).into(),
-            lines,
-        })
+        let (responses, tokens) = (rows.len(), sorted.len());
+        Ok(Self { responses, tokens, quantiles: quantiles.into(), lines })
     }
 }
 

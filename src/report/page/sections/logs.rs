@@ -28,7 +28,7 @@ pub(super) fn alarms(page: &Page) -> Option<Section> {
 /// The curves of each arm that has a log.
 pub(super) fn logs(page: &Page) -> Option<Section> {
     let mut blocks = vec![text(
-        "Every step as it was logged, smoothed by nothing. Reward and KL are of rollouts to training prompts; held-out \
+        "Every step as it was logged, without smoothing. Reward and KL are of rollouts to training prompts; held-out \
          scores are of evaluations during training, and the first is the SFT model's.",
     )];
     for log in &page.extras.logs {
