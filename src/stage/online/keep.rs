@@ -182,9 +182,12 @@ impl<'a> Keeper<'a> {
             self.evaluate(learner)?;
         }
         self.bar.step(metrics.line());
-        let new = self.history.alarms(settings);
-        let new = new.iter().filter(|raised| raised.step == metrics.iteration);
-        let ends = new.filter_map(|raised| learner.context.raise(Stage::Ppo, raised)).last();
+        let mut ends = None;
+        for raised in self.history.alarms(settings) {
+            if raised.step == metrics.iteration {
+                ends = learner.context.raise(Stage::Ppo, &raised).or(ends);
+            }
+        }
         if !finished || keeps_last(learner.context) {
             self.folder.save(learner.iteration, self.checkpoint(learner))?;
         }
