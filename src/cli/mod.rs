@@ -5,11 +5,12 @@
 mod benchmark;
 pub mod error;
 mod grid;
+mod help;
 mod show;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 use self::error::Error;
 use crate::device::DeviceName;
@@ -89,6 +90,13 @@ enum Command {
     Settings,
     /// Prints the tables of the paper
     Reported,
+    /// Prints the script by which a shell completes the arguments
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the program's man page, or writes those of all commands
+    Man(help::ManArgs),
 }
 
 #[derive(Args)]
@@ -148,6 +156,9 @@ struct Common {
     /// Stop with a checkpoint after N optimizer steps or PPO iterations
     #[arg(long, global = true, value_name = "N")]
     stop_after: Option<usize>,
+    /// Also write TensorBoard's event files into the folders of stages, those of finished ones too
+    #[arg(long, global = true)]
+    tensorboard: bool,
     /// Run even if the file system has no locks: make sure yourself that no two processes run the same stage
     #[arg(long, global = true)]
     without_locks: bool,
@@ -181,6 +192,11 @@ impl Common {
 }
 
 impl Cli {
+    /// The arguments of the process; ends it if they are wrong, or ask for help.
+    pub fn from_process() -> Self {
+        Self::from_arg_matches(&help::command().get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
     /// Does what the arguments ask for.
     pub fn run(self) -> Result<(), Error> {
         let command = self.command.unwrap_or(Command::Reproduce { preset: grid::Preset::Quick });
@@ -198,6 +214,8 @@ impl Cli {
             Command::Settings => show::out(DEFAULTS),
             Command::Systems => show::systems(),
             Command::Reported => show::reported(),
+            Command::Completions { shell } => help::completions(shell),
+            Command::Man(args) => help::man(&args),
             Command::Reproduce { preset } => grid::reproduce(common, preset),
             Command::Ablate(args) => grid::ablate(common, &args),
             Command::Status { run } => grid::status(common, run.as_deref()),
@@ -268,5 +286,6 @@ fn context(common: &Common, reads: bool) -> Result<Context, Error> {
     context.locks = common.locks();
     context.stop = common.stop();
     context.progress = Progress::new();
+    context.tensorboard = common.tensorboard;
     Ok(context)
 }

@@ -45,6 +45,8 @@ pub struct Context {
     pub progress: Progress,
     /// Shown before stage names, to tell parallel runs apart.
     pub label: String,
+    /// Writes TensorBoard's event files beside the logs of stages.
+    pub tensorboard: bool,
 }
 
 impl Context {
@@ -64,6 +66,7 @@ impl Context {
             stop: Stop::default(),
             progress: Progress::silent(),
             label: String::new(),
+            tensorboard: false,
         })
     }
 
@@ -136,7 +139,8 @@ impl Context {
         table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
         record.insert("inputs".into(), table.into());
         record.extend(settings);
-        StageFolder::open(self.dir(stage), &record, &self.locks)
+        let folder = StageFolder::open(self.dir(stage), &record, &self.locks)?;
+        if self.tensorboard { folder.with_events() } else { Ok(folder) }
     }
 
     /// A stage's name on display.

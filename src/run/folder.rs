@@ -10,6 +10,7 @@
 //! summary.json     the result in figures; its presence says that the stage is finished
 //! took.json        seconds that it took in a grid or a reproduction, all tries together
 //! failed.json      why its last try in a grid failed
+//! events.out.tfevents.segment-rlhf   the logs for TensorBoard, if --tensorboard asks for them
 //! ```
 
 use std::borrow::Cow;
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -26,12 +27,13 @@ pub use super::files::{FolderError, read_json, read_json_lines, write_file, writ
 use super::files::{parse, read_if_there};
 use super::lock::{self, Lock, Locks};
 pub use super::log::{Log, Parts};
+use super::tensorboard::{self, Events};
 use crate::atomic::{self, NewFile};
 use crate::file_error::FileError;
 use crate::rng::Fnv1a;
 
 /// The file whose presence says that a stage is finished.
-const SUMMARY: &str = "summary.json";
+pub const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 const SETTINGS: &str = "settings.toml";
 /// A file in a stage's folder that says why its last try ended.
@@ -44,6 +46,8 @@ pub struct StageFolder {
     dir: PathBuf,
     /// Keeps other processes out while the stage runs; a finished stage is read without it.
     _lock: Option<Arc<Lock>>,
+    /// What TensorBoard shows, if it is asked for.
+    events: Option<Arc<Mutex<Events>>>,
     /// What a damaged checkpoint was, if the one before it was used instead.
     pub warnings: Vec<String>,
 }
@@ -117,7 +121,20 @@ impl StageFolder {
             let text = toml::to_string(record).expect("a table serialises");
             write_file(&path, text.as_bytes())?;
         }
-        Ok(Self { dir, _lock: lock, warnings: Vec::new() })
+        Ok(Self { dir, _lock: lock, events: None, warnings: Vec::new() })
+    }
+
+    /// The same, with TensorBoard's event file: at once for a finished stage, else beside its logs as they grow.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::File`] and [`FolderError::Corrupt`].
+    pub fn with_events(self) -> Result<Self, FolderError> {
+        let events = match is_finished(&self.dir) {
+            true => write_events(&self.dir).map(|()| None)?,
+            false => Some(Arc::new(Mutex::new(Events::new(self.dir.clone())))),
+        };
+        Ok(Self { events, ..self })
     }
 
     /// The folder.
@@ -138,6 +155,9 @@ impl StageFolder {
     /// Marks the stage as finished, with its result, and removes its checkpoints.
     pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
         self.sync_logs()?;
+        if let Some(events) = &self.events {
+            events.lock().expect("no writer panics").catch_up()?;
+        }
         write_json(&self.dir.join(SUMMARY), summary)?;
         remove_checkpoints(&self.dir)
     }
@@ -213,7 +233,7 @@ impl StageFolder {
     ///
     /// [`FolderError::Corrupt`] when it has fewer lines; [`FolderError::File`].
     pub fn log(&self, name: &str, lines: usize) -> Result<Log, FolderError> {
-        Log::open(self.dir.join(name), lines)
+        Ok(Log::open(self.dir.join(name), lines)?.shown_in(self.events.clone()))
     }
 
     /// The batches that a pass over a data set has given so far, under the name `name`. They are valid for the
@@ -258,6 +278,11 @@ pub fn is_settled(dir: &Path) -> Result<bool, FolderError> {
     Ok(!entries(dir)?.iter().any(|path| atomic::is_temporary(&name(path))))
 }
 
+/// Writes TensorBoard's event file of the finished stage in the folder `dir`, unless it is there.
+pub fn write_events(dir: &Path) -> Result<(), FolderError> {
+    tensorboard::derive(dir).map(drop)
+}
+
 /// Removes what a kill left half-written in the folder `dir`, and the checkpoints of a finished stage; for the holder
 /// of its lock.
 pub fn clear(dir: &Path) -> Result<(), FolderError> {
@@ -278,6 +303,14 @@ fn has_begun(dir: &Path) -> Result<bool, FolderError> {
     let begun =
         |name: &str| !atomic::is_temporary(name) && ![SETTINGS, TOOK, FAILED].contains(&name);
     Ok(entries(dir)?.iter().any(|path| begun(&name(path))))
+}
+
+/// What the stage in the folder `dir` was started with.
+pub fn read_record(dir: &Path) -> Result<toml::Table, FolderError> {
+    let path = dir.join(SETTINGS);
+    let text = fs::read_to_string(&path).map_err(FileError::reading(&path))?;
+    text.parse()
+        .map_err(|error: toml::de::Error| FolderError::Corrupt { path, detail: error.to_string() })
 }
 
 /// Which program began a stage, as its `settings.toml` says.
