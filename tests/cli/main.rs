@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmark;
 #[cfg(unix)]
 mod browser;
+mod card;
 #[cfg(unix)]
 mod crash;
 mod decode;
@@ -13,6 +14,7 @@ mod errors;
 mod export;
 #[cfg(unix)]
 mod full_disk;
+mod help;
 mod inputs;
 mod length;
 mod locks;
@@ -25,3 +27,4 @@ mod resume;
 #[cfg(unix)]
 mod signals;
 mod support;
+mod tensorboard;
