@@ -154,10 +154,10 @@ impl StageFolder {
 
     /// Marks the stage as finished, with its result, and removes its checkpoints.
     pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
-        self.sync_logs()?;
         if let Some(events) = &self.events {
             events.lock().expect("no writer panics").catch_up()?;
         }
+        self.sync_logs()?;
         write_json(&self.dir.join(SUMMARY), summary)?;
         remove_checkpoints(&self.dir)
     }
