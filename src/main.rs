@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use segment_rlhf::allocator;
 use segment_rlhf::cli::Cli;
 use segment_rlhf::stop::say;
@@ -14,7 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    match Cli::parse().run() {
+    match Cli::from_process().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("error: {error}"));

@@ -573,6 +573,29 @@ fn the_paper_s_tables_are_printed_with_what_is_known_of_them() {
     }
 }
 
+/// crates.io gets what the program is built from, and nothing else.
+#[test]
+fn the_package_holds_what_the_sources_include() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let packed = manifest["package"]["include"].as_array().unwrap();
+    let packed: BTreeSet<&str> = packed.iter().map(|path| &path.as_str().unwrap()[1..]).collect();
+    let mut needed: BTreeSet<String> =
+        ["src", "build.rs", "README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"]
+            .map(str::to_owned)
+            .into();
+    for (path, text) in sources("src") {
+        for part in text.split("include_str!(\"").skip(1) {
+            let file = part.split('"').next().unwrap();
+            let path =
+                root().join(path.rsplit_once('/').unwrap().0).join(file).canonicalize().unwrap();
+            let path = path.strip_prefix(root().canonicalize().unwrap()).unwrap();
+            needed.extend((!path.starts_with("src")).then(|| path.to_str().unwrap().to_owned()));
+        }
+    }
+    assert_eq!(packed, needed.iter().map(String::as_str).collect());
+    assert!(packed.iter().all(|path| root().join(path).exists()));
+}
+
 // Deviations that belong to no equation.
 
 /// D23: the coefficient moves by the mean KL of a response, the sum over its tokens.

@@ -51,9 +51,15 @@ pub(super) fn reproduce(common: &Common) -> Result<(), Error> {
     let seeds = settings.reproduce.seeds as u64;
     let grid = grid(common, settings.seed, seeds, vec![reproduce::experiment(name, &settings)]);
     let plan = grid.plan(&run, &common.locks(), &common.stop(), &Progress::new())?;
+    let plan = with_events(common, plan);
     let start = Instant::now();
     let results = reproduce::run(&plan, settings.reproduce.jobs)?;
     show::results(&plan, &results, start.elapsed())
+}
+
+/// The plan, with TensorBoard's event files if they are asked for.
+fn with_events(common: &Common, plan: Plan) -> Plan {
+    if common.tensorboard { plan.with_events() } else { plan }
 }
 
 /// A grid of these experiments with this many seeds.
@@ -133,6 +139,7 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     if args.dry_run {
         return show::out(&plan.list(jobs));
     }
+    let plan = with_events(common, plan);
     let start = Instant::now();
     let results = driver::run(&plan, jobs, OnFailure::KeepGoing)?;
     let (cells, seconds) = (results.cells.len(), start.elapsed().as_secs_f64());

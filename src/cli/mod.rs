@@ -6,12 +6,13 @@ mod benchmark;
 mod chat;
 pub mod error;
 mod grid;
+mod help;
 mod outcome;
 mod show;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
 
 use self::error::Error;
@@ -93,6 +94,13 @@ enum Command {
     Settings,
     /// Prints the tables of the paper
     Reported,
+    /// Prints the script by which a shell completes the arguments
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the program's man page, or writes those of all commands
+    Man(help::ManArgs),
 }
 
 #[derive(Args)]
@@ -161,6 +169,9 @@ struct Common {
     /// Print JSON for programs: a stage's whole result, or a line a text
     #[arg(long, global = true)]
     json: bool,
+    /// Also write TensorBoard's event files into the folders of stages, those of finished ones too
+    #[arg(long, global = true)]
+    tensorboard: bool,
     /// Run even if the file system has no locks: make sure yourself that no two processes run the same stage
     #[arg(long, global = true)]
     without_locks: bool,
@@ -195,6 +206,11 @@ impl Common {
 }
 
 impl Cli {
+    /// The arguments of the process; ends it if they are wrong, or ask for help.
+    pub fn from_process() -> Self {
+        Self::from_arg_matches(&help::command().get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
     /// Does what the arguments ask for.
     pub fn run(self) -> Result<(), Error> {
         let command = self.command.unwrap_or(Command::Reproduce);
@@ -213,6 +229,8 @@ impl Cli {
             Command::Systems => show::systems(),
             Command::Reported => show::reported(),
             Command::Reproduce => grid::reproduce(common),
+            Command::Completions { shell } => help::completions(shell),
+            Command::Man(args) => help::man(&args),
             Command::Ablate(args) => grid::ablate(common, &args),
             Command::Status { run } => grid::status(common, run.as_deref()),
             Command::Report(args) => grid::report(common, &args),
@@ -339,6 +357,7 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
     context.stop = common.stop();
     context.stop_on.clone_from(&common.stop_on);
     context.progress = Progress::new();
+    context.tensorboard = common.tensorboard;
     Ok(context)
 }
 

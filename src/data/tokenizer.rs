@@ -348,6 +348,14 @@ impl Tokenizer {
         pieces
     }
 
+    /// How messages become text without a chat template; `None` with one.
+    pub fn role_format(&self) -> Option<&RoleFormat> {
+        match &self.format {
+            PromptFormat::Roles(format) => Some(format),
+            PromptFormat::Template(_) => None,
+        }
+    }
+
     /// The id of the token that is written at the end of a response without one, or cut.
     pub fn eos(&self) -> u32 {
         self.stops[0]

@@ -173,6 +173,13 @@ fn check_format(path: &Path) -> Result<(), GridError> {
 }
 
 impl Plan {
+    /// The same, with TensorBoard's event files in the folders of its stages.
+    #[must_use]
+    pub fn with_events(mut self) -> Self {
+        self.tasks.write_events();
+        self
+    }
+
     /// The grid's results so far.
     pub fn results(&self) -> Results {
         let experiment = |(planned, numbers): (&Planned, &Vec<Vec<usize>>)| Experiment {
@@ -260,7 +267,9 @@ fn figures(context: &Context) -> Result<Figures, FolderError> {
         policy = Some(read_json(&dir.join("summary.json"), "ablate")?);
         let metrics: Vec<IterationMetrics> = read_json_lines(&dir.join("metrics.jsonl"))?;
         curve = Curve::of(&metrics);
-        evaluations = read_json_lines::<EvaluationLine>(&dir.join("evaluations.jsonl"))?;
+        let lines: Vec<EvaluationLine> = read_json_lines(&dir.join("evaluations.jsonl"))?;
+        let figures = lines.into_iter().map(|line| EvaluationLine { sample: None, ..line });
+        evaluations = figures.collect();
     }
     let dpo = context.dir(Stage::Dpo).join("summary.json");
     let dpo = has(Stage::Dpo).then(|| read_json(&dpo, "ablate")).transpose()?;

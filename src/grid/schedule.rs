@@ -51,6 +51,11 @@ impl Tasks {
         last.expect("every run has a PPO stage")
     }
 
+    /// From now on, they write TensorBoard's event files.
+    pub fn write_events(&mut self) {
+        self.0.iter_mut().for_each(|task| task.context.tensorboard = true);
+    }
+
     /// All of them.
     pub fn all(&self) -> &[Task] {
         &self.0
@@ -227,6 +232,7 @@ fn leave_what_cannot_run(states: &mut [Progress], tasks: &[Task]) {
 fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
     task.context.stop.check()?;
     if folder::is_settled(&task.dir)? {
+        write_events(task)?;
         return Ok(true);
     }
     let lock = match task.context.locks.take(&task.dir) {
@@ -235,6 +241,7 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
     };
     if task.is_finished() {
         folder::clear(&task.dir)?;
+        write_events(task)?;
         return Ok(true);
     }
     let mut context = task.context.clone();
@@ -259,6 +266,11 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
             Err(error)
         }
     }
+}
+
+/// Writes the event file of a finished task, if its context asks for one.
+fn write_events(task: &Task) -> Result<(), FolderError> {
+    if task.context.tensorboard { folder::write_events(&task.dir) } else { Ok(()) }
 }
 
 /// The content of [`FAILED`].

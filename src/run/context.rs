@@ -50,6 +50,8 @@ pub struct Context {
     pub progress: Progress,
     /// Shown before stage names, to tell parallel runs apart.
     pub label: String,
+    /// Writes TensorBoard's event files beside the logs of stages.
+    pub tensorboard: bool,
 }
 
 impl Context {
@@ -70,6 +72,7 @@ impl Context {
             stop_on: Vec::new(),
             progress: Progress::silent(),
             label: String::new(),
+            tensorboard: false,
         })
     }
 
@@ -155,7 +158,7 @@ impl Context {
             self.progress.line(&went_on);
             self.lay_aside(Stage::Evaluate, iterations)?;
         }
-        Ok(folder)
+        if self.tensorboard { folder.with_events() } else { Ok(folder) }
     }
 
     /// Renames the folder of a stage that judged the policy of an earlier iteration.

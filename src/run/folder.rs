@@ -12,6 +12,7 @@
 //! run.toml         what the command was given: model, data and all settings, for commands that read the run
 //! took.json        seconds that it took in a grid or a reproduction, all tries together
 //! failed.json      why its last try in a grid failed
+//! events.out.tfevents.segment-rlhf   the logs for TensorBoard, if --tensorboard asks for them
 //! ```
 
 use std::borrow::Cow;
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -29,12 +30,13 @@ use super::files::{parse, read_if_there};
 use super::given::GIVEN;
 use super::lock::{self, Lock, Locks};
 pub use super::log::{Log, Parts};
+use super::tensorboard::{self, Events};
 use crate::atomic::{self, NewFile};
 use crate::file_error::FileError;
 use crate::rng::Fnv1a;
 
 /// The file whose presence says that a stage is finished.
-const SUMMARY: &str = "summary.json";
+pub const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 const SETTINGS: &str = "settings.toml";
 /// The last checkpoint of a finished stage that may grow.
@@ -49,6 +51,8 @@ pub struct StageFolder {
     dir: PathBuf,
     /// Keeps other processes out while the stage runs; a finished stage is read without it.
     _lock: Option<Arc<Lock>>,
+    /// What TensorBoard shows, if it is asked for.
+    events: Option<Arc<Mutex<Events>>>,
     /// What a damaged checkpoint was, if the one before it was used instead.
     pub warnings: Vec<String>,
     /// What the number was that has grown since, as in [`StageFolder::open`].
@@ -136,7 +140,20 @@ impl StageFolder {
             take_up(&dir)?;
         }
         let grown_from = differences.into_iter().find_map(|grown| grown.there);
-        Ok(Self { dir, _lock: lock, warnings: Vec::new(), grown_from })
+        Ok(Self { dir, _lock: lock, events: None, warnings: Vec::new(), grown_from })
+    }
+
+    /// The same, with TensorBoard's event file: at once for a finished stage, else beside its logs as they grow.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::File`] and [`FolderError::Corrupt`].
+    pub fn with_events(self) -> Result<Self, FolderError> {
+        let events = match is_finished(&self.dir) {
+            true => write_events(&self.dir).map(|()| None)?,
+            false => Some(Arc::new(Mutex::new(Events::new(self.dir.clone())))),
+        };
+        Ok(Self { events, ..self })
     }
 
     /// The folder.
@@ -156,6 +173,9 @@ impl StageFolder {
 
     /// Marks the stage as finished, with its result, and removes its checkpoints.
     pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
+        if let Some(events) = &self.events {
+            events.lock().expect("no writer panics").catch_up()?;
+        }
         self.sync_logs()?;
         write_json(&self.dir.join(SUMMARY), summary)?;
         remove_checkpoints(&self.dir)
@@ -239,7 +259,7 @@ impl StageFolder {
     ///
     /// [`FolderError::Corrupt`] when it has fewer lines; [`FolderError::File`].
     pub fn log(&self, name: &str, lines: usize) -> Result<Log, FolderError> {
-        Log::open(self.dir.join(name), lines)
+        Ok(Log::open(self.dir.join(name), lines)?.shown_in(self.events.clone()))
     }
 
     /// The batches that a pass over a data set has given so far, under the name `name`. They are valid for the
@@ -284,6 +304,11 @@ pub fn is_settled(dir: &Path) -> Result<bool, FolderError> {
     Ok(!entries(dir)?.iter().any(|path| atomic::is_temporary(&name(path))))
 }
 
+/// Writes TensorBoard's event file of the finished stage in the folder `dir`, unless it is there.
+pub fn write_events(dir: &Path) -> Result<(), FolderError> {
+    tensorboard::derive(dir).map(drop)
+}
+
 /// Removes what a kill left half-written in the folder `dir`, and the checkpoints of a finished stage; for the holder
 /// of its lock.
 pub fn clear(dir: &Path) -> Result<(), FolderError> {
@@ -305,6 +330,14 @@ fn has_begun(dir: &Path) -> Result<bool, FolderError> {
         !atomic::is_temporary(name) && ![SETTINGS, GIVEN, TOOK, FAILED].contains(&name)
     };
     Ok(entries(dir)?.iter().any(|path| begun(&name(path))))
+}
+
+/// What the stage in the folder `dir` was started with.
+pub fn read_record(dir: &Path) -> Result<toml::Table, FolderError> {
+    let path = dir.join(SETTINGS);
+    let text = fs::read_to_string(&path).map_err(FileError::reading(&path))?;
+    text.parse()
+        .map_err(|error: toml::de::Error| FolderError::Corrupt { path, detail: error.to_string() })
 }
 
 /// Which program began a stage, as its `settings.toml` says.

@@ -4,11 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::files::{FolderError, read_if_there, write_file};
+use super::tensorboard::Events;
 use crate::atomic;
 use crate::file_error::FileError;
 
@@ -84,6 +86,8 @@ pub struct Log {
     path: PathBuf,
     file: File,
     lines: usize,
+    /// Where its lines go, too.
+    events: Option<Arc<Mutex<Events>>>,
 }
 
 impl Log {
@@ -99,7 +103,12 @@ impl Log {
         write_file(&path, &kept.concat())?;
         let file =
             OpenOptions::new().append(true).open(&path).map_err(FileError::writing(&path))?;
-        Ok(Self { path, file, lines })
+        Ok(Self { path, file, lines, events: None })
+    }
+
+    /// The same, with TensorBoard's `events` of its lines.
+    pub(super) fn shown_in(self, events: Option<Arc<Mutex<Events>>>) -> Self {
+        Self { events, ..self }
     }
 
     /// Appends one line.
@@ -108,6 +117,10 @@ impl Log {
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(FileError::writing(&self.path))?;
         self.lines += 1;
+        if let (Some(events), Some(name)) = (&self.events, self.path.file_name()) {
+            let mut events = events.lock().expect("no writer panics");
+            events.add(&name.to_string_lossy(), &text)?;
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod metrics;
 pub mod progress;
 pub mod stage;
+mod tensorboard;
 
 pub use context::{Context, Layout};
 pub use error::Error;

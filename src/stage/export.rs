@@ -6,6 +6,7 @@ use burn::tensor::DType;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::card::card;
 use super::task::model_tokenizer;
 use crate::atomic;
 use crate::data::tokenizer::Tokenizer;
@@ -20,6 +21,8 @@ pub enum What {
     Policy,
     /// The reward model that `train-reward` trained.
     Reward,
+    /// The model that `sft` trained, which gives entropies and KL.
+    Reference,
 }
 
 /// The type of the weights in a file.
@@ -56,7 +59,7 @@ type Save = Box<dyn FnOnce(&ModelConfig, &Path) -> Result<(), CheckpointError>>;
 
 /// Writes the model in the folder `model`, else the run's policy or reward model, into the new or
 /// empty folder `hf`: config.json, generation_config.json, the weights (adapters merged, of type `weights`,
-/// else of the type that the model's files have), and the tokenizer's files.
+/// else of the type that the model's files have), the tokenizer's files, and a model card, unless the model came with one.
 pub fn run(
     context: &Context,
     model: Option<&Path>,
@@ -73,6 +76,7 @@ pub fn run(
         (Some(dir), None) => dir.to_owned(),
         (None, None | Some(What::Policy)) => context.policy_dir()?.join("model"),
         (None, Some(What::Reward)) => context.reward_dir()?.join("model"),
+        (None, Some(What::Reference)) => context.reference_dir()?,
     };
     let io = |source| Error::Folder(FileError::writing(hf)(source).into());
     let held = match hf.read_dir() {
@@ -103,6 +107,10 @@ pub fn run(
             (config, Box::new(move |config, dir| model.save(config, dir)))
         }
     };
+    let card = match read_card(&from)? {
+        Some(own) => own,
+        None => card(context, &from, head, &config, &tokenizer)?.into_bytes(),
+    };
     let ids = token_ids(&tokenizer);
     for (key, id) in &ids {
         config.other.entry(key.clone()).or_insert_with(|| id.clone());
@@ -113,10 +121,30 @@ pub fn run(
         if head == Head::CausalLm {
             write_generation_config(&from, dir, ids)?;
         }
-        name_tokenizer_class(dir)
+        name_tokenizer_class(dir)?;
+        write_card(dir, &card)
     })?;
     let model_type = config.family.model_type();
     Ok(Summary { from, hf: hf.to_owned(), model_type, dtype: dtype.name() })
+}
+
+/// The model card of the Hub.
+const CARD: &str = "README.md";
+
+/// The card that a model came with.
+fn read_card(from: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let path = from.join(CARD);
+    match std::fs::read(&path) {
+        Ok(card) => Ok(Some(card)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(CheckpointError::from(FileError::reading(&path)(source)).into()),
+    }
+}
+
+fn write_card(dir: &Path, card: &[u8]) -> Result<(), Error> {
+    let path = dir.join(CARD);
+    let written = atomic::write_file(&path, card);
+    Ok(written.map_err(FileError::writing(&path)).map_err(CheckpointError::from)?)
 }
 
 /// The type that the weights of the model in `dir` have on disk; with adapters, those of their base.

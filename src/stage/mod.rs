@@ -19,6 +19,7 @@ pub mod preferences;
 pub mod reward;
 pub mod sft;
 
+mod card;
 mod cut;
 #[doc(hidden)]
 pub mod cutoffs;

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use burn::tensor::Device;
 use safetensors::SafeTensors;
@@ -16,7 +15,7 @@ use tempfile::TempDir;
 
 #[cfg(unix)]
 use crate::support::program_with_file_limit;
-use crate::support::{SENTENCES, characters, files, finish, llama, program};
+use crate::support::{SENTENCES, characters, files, finish, llama, program, python_with};
 
 /// A small model of a family.
 fn config(family: Family) -> ModelConfig {
@@ -89,13 +88,6 @@ fn fresh(family: Family) -> TempDir {
     dir
 }
 
-/// The Python that has transformers: the one that SEGMENT_RLHF_PYTHON names, or python3.
-fn python_with_transformers() -> Option<Command> {
-    let python = std::env::var_os("SEGMENT_RLHF_PYTHON").unwrap_or_else(|| "python3".into());
-    let found = Command::new(&python).args(["-c", "import torch, transformers"]).output();
-    found.is_ok_and(|output| output.status.success()).then(|| Command::new(python))
-}
-
 /// What transformers computes with a folder.
 #[derive(Deserialize)]
 struct Computed {
@@ -107,10 +99,7 @@ const IDS: [u32; 14] = [9, 21, 40, 3, 77, 21, 64, 13, 50, 31, 8, 8, 95, 30];
 
 /// What transformers computes with each folder; nothing where there is no transformers.
 fn by_transformers(folders: &[PathBuf]) -> Option<Vec<Computed>> {
-    let Some(mut python) = python_with_transformers() else {
-        println!("skipped: no Python with transformers (SEGMENT_RLHF_PYTHON names one)");
-        return None;
-    };
+    let mut python = python_with(&["torch", "transformers"])?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/logits.py");
     let output = python.arg(script).args(folders).arg("--").args(IDS.map(|id| id.to_string()));
     let output = output.output().unwrap();

@@ -5,6 +5,7 @@ mod bad_input;
 mod benchmark;
 #[cfg(unix)]
 mod browser;
+mod card;
 #[cfg(unix)]
 mod crash;
 mod decode;
@@ -14,6 +15,7 @@ mod export;
 mod first_hour;
 #[cfg(unix)]
 mod full_disk;
+mod help;
 mod inputs;
 mod length;
 mod locks;
@@ -26,3 +28,4 @@ mod resume;
 #[cfg(unix)]
 mod signals;
 mod support;
+mod tensorboard;

@@ -292,3 +292,24 @@ fn checkpoints_that_a_kill_left_in_a_finished_stage_go() {
     finish(run.path(), &["sft"], &[]);
     assert_same(&unbroken.path().join("sft"), &run.path().join("sft"));
 }
+
+#[test]
+fn a_stage_of_another_version_and_commit_is_the_same_stage() {
+    let run = TempDir::new().unwrap();
+    program(run.path(), &["sft", "--stop-after", "3"]).ended_with(130);
+    let path = run.path().join("sft/settings.toml");
+    let mut record: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+    record.insert("version".into(), "0.1.0".into());
+    record.insert("commit".into(), "0123456789ab".into());
+    fs::write(&path, record.to_string()).unwrap();
+    let unbroken = TempDir::new().unwrap();
+    finish(unbroken.path(), &["sft"], &[]);
+    // Half done, it goes on; finished, it is read.
+    for _ in 0..2 {
+        finish(run.path(), &["sft"], &[]);
+        let summary = |run: &TempDir| fs::read(run.path().join("sft/summary.json")).unwrap();
+        assert_eq!(summary(&run), summary(&unbroken));
+    }
+    let record = fs::read_to_string(&path).unwrap();
+    assert!(record.contains("0.1.0"), "the record says which version began it: {record}");
+}

@@ -45,6 +45,23 @@ pub fn program(run: &Path, arguments: &[&str]) -> Output {
     program_with_threads(run, arguments, "1")
 }
 
+/// Runs `arguments` and nothing else, in the current folder.
+pub fn run_plain(arguments: &[&str]) -> Output {
+    output(Command::new(PROGRAM).args(arguments))
+}
+
+/// The Python that has these packages: the one that SEGMENT_RLHF_PYTHON names, or python3; says so where there is none.
+pub fn python_with(packages: &[&str]) -> Option<Command> {
+    let python = std::env::var_os("SEGMENT_RLHF_PYTHON").unwrap_or_else(|| "python3".into());
+    let packages = packages.join(", ");
+    let found = Command::new(&python).args(["-c", &format!("import {packages}")]).output();
+    if found.is_ok_and(|output| output.status.success()) {
+        return Some(Command::new(python));
+    }
+    println!("skipped: no Python with {packages} (SEGMENT_RLHF_PYTHON names one)");
+    None
+}
+
 /// The same with `threads` threads.
 pub fn program_with_threads(run: &Path, arguments: &[&str], threads: &str) -> Output {
     output(Command::new(PROGRAM).args(command_line(run, arguments, threads)))

@@ -197,10 +197,11 @@ fn figures(name: &str, settings: &Settings, seed: u64) -> Figures {
         credit_correlation: known(&|i| if dense { 0.2 } else { 0.05 } + 0.02 * share(i)),
     };
     let before = evaluation([BEFORE[0] + shift, BEFORE[1], BEFORE[2]], dense, false);
-    let mut evaluations = vec![EvaluationLine { iteration: 0, evaluation: before.clone() }];
+    let mut evaluations =
+        vec![EvaluationLine { iteration: 0, evaluation: before.clone(), sample: None }];
     for iteration in (EVALUATE_EVERY..=ITERATIONS).step_by(EVALUATE_EVERY) {
         let evaluation = evaluation(at(share(iteration), &mut own), dense, true);
-        evaluations.push(EvaluationLine { iteration, evaluation });
+        evaluations.push(EvaluationLine { iteration, evaluation, sample: None });
     }
     let best = evaluations[1..]
         .iter()

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::learner::{Learner, steps_an_iteration};
 use crate::atomic::{self, NewFile};
+use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
 use crate::run::alarms::{HeldOutScore, Raised, of_iterations};
 use crate::run::folder::{Log, StageFolder, read_json, read_json_lines};
@@ -43,6 +44,26 @@ pub struct EvaluationLine {
     /// What the policy was worth then.
     #[serde(flatten)]
     pub evaluation: Evaluation,
+    /// Its response to the first prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<SampleText>,
+}
+
+/// A prompt and a response to it, to be read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the fields' names say it
+pub struct SampleText {
+    pub prompt: String,
+    pub response: String,
+}
+
+impl EvaluationLine {
+    fn new(iteration: usize, judged: &Judged, tokenizer: &Tokenizer) -> Self {
+        let text = |tokens: &[Vec<u32>]| tokenizer.decode(&tokens[0]);
+        let sample =
+            SampleText { prompt: text(&judged.prompts), response: text(&judged.responses) };
+        Self { iteration, evaluation: judged.evaluation.clone(), sample: Some(sample) }
+    }
 }
 
 /// What the logs of the stage hold.
@@ -145,8 +166,7 @@ impl<'a> Keeper<'a> {
         let (model, kept) = (&scorer.reference, Kept::open(folder, "baseline")?);
         let baseline = evaluator.judge(model, &learner.config, Side::Baseline, kept, &|| ())?;
         if state.evaluations == 0 {
-            let evaluation = baseline.evaluation.clone();
-            evaluations.write(&EvaluationLine { iteration: 0, evaluation })?;
+            evaluations.write(&EvaluationLine::new(0, &baseline, &task.tokenizer))?;
             state.evaluations = evaluations.lines();
         }
         let history = History::read(folder.dir())?;
@@ -204,10 +224,11 @@ impl<'a> Keeper<'a> {
         let (side, kept) = (Side::Policy, Kept::default());
         let mut judged = self.evaluator.judge(&model, &learner.config, side, kept, &|| ())?;
         self.evaluator.compare(&mut judged, &self.baseline);
-        let (iteration, evaluation) = (learner.iteration, judged.evaluation);
-        let line = EvaluationLine { iteration, evaluation: evaluation.clone() };
+        let iteration = learner.iteration;
+        let line = EvaluationLine::new(iteration, &judged, &learner.task.tokenizer);
         self.evaluations.write(&line)?;
         self.history.evaluations.push(line);
+        let evaluation = judged.evaluation;
         self.state.evaluations = self.evaluations.lines();
         if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
             self.state.best = Some((iteration, evaluation.clone()));
