@@ -5,6 +5,7 @@
 mod benchmark;
 pub mod error;
 mod grid;
+mod inputs;
 mod show;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use self::error::Error;
+use crate::data::columns::Columns;
 use crate::device::DeviceName;
 use crate::run::lock::{Locks, Unsupported};
 use crate::run::progress::Progress;
@@ -128,20 +130,26 @@ struct Common {
     /// The device that tensors live on
     #[arg(long, global = true, default_value = "flex")]
     device: DeviceName,
-    /// A Hugging Face checkpoint to start from (Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-NeoX): config.json,
-    /// model.safetensors or shards with an index, tokenizer.json
+    /// A Hugging Face checkpoint to start from (Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-NeoX): a folder with config.json,
+    /// model.safetensors or shards with an index, and tokenizer.json; or its name in the Hub, org/name or
+    /// org/name@revision
     #[arg(long, global = true, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The folder of a train-reward stage, instead of the run's own; for evaluate and score also a published reward
     /// model
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
-    /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, instead of the embedded task
+    /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, instead of the embedded task;
+    /// or a data set's name in the Hub, org/name or org/name@revision. FOLDER:SPLIT and org/name:SPLIT name a split
     #[arg(long, global = true, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Prompts for ppo and evaluate in such a file or folder, instead of those of --data
     #[arg(long, global = true, value_name = "FILE")]
     prompts: Option<PathBuf>,
+    /// The columns of --data and --prompts that stand for the keys of a row, such as
+    /// prompt=question,chosen=good,rejected=bad
+    #[arg(long, global = true, value_name = "KEY=COLUMN,…")]
+    columns: Option<Columns>,
     /// CPU threads, which read shards of a batch side by side; results are the same for every number [default: 1 for reproduce, else all]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
@@ -241,6 +249,9 @@ fn context(common: &Common, reads: bool) -> Result<Context, Error> {
         ("grid.json".to_owned(), toml::to_string(&cell.settings).expect("settings serialise"))
     });
     let settings = common.settings(base)?;
+    if common.columns.is_some() && common.data.is_none() && cell.is_none() {
+        return Err(Error::Usage("--columns goes with --data".into()));
+    }
     if common.prompts.is_some() && common.data.is_none() {
         return Err(Error::Usage(
             "--prompts goes with --data: the embedded task has its own".into(),
@@ -254,16 +265,21 @@ fn context(common: &Common, reads: bool) -> Result<Context, Error> {
         context.reward_model = cell.reward_model;
         context.data = cell.data;
         context.prompts = cell.prompts;
+        context.columns = cell.columns;
     }
+    let inputs = common.inputs()?;
     for (own, given) in [
-        (&mut context.model, &common.model),
-        (&mut context.reward_model, &common.reward_model),
-        (&mut context.data, &common.data),
-        (&mut context.prompts, &common.prompts),
+        (&mut context.model, &inputs.model),
+        (&mut context.reward_model, &inputs.reward_model),
+        (&mut context.data, &inputs.data),
+        (&mut context.prompts, &inputs.prompts),
     ] {
         if given.is_some() {
             own.clone_from(given);
         }
+    }
+    if let Some(columns) = &common.columns {
+        context.columns.clone_from(columns);
     }
     context.locks = common.locks();
     context.stop = common.stop();

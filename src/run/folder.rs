@@ -317,7 +317,8 @@ fn read_checkpoint(dir: &Path) -> Result<Checkpoint, String> {
     Ok(Checkpoint { step: manifest.step, dir: dir.to_owned() })
 }
 
-/// Each key in which two tables differ, with both values; the program's version and commit may differ.
+/// Each key in which two tables differ, with both values; the program's version and commit and the names of
+/// its inputs may differ.
 fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
     fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
         match value {
@@ -338,6 +339,7 @@ fn differences(old: &toml::Table, new: &toml::Table) -> Vec<String> {
         flatten("", &toml::Value::Table(table.clone()), &mut flat);
         flat.remove("version");
         flat.remove("commit");
+        flat.retain(|key, _| !key.starts_with("sources."));
         flat
     };
     let (old, new) = (flat(old), flat(new));

@@ -13,6 +13,8 @@ mod errors;
 mod export;
 #[cfg(unix)]
 mod full_disk;
+#[cfg(unix)]
+mod hub;
 mod inputs;
 mod length;
 mod locks;
