@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::overlay::{line_at, merge};
-use self::overlay::{origin, parse_set, refused_line};
+use self::overlay::{origin, parse_set, refusal, refused_line};
 
 use crate::bounds::{AtLeast, Bounds, Limit, Nested, Section, section};
 use crate::device::{Checkpointing, Precision};
@@ -375,7 +375,7 @@ impl Settings {
             let mut merged = table.clone();
             merge(&mut merged, overlay);
             if let Err(error) = Self::deserialize(merged.clone()) {
-                let message = error.to_string().trim().to_owned();
+                let message = refusal(&error, &table);
                 return Err(SettingsError::Toml {
                     origin: at(refused_line(&table, text, &|table| {
                         Self::deserialize(table).is_ok()
@@ -392,7 +392,7 @@ impl Settings {
             let mut merged = table.clone();
             merge(&mut merged, overlay);
             if let Err(error) = Self::deserialize(merged.clone()) {
-                return Err(toml(error.to_string().trim().to_owned()));
+                return Err(toml(refusal(&error, &table)));
             }
             table = merged;
         }
@@ -409,12 +409,11 @@ impl Settings {
     /// These settings with `changes` over them, section by section; `origin` names the changes in errors.
     pub fn with(&self, origin: &str, changes: &toml::Table) -> Result<Self, SettingsError> {
         let origin = origin.to_owned();
-        let mut table = toml::Table::try_from(self).expect("settings serialise");
-        merge(&mut table, changes.clone());
-        match Self::deserialize(table) {
-            Err(error) => {
-                Err(SettingsError::Toml { origin, message: error.to_string().trim().to_owned() })
-            }
+        let table = toml::Table::try_from(self).expect("settings serialise");
+        let mut merged = table.clone();
+        merge(&mut merged, changes.clone());
+        match Self::deserialize(merged) {
+            Err(error) => Err(SettingsError::Toml { origin, message: refusal(&error, &table) }),
             Ok(settings) => match settings.first_problem() {
                 None => Ok(settings),
                 Some((key, problem)) => Err(SettingsError::Range { origin, key, problem }),

@@ -5,6 +5,7 @@ use crate::data::error::DataError;
 use crate::equations::segmentation::SegmentationError;
 use crate::file_error::{Action, FileError};
 use crate::grid::GridError;
+use crate::hub::HubError;
 use crate::model::{CheckpointError, TooLong};
 use crate::run::FolderError;
 use crate::run::error::{Error as StageError, wrap_stage_errors};
@@ -29,6 +30,9 @@ pub enum Error {
     /// Settings were rejected.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// A name of the Hub gave no folder.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The result could not be printed.
     #[error("standard output: {0}; free space or mend what the system names")]
     Output(#[source] std::io::Error),
@@ -66,6 +70,7 @@ impl Error {
             Self::Stage(StageError::NonFinite(_) | StageError::Alarm { .. })
             | Self::Output(_)
             | Self::Grid(GridError::Cells { .. }) => true,
+            Self::Hub(error) => error.is_failure(),
             Self::Stage(
                 StageError::Folder(
                     FolderError::File(error) | FolderError::Lock(LockError::File(error)),

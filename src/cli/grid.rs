@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::error::Error;
+use super::inputs::Inputs;
 use super::{Common, show, use_threads};
 use crate::file_error::FileError;
 use crate::grid::analysis::Analysis;
@@ -49,7 +50,7 @@ pub(super) fn reproduce(common: &Common) -> Result<(), Error> {
     }
     let run = common.run.clone().unwrap_or_else(|| Path::new("runs").join(name));
     let seeds = settings.reproduce.seeds as u64;
-    let grid = grid(common, settings.seed, seeds, vec![reproduce::experiment(name, &settings)]);
+    let grid = grid(common, settings.seed, seeds, vec![reproduce::experiment(name, &settings)])?;
     let plan = grid.plan(&run, &common.locks(), &common.stop(), &Progress::new())?;
     let plan = with_events(common, plan);
     let start = Instant::now();
@@ -63,18 +64,20 @@ fn with_events(common: &Common, plan: Plan) -> Plan {
 }
 
 /// A grid of these experiments with this many seeds.
-fn grid(common: &Common, first: u64, seeds: u64, experiments: Vec<Planned>) -> Grid {
+fn grid(common: &Common, first: u64, seeds: u64, experiments: Vec<Planned>) -> Result<Grid, Error> {
     use_threads(common.threads.or(Some(1)));
-    Grid {
+    let Inputs { model, reward_model, data, prompts } = common.inputs()?;
+    Ok(Grid {
         format: FORMAT,
         device: common.device,
         seeds: (first..).take(seeds as usize).collect(),
-        model: common.model.clone(),
-        reward_model: common.reward_model.clone(),
-        data: common.data.clone(),
-        prompts: common.prompts.clone(),
+        model,
+        reward_model,
+        data,
+        prompts,
+        columns: common.columns.clone().unwrap_or_default(),
         experiments,
-    }
+    })
 }
 
 /// The cell that a command reads in a grid's folder `run`, chosen by --method and --seed: by default `segment` and
@@ -132,7 +135,7 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     if firsts.any(|other| other != first) {
         return Err(Error::Usage("base files with different seeds: give --seed".into()));
     }
-    let grid = grid(common, first, args.seeds.into(), experiments);
+    let grid = grid(common, first, args.seeds.into(), experiments)?;
     let progress = Progress::new().of_many();
     let plan = grid.plan(&run, &common.locks(), &common.stop(), &progress)?;
     let jobs = usize::from(args.jobs);

@@ -7,6 +7,7 @@ mod chat;
 pub mod error;
 mod grid;
 mod help;
+mod inputs;
 mod outcome;
 mod show;
 
@@ -17,6 +18,8 @@ use serde::Serialize;
 
 use self::error::Error;
 use self::outcome::Outcome;
+use crate::data::columns::Columns;
+use crate::data::files;
 use crate::device::DeviceName;
 use crate::run::alarms::Alarm;
 use crate::run::given::{self, Given};
@@ -143,20 +146,26 @@ struct Common {
     /// The device that tensors live on
     #[arg(long, global = true, default_value = "flex")]
     device: DeviceName,
-    /// A Hugging Face checkpoint to start from (Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-NeoX): config.json,
-    /// model.safetensors or shards with an index, tokenizer.json
+    /// A Hugging Face checkpoint to start from (Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-NeoX): a folder with config.json,
+    /// model.safetensors or shards with an index, and tokenizer.json; or its name in the Hub, org/name or
+    /// org/name@revision
     #[arg(long, global = true, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The folder of a train-reward stage, instead of the run's own; for evaluate and score also a published reward
     /// model
     #[arg(long, global = true, value_name = "DIR")]
     reward_model: Option<PathBuf>,
-    /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, instead of the embedded task
+    /// Preference pairs in JSON Lines, a JSON array or Parquet, or a folder of such files, instead of the embedded task;
+    /// or a data set's name in the Hub, org/name or org/name@revision. FOLDER:SPLIT and org/name:SPLIT name a split
     #[arg(long, global = true, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Prompts for ppo and evaluate in such a file or folder, instead of those of --data
     #[arg(long, global = true, value_name = "FILE")]
     prompts: Option<PathBuf>,
+    /// The columns of --data and --prompts that stand for the keys of a row, such as
+    /// prompt=question,chosen=good,rejected=bad
+    #[arg(long, global = true, value_name = "KEY=COLUMN,…")]
+    columns: Option<Columns>,
     /// CPU threads, which read shards of a batch side by side; results are the same for every number [default: 1 for reproduce, else all]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
@@ -224,6 +233,9 @@ impl Cli {
         let common = &common;
         let stage = || context(common, Reads::Nothing);
         let cell = || context(common, Reads::Models);
+        fn own(context: &Context, given: bool) -> Option<&Path> {
+            context.model.as_deref().filter(|_| given)
+        }
         match command {
             Command::Settings => show::out(DEFAULTS),
             Command::Systems => show::systems(),
@@ -252,11 +264,12 @@ impl Cli {
                 tell(common, &context(common, Reads::Policy)?, Stage::Evaluate, evaluate::run)
             }
             Command::Evaluate { benchmark: Some(benchmark), .. } => {
-                benchmark.run(&cell()?, common.model.as_deref(), common.json)
+                let context = cell()?;
+                benchmark.run(&context, own(&context, common.model.is_some()), common.json)
             }
             Command::Export(ExportArgs { hf, what, dtype }) => {
-                let model = common.model.as_deref();
-                show::json(&export::run(&cell()?, model, &hf, what, dtype)?)
+                let context = cell()?;
+                show::json(&export::run(&context, own(&context, common.model.is_some()), &hf, what, dtype)?)
             }
             Command::Generate(args) => show::generate(&cell()?, &args, common.model.is_some()),
             Command::Chat(args) => chat::chat(&cell()?, &args, common.model.is_some()),
@@ -313,6 +326,9 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
     });
     let base = base.chain(given.iter().map(|(path, given)| given.overlay(path)));
     let settings = common.settings(base)?;
+    if common.columns.is_some() && common.data.is_none() && cell.is_none() {
+        return Err(Error::Usage("--columns goes with --data".into()));
+    }
     if common.prompts.is_some() && common.data.is_none() {
         return Err(Error::Usage(
             "--prompts goes with --data: the embedded task has its own".into(),
@@ -326,10 +342,11 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
         context.reward_model = cell.reward_model;
         context.data = cell.data;
         context.prompts = cell.prompts;
+        context.columns = cell.columns;
     }
     if let Some((path, given)) = given {
         let known = |of: Option<PathBuf>, name: &str, own: &Option<PathBuf>| match of {
-            Some(found) if own.is_none() && !found.exists() => Err(Error::Usage(format!(
+            Some(found) if own.is_none() && !files::is_there(&found) => Err(Error::Usage(format!(
                 "{}: {name} was {}, which is not there any more; give it as --{name}",
                 path.display(),
                 found.display()
@@ -341,17 +358,22 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
         if reads == Reads::Policy {
             context.data = known(given.data, "data", &common.data)?;
             context.prompts = known(given.prompts, "prompts", &common.prompts)?;
+            context.columns = given.columns;
         }
     }
+    let inputs = common.inputs()?;
     for (own, given) in [
-        (&mut context.model, &common.model),
-        (&mut context.reward_model, &common.reward_model),
-        (&mut context.data, &common.data),
-        (&mut context.prompts, &common.prompts),
+        (&mut context.model, &inputs.model),
+        (&mut context.reward_model, &inputs.reward_model),
+        (&mut context.data, &inputs.data),
+        (&mut context.prompts, &inputs.prompts),
     ] {
         if given.is_some() {
             own.clone_from(given);
         }
+    }
+    if let Some(columns) = &common.columns {
+        context.columns.clone_from(columns);
     }
     context.locks = common.locks();
     context.stop = common.stop();

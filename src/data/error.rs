@@ -62,14 +62,16 @@ faults! {
          is JSON Lines",
     file parquet(reason): "not a Parquet file that can be read ({reason}); copy or write it again",
     file compression(codec):
-        "compressed with {codec}; this program reads Parquet with SNAPPY, GZIP or no compression: write the file \
+        "compressed with {codec}; this program reads Parquet with SNAPPY, GZIP, ZSTD, LZ4 or no compression: write it \
          again with one of these, or as JSON Lines",
+    file format(what, remedy): "{what}, which this program does not read; {remedy}",
+    file gzip(reason): "not a whole gzip file ({reason}); download or compress it again",
     #[cfg(not(feature = "parquet"))]
     file without_parquet():
         "a Parquet file, and this program was built without the cargo feature `parquet`; build it with the \
          feature, or give JSON Lines",
     row wrong_type(key, expected, found): "{key} is {found}; expected {expected}",
-    row missing_key(key, layouts): "the key `{key}` is missing; a row is {layouts}",
+    row missing_key(key, named, layouts, there): "the key `{key}`{named} is missing; a row is {layouts}{there}",
     row unknown_role(key, role): "the role of `{key}` is {role:?}; expected system, user or assistant",
     row no_response(which): "`{which}` must end with a message of the assistant: the response",
     row empty_prompt(): "the prompt is empty; a model needs at least one token to start from",
@@ -81,7 +83,9 @@ faults! {
     file nothing_to_hold_out(what):
         "all {what} are the same one, so that none can be held out; give at least two different ones",
     file no_rows(expected): "no rows; expected {expected}",
-    file no_files(): "a folder without .parquet, .jsonl or .json files; name a file, or the folder of its parts",
+    file no_files(): "a folder without .parquet, .jsonl or .json files; name a file, or the folder of its parts (a table in \
+         CSV must be converted, its error says how)",
+    file splits(problem): "{problem}",
     row unknown_prompt():
         "the prompt is none of the run's; take the row out, or name the file with its prompts as --prompts",
     row span_outside(span, text, length):

@@ -5,8 +5,12 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::chat::{Message, Role};
+use super::columns::{Columns, DataFile};
 use super::error::DataError;
 use super::rows::{Row, kind, rows};
+
+/// The most columns that an error lists.
+const MOST_COLUMNS: usize = 20;
 
 /// One row of a data file.
 pub struct Fields<'a> {
@@ -14,6 +18,7 @@ pub struct Fields<'a> {
     /// The line, or the number of the element; from 1.
     pub place: usize,
     layouts: &'static str,
+    columns: Option<&'a Columns>,
     object: Map<String, Value>,
 }
 
@@ -29,7 +34,7 @@ pub fn read_rows<T, E: From<DataError>>(
 ) -> Result<Vec<T>, E> {
     let mut all = Vec::new();
     for row in rows(path)? {
-        all.push(read(&Fields::new(path, row?, layouts))?);
+        all.push(read(&Fields::new(path.into(), row?, layouts))?);
     }
     if all.is_empty() {
         return Err(DataError::no_rows(path, layouts).into());
@@ -38,9 +43,14 @@ pub fn read_rows<T, E: From<DataError>>(
 }
 
 impl<'a> Fields<'a> {
-    /// The fields of a row of the file at `path`; `layouts` says in errors what a row is.
-    pub fn new(path: &'a Path, row: Row, layouts: &'static str) -> Self {
-        Self { path, place: row.place, layouts, object: row.object }
+    /// The fields of a row of a file; `layouts` says in errors what a row is.
+    pub fn new(file: DataFile<'a>, row: Row, layouts: &'static str) -> Self {
+        let DataFile { path, columns } = file;
+        let object = match columns {
+            Some(columns) => columns.rename(row.object),
+            None => row.object,
+        };
+        Self { path, place: row.place, layouts, columns, object }
     }
 
     /// The file.
@@ -139,7 +149,18 @@ impl<'a> Fields<'a> {
     /// The error of a row that lacks `key`.
     pub fn missing(&self, key: &str) -> DataError {
         let (path, line, layouts) = (self.path, self.place, self.layouts);
-        DataError::missing_key(path, line, key, layouts)
+        let column = self.columns.and_then(|columns| columns.of(key));
+        let named = column.map(|column| format!(" (--columns {key}={column})")).unwrap_or_default();
+        let mut there = String::new();
+        if self.columns.is_some() && !key.contains(['.', '[']) {
+            let names: Vec<&str> =
+                self.object.keys().map(String::as_str).take(MOST_COLUMNS).collect();
+            there = format!(
+                "; this one has {}: --columns says what they are, as in --columns prompt=question,chosen=good,rejected=bad",
+                names.join(", ")
+            );
+        }
+        DataError::missing_key(path, line, key, named, layouts, there)
     }
 
     /// The error of a value in `key` that is not what was expected.

@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn two_texts_may_differ_inside_a_word() {
         let row = Row { place: 1, object: serde_json::Map::new() };
-        let line = Fields::new(Path::new("data.jsonl"), row, "a pair");
+        let line = Fields::new(Path::new("data.jsonl").into(), row, "a pair");
         let sides = |chosen, rejected| match line.shared_start(chosen, rejected) {
             Ok(Sides { prompt, chosen, rejected }) => (prompt[0].content.clone(), chosen, rejected),
             Err(_) => panic!("{chosen:?} {rejected:?}"),

@@ -3,9 +3,11 @@
 
 mod allowance;
 pub mod chat;
+pub mod columns;
 pub mod diagnostics;
 pub mod error;
 pub mod fields;
+pub mod files;
 mod layouts;
 pub mod letters;
 #[cfg(feature = "parquet")]

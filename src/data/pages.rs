@@ -1,8 +1,10 @@
 //! What a Parquet file claims, checked before the library believes it: it allocates for a page, a list or a
 //! dictionary what their headers say, whatever the file holds.
 //!
-//! A page may claim what its bytes can hold at most: 22 times as many in Snappy, 1032 times in gzip, and never
-//! more than 1 GiB. Gzip's own output is counted, since the library takes all of it, claimed or not.
+//! A page may claim what its bytes can hold at most: 22 times as many in Snappy, 255 times in LZ4, 1032 times in gzip,
+//! 32768 times in zstd (a block of 4 bytes gives 128 KiB), and never more than 1 GiB. Gzip's own output is counted, since
+//! the library takes all of it, claimed or not; so it does of the older of the two LZ4, whose page may not be so long that it
+//! could hold more than 1 GiB.
 //!
 //! Not checked: the number of lengths that a page in one of the DELTA encodings claims within its data.
 //!
@@ -19,6 +21,8 @@ use parquet::file::metadata::ColumnChunkMetaData;
 
 /// The most bytes of a page, once decompressed.
 const MOST_PAGE: u64 = 1 << 30;
+/// The most bytes that one byte of LZ4 gives.
+const LZ4_RATIO: u64 = 255;
 /// The most groups of a schema, which may all lie within each other.
 const MOST_GROUPS: usize = 1000;
 /// The deepest nesting of a header.
@@ -127,6 +131,11 @@ impl Page {
                  at most"
             ));
         }
+        if compression == Compression::LZ4 && compressed > MOST_PAGE / LZ4_RATIO {
+            return Err(format!(
+                "a page of {compressed} bytes in LZ4 may hold more than {MOST_PAGE}"
+            ));
+        }
         let least = if column.column_type() == Type::FIXED_LEN_BYTE_ARRAY { 1 } else { 4 };
         if dictionary > claimed / least {
             return Err(format!("a dictionary claims {dictionary} values in {claimed} bytes"));
@@ -152,6 +161,8 @@ fn most(compression: Compression, compressed: u64) -> u64 {
     let ratio = match compression {
         Compression::SNAPPY => 22,
         Compression::GZIP(_) => 1032,
+        Compression::LZ4 | Compression::LZ4_RAW => LZ4_RATIO,
+        Compression::ZSTD(_) => 32_768,
         _ => 1,
     };
     compressed.saturating_mul(ratio).min(MOST_PAGE)
@@ -161,6 +172,8 @@ fn codec(compression: Compression) -> &'static str {
     match compression {
         Compression::SNAPPY => "Snappy",
         Compression::GZIP(_) => "gzip",
+        Compression::LZ4 | Compression::LZ4_RAW => "LZ4",
+        Compression::ZSTD(_) => "zstd",
         _ => "no compression",
     }
 }
@@ -296,6 +309,8 @@ mod tests {
         assert_eq!(most(Compression::SNAPPY, 100), 2200);
         assert_eq!(most(gzip, 100), 103_200);
         assert_eq!(most(gzip, u64::MAX), 1 << 30);
+        assert_eq!(most(Compression::LZ4_RAW, 100), 25_500);
+        assert_eq!(most(Compression::ZSTD(Default::default()), 100), 3_276_800);
     }
 
     fn read(bytes: &[u8]) -> Result<Vec<(i16, i16, i64)>, String> {

@@ -39,10 +39,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::chat::{Message, Role};
+use super::columns::DataFile;
 use super::error::DataError;
 use super::fields::Fields;
+use super::files::files;
 use super::layouts::{Refusal, Sides, Skip, TextSpan};
-use super::rows::{Row, files, rows};
+use super::rows::{Row, rows};
 use super::tokenizer::Tokenizer;
 use crate::rng::Fnv1a;
 
@@ -160,13 +162,14 @@ pub fn prompt_hash(prompt: &[u32]) -> u64 {
 ///
 /// The [`DataError`] of the first bad row, [`DataError::Refused`], or what `visit` says; the pairs before
 /// a bad row have been visited then.
-pub fn read_pairs(
-    path: &Path,
+pub fn read_pairs<'a>(
+    file: impl Into<DataFile<'a>>,
     tokenizer: &Tokenizer,
     limits: Limits,
     labelled: bool,
     mut visit: impl FnMut(PreferencePair, u64) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
+    let file = file.into();
     let encoder = Encoder::new(tokenizer, limits)?;
     let read = |line: &Fields, counts: &mut Counts| {
         let score_gap = line.score_gap()?;
@@ -196,14 +199,14 @@ pub fn read_pairs(
         Ok((PreferencePair { prompt, chosen, rejected, score_gap, labels }, hash))
     };
     let (mut total, mut any) = (Counts::default(), false);
-    for_each_row(path, PAIR, read, |pair, counts| {
+    for_each_row(file, PAIR, read, |pair, counts| {
         total += counts;
         any |= pair.is_some();
         pair.map_or(Ok(()), |(pair, hash)| visit(pair, hash))
     })?;
     match any {
         true => Ok(total),
-        false => Err(DataError::no_pairs(path, in_brackets(total))),
+        false => Err(DataError::no_pairs(file.path, in_brackets(total))),
     }
 }
 
@@ -216,12 +219,13 @@ pub fn read_pairs(
 /// # Errors
 ///
 /// The [`DataError`] of the first bad row, [`DataError::Refused`], or what `visit` says.
-pub fn read_prompts(
-    path: &Path,
+pub fn read_prompts<'a>(
+    file: impl Into<DataFile<'a>>,
     tokenizer: &Tokenizer,
     limits: Limits,
     mut visit: impl FnMut(Vec<u32>, u64) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
+    let file = file.into();
     let encoder = Encoder::new(tokenizer, limits)?;
     let read = |line: &Fields, counts: &mut Counts| {
         let prompt = match line.prompt()? {
@@ -236,7 +240,7 @@ pub fn read_prompts(
         Ok((encoder.cut_prompt(prompt, counts), hash))
     };
     let (mut seen, mut total) = (HashSet::new(), Counts::default());
-    for_each_row(path, PROMPT, read, |prompt, counts| match prompt {
+    for_each_row(file, PROMPT, read, |prompt, counts| match prompt {
         Some((prompt, _)) if !seen.insert(prompt_hash(&prompt)) => Ok(()),
         other => {
             total += counts;
@@ -244,7 +248,7 @@ pub fn read_prompts(
         }
     })?;
     match seen.is_empty() {
-        true => Err(DataError::no_prompts(path, in_brackets(total))),
+        true => Err(DataError::no_prompts(file.path, in_brackets(total))),
         false => Ok(total),
     }
 }
@@ -259,23 +263,24 @@ pub fn read_prompts(
 /// # Errors
 ///
 /// The [`DataError`] of the first bad row, [`DataError::Refused`], or what `visit` says.
-pub fn read_conversations(
-    path: &Path,
+pub fn read_conversations<'a>(
+    file: impl Into<DataFile<'a>>,
     tokenizer: &Tokenizer,
     limits: Limits,
     mut visit: impl FnMut(Conversation, u64) -> Result<(), DataError>,
 ) -> Result<Counts, DataError> {
+    let file = file.into();
     let encoder = Encoder::new(tokenizer, limits)?;
     let read = |line: &Fields, counts: &mut Counts| encoder.row_conversation(line, counts);
     let (mut total, mut any) = (Counts::default(), false);
-    for_each_row(path, CONVERSATION, read, |conversation, counts| {
+    for_each_row(file, CONVERSATION, read, |conversation, counts| {
         total += counts;
         any |= conversation.is_some();
         conversation.map_or(Ok(()), |(conversation, hash)| visit(conversation, hash))
     })?;
     match any {
         true => Ok(total),
-        false => Err(DataError::no_conversations(path, in_brackets(total))),
+        false => Err(DataError::no_conversations(file.path, in_brackets(total))),
     }
 }
 
@@ -285,19 +290,20 @@ pub fn read_conversations(
 ///
 /// Those of [`read_conversations`], of the rows that are read.
 pub fn first_conversations(
-    path: &Path,
+    file: DataFile,
     tokenizer: &Tokenizer,
     limits: Limits,
     most: usize,
 ) -> Result<Vec<Conversation>, DataError> {
     let encoder = Encoder::new(tokenizer, limits)?;
     let mut found = Vec::new();
-    for path in files(path)? {
+    for path in files(file.path)? {
+        let own = DataFile { path: &path, ..file };
         for row in rows(&path)? {
             if found.len() == most {
                 return Ok(found);
             }
-            let line = Fields::new(&path, row?, CONVERSATION);
+            let line = Fields::new(own, row?, CONVERSATION);
             match encoder.row_conversation(&line, &mut Counts::default()) {
                 Ok((conversation, _)) => found.push(conversation),
                 Err(Refusal::Skip(_)) => {}
@@ -306,7 +312,7 @@ pub fn first_conversations(
         }
     }
     match found.is_empty() {
-        true => Err(DataError::no_conversations(path, String::new())),
+        true => Err(DataError::no_conversations(file.path, String::new())),
         false => Ok(found),
     }
 }
@@ -318,20 +324,21 @@ fn in_brackets(counts: Counts) -> String {
 /// Reads each row of the file, a block of them at the same time, and calls `visit` in their order with
 /// what a row gives, if it is not skipped, and what it counts; up to the first error.
 fn for_each_row<T: Send>(
-    path: &Path,
+    file: DataFile,
     layouts: &'static str,
     read: impl Fn(&Fields, &mut Counts) -> Result<T, Refusal> + Sync,
     mut visit: impl FnMut(Option<T>, Counts) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     let read = |(path, row): (&Path, Result<Row, DataError>)| {
         let mut counts = Counts::default();
-        match read(&Fields::new(path, row?, layouts), &mut counts) {
+        let file = DataFile { path, columns: file.columns };
+        match read(&Fields::new(file, row?, layouts), &mut counts) {
             Ok(item) => Ok((Some(item), counts)),
             Err(Refusal::Skip(skip)) => Ok((None, skip.into())),
             Err(Refusal::Error(error)) => Err(error),
         }
     };
-    for path in files(path)? {
+    for path in files(file.path)? {
         let mut rows = rows(&path)?.map(|row| (&*path, row));
         loop {
             let block: Vec<_> = rows.by_ref().take(BLOCK).collect();

@@ -1,14 +1,15 @@
-//! The rows of a data file as JSON objects, one at a time: JSON Lines, a JSON array, or Parquet.
+//! The rows of a data file as JSON objects, one at a time: JSON Lines or a JSON array, plain or in gzip, or Parquet.
 //!
-//! What a file is shows in its first bytes: Parquet starts with `PAR1`, a JSON array with `[`; all else is JSON
-//! Lines. Only a file named `.parquet` must be Parquet: without `PAR1` it is refused. In JSON Lines, empty lines are skipped, and a byte-order mark and CRLF are
+//! What a file is shows in its first bytes: Parquet starts with `PAR1`, gzip with 1F 8B, a JSON array with `[`; all else
+//! is JSON Lines, unless these bytes are of another format, which is refused by its name. Only a file named `.parquet` must be Parquet: without `PAR1` it is refused. In JSON Lines, empty lines are skipped, and a byte-order mark and CRLF are
 //! accepted. Lines and Parquet are streamed, so that a file may be larger than memory; an array is read
 //! whole.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
 
+use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use super::error::DataError;
@@ -39,38 +40,80 @@ pub fn rows(path: &Path) -> Result<Rows, DataError> {
     let start = file.fill_buf().map_err(&unreadable)?;
     let source: Stream = if start.starts_with(b"PAR1") {
         parquet_rows(path, file.into_inner())?
+    } else if start.starts_with(GZIP) {
+        return gzip_rows(path, file.into_inner());
+    } else if let Some((what, remedy)) = refused(path, start) {
+        return Err(DataError::format(path, what, remedy));
     } else if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("parquet")) {
         return Err(DataError::not_parquet(path));
-    } else if start.strip_prefix(MARK).unwrap_or(start).trim_ascii_start().starts_with(b"[") {
-        array_rows(path, file)?
     } else {
-        Box::new(Lines { path: path.into(), file, number: 0, bytes: Vec::new() })
+        json_rows(path, Box::new(file))?
     };
     Ok(Rows { source, failed: false })
 }
 
-/// The files that `path` names: itself, or where it is a folder its files whose names end in `.parquet`, `.jsonl`
-/// or `.json`, in the order of their names, as the parts of a published data set are.
-///
-/// # Errors
-///
-/// [`DataError::File`], and [`DataError::Refused`] for a folder without such files.
-pub fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
+/// The rows of JSON Lines or of a JSON array.
+fn json_rows(path: &Path, mut file: Box<dyn BufRead>) -> Result<Stream, DataError> {
+    let start = file.fill_buf().map_err(|error| unreadable(path, error))?;
+    match start.strip_prefix(MARK).unwrap_or(start).trim_ascii_start().starts_with(b"[") {
+        true => array_rows(path, file),
+        false => Ok(Box::new(Lines { path: path.into(), file, number: 0, bytes: Vec::new() })),
     }
-    let unreadable = FileError::reading(path);
-    let entries = path.read_dir().map_err(&unreadable)?;
-    let mut files = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(&unreadable)?;
-    let ends = ["parquet", "jsonl", "json"];
-    files.retain(|file| file.extension().is_some_and(|end| ends.iter().any(|known| end == *known)));
-    files.sort();
-    match files.is_empty() {
-        true => Err(DataError::no_files(path)),
-        false => Ok(files),
+}
+
+const GZIP: &[u8] = b"\x1F\x8B";
+
+/// The rows of JSON in gzip, of one member or several.
+fn gzip_rows(path: &Path, file: File) -> Result<Rows, DataError> {
+    let mut file = file;
+    file.rewind().map_err(FileError::reading(path))?;
+    let mut file = BufReader::new(MultiGzDecoder::new(BufReader::new(file)));
+    let start = file.fill_buf().map_err(|error| unreadable(path, error))?;
+    if start.starts_with(b"PAR1") {
+        let remedy = "unpack it with gunzip: Parquet is compressed already";
+        return Err(DataError::format(path, "a Parquet file in gzip", remedy));
+    }
+    let name = path.with_extension(""); // without .gz
+    if let Some((what, remedy)) = refused(&name, start) {
+        return Err(DataError::format(path, format!("gzip of {what}"), remedy));
+    }
+    Ok(Rows { source: json_rows(path, Box::new(file))?, failed: false })
+}
+
+/// What a file is that starts so and is not read, and what to do.
+fn refused(path: &Path, start: &[u8]) -> Option<(String, String)> {
+    let packed: [(&[u8], &str, &str); 5] = [
+        (b"PK\x03\x04", "a zip archive", "unzip"),
+        (b"\x28\xB5\x2F\xFD", "compressed with zstd", "unzstd"),
+        (b"\xFD7zXZ\0", "compressed with xz", "unxz"),
+        (b"BZh", "compressed with bzip2", "bunzip2"),
+        (b"\x04\x22\x4D\x18", "compressed with lz4", "unlz4"),
+    ];
+    if let Some((_, what, tool)) = packed.iter().find(|(magic, ..)| start.starts_with(magic)) {
+        let remedy =
+            format!("unpack it with {tool}; JSON Lines may be in gzip, and Parquet is compressed");
+        return Some(((*what).to_owned(), remedy));
+    }
+    let end = path.extension()?.to_str()?.to_lowercase();
+    let separator = match end.as_str() {
+        "csv" => "",
+        "tsv" => ", sep='\\t'",
+        _ => return None,
+    };
+    let name = path.display();
+    let remedy = format!(
+        "write it as JSON Lines: python3 -c \"import pandas; pandas.read_csv('{name}'{separator})\
+         .to_json('{name}.jsonl', orient='records', lines=True)\""
+    );
+    Some((format!("a table in {}", end.to_uppercase()), remedy))
+}
+
+/// The error of a file that cannot be read on, among them gzip that is cut or damaged.
+fn unreadable(path: &Path, error: io::Error) -> DataError {
+    use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    match error.kind() {
+        InvalidData | InvalidInput | UnexpectedEof => DataError::gzip(path, error),
+        _ => FileError::reading(path)(error).into(),
     }
 }
 
@@ -115,7 +158,7 @@ fn row(path: &Path, place: usize, what: &str, value: Value) -> Result<Row, DataE
 
 struct Lines {
     path: PathBuf,
-    file: BufReader<File>,
+    file: Box<dyn BufRead>,
     number: usize,
     bytes: Vec<u8>,
 }
@@ -127,7 +170,7 @@ impl Lines {
         loop {
             self.bytes.clear();
             let read = self.file.read_until(b'\n', &mut self.bytes);
-            if read.map_err(FileError::reading(path))? == 0 {
+            if read.map_err(|error| unreadable(path, error))? == 0 {
                 return Ok(None);
             }
             self.number += 1;
@@ -155,9 +198,9 @@ impl Iterator for Lines {
     }
 }
 
-fn array_rows(path: &Path, mut file: BufReader<File>) -> Result<Stream, DataError> {
+fn array_rows(path: &Path, mut file: Box<dyn BufRead>) -> Result<Stream, DataError> {
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut file, &mut bytes).map_err(FileError::reading(path))?;
+    io::Read::read_to_end(&mut file, &mut bytes).map_err(|error| unreadable(path, error))?;
     let bytes = bytes.strip_prefix(MARK).unwrap_or(&bytes);
     let values: Vec<Value> =
         serde_json::from_slice(bytes).map_err(|error| DataError::json(path, 1, &error))?;
@@ -173,7 +216,7 @@ fn parquet_rows(path: &Path, _: File) -> Result<Stream, DataError> {
 
 #[cfg(feature = "parquet")]
 fn parquet_rows(path: &Path, file: File) -> Result<Stream, DataError> {
-    use parquet::basic::Compression::{GZIP, SNAPPY, UNCOMPRESSED};
+    use parquet::basic::Compression::{GZIP, LZ4, LZ4_RAW, SNAPPY, UNCOMPRESSED, ZSTD};
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::reader::RowIter;
 
@@ -189,7 +232,10 @@ fn parquet_rows(path: &Path, file: File) -> Result<Stream, DataError> {
     let reader = caught(|| SerializedFileReader::new(reader)).map_err(|why| refused(&path, why))?;
     let groups = reader.metadata().row_groups().to_vec();
     let mut columns = groups.iter().flat_map(|group| group.columns());
-    let other = columns.find(|c| !matches!(c.compression(), UNCOMPRESSED | SNAPPY | GZIP(_)));
+    let other = columns.find(|column| {
+        let codec = column.compression();
+        !matches!(codec, UNCOMPRESSED | SNAPPY | GZIP(_) | LZ4 | LZ4_RAW | ZSTD(_))
+    });
     if let Some(column) = other {
         let codec = column.compression().to_string();
         return Err(DataError::compression(path, codec));
@@ -318,6 +364,69 @@ mod tests {
         assert!(rows.next().is_none());
     }
 
+    fn gzip(text: &str) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn json_may_be_in_gzip_of_several_members() {
+        let whole = [gzip("{\"a\": 1}\n{\"b\""), gzip(": 2}\n")].concat();
+        assert_eq!(read(&whole).unwrap(), [(1, json!({"a": 1})), (2, json!({"b": 2}))]);
+        assert_eq!(read(gzip("[{}]")).unwrap(), [(1, json!({}))]);
+        let (_, text) = read(gzip("{}\n[]")).unwrap_err();
+        assert_eq!(text, "FILE:2: the line is a list; expected an object");
+        for length in 2..whole.len() {
+            // After the first member it may end there, but not within a line.
+            let (_, text) = read(&whole[..length]).unwrap_err();
+            let cut =
+                text.starts_with("FILE: not a whole gzip file (") || text.contains("not JSON");
+            assert!(cut, "{length}: {text}");
+        }
+        let (_, text) = read(gzip("PAR1")).unwrap_err();
+        assert_eq!(
+            text,
+            "FILE: a Parquet file in gzip, which this program does not read; unpack it with gunzip: Parquet is \
+             compressed already"
+        );
+    }
+
+    #[test]
+    fn other_formats_are_refused_by_their_names() {
+        for (start, what) in [
+            (
+                &b"PK\x03\x04..."[..],
+                "a zip archive, which this program does not read; unpack it with unzip",
+            ),
+            (
+                b"\x28\xB5\x2F\xFD",
+                "compressed with zstd, which this program does not read; unpack it with unzstd",
+            ),
+            (b"\xFD7zXZ\0", "compressed with xz, "),
+            (b"BZh9", "compressed with bzip2, "),
+            (b"\x04\x22\x4D\x18", "compressed with lz4, "),
+        ] {
+            let (_, text) = read(start).unwrap_err();
+            assert!(text.starts_with(&format!("FILE: {what}")), "{text}");
+        }
+        let dir = TempDir::new().unwrap();
+        for (name, bytes, what) in [
+            ("a.csv", b"a,b\n1,2\n".to_vec(), "a table in CSV"),
+            ("a.TSV", b"a\tb\n".to_vec(), "a table in TSV"),
+            ("a.csv.gz", gzip("a,b\n"), "gzip of a table in CSV"),
+        ] {
+            let path = dir.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            let text = rows(&path).err().unwrap().to_string();
+            let start = format!(
+                "{}: {what}, which this program does not read; write it as JSON Lines: python3 -c",
+                path.display()
+            );
+            assert!(text.starts_with(&start), "{text}");
+        }
+    }
+
     #[test]
     fn a_file_named_parquet_must_be_parquet() {
         let dir = TempDir::new().unwrap();
@@ -385,11 +494,41 @@ mod tests {
         }
 
         #[test]
+        fn every_compression_gives_the_same_rows() {
+            let plain = read(fixture("preference_700k")).unwrap();
+            for codec in ["zstd", "lz4"] {
+                assert_eq!(read(fixture(codec)).unwrap(), plain, "{codec}");
+            }
+        }
+
+        #[test]
+        fn the_older_lz4_is_read() {
+            // No Python library writes it any more.
+            use ::parquet::basic::Compression;
+            use ::parquet::data_type::{ByteArray, ByteArrayType};
+            use ::parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
+            use ::parquet::schema::parser::parse_message_type;
+            let schema = parse_message_type("message m { required binary a (UTF8); }").unwrap();
+            let properties = WriterProperties::builder().set_compression(Compression::LZ4).build();
+            let mut writer =
+                SerializedFileWriter::new(Vec::new(), schema.into(), properties.into()).unwrap();
+            let mut group = writer.next_row_group().unwrap();
+            let mut column = group.next_column().unwrap().unwrap();
+            let values = ["x".repeat(100), "y".repeat(50)].map(|text| ByteArray::from(&*text));
+            column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+            column.close().unwrap();
+            group.close().unwrap();
+            let rows = read(writer.into_inner().unwrap()).unwrap();
+            assert_eq!(rows[0].1, json!({"a": "x".repeat(100)}));
+            assert_eq!(rows.len(), 2);
+        }
+
+        #[test]
         fn other_compressions_are_an_error_that_names_them() {
-            let (error, text) = read(fixture("zstd")).unwrap_err();
+            let (error, text) = read(fixture("brotli")).unwrap_err();
             assert!(matches!(error, DataError::Refused(_)));
-            assert!(text.starts_with("FILE: compressed with ZSTD"), "{text}");
-            assert!(text.contains("SNAPPY, GZIP or no compression"), "{text}");
+            assert!(text.starts_with("FILE: compressed with BROTLI"), "{text}");
+            assert!(text.contains("SNAPPY, GZIP, ZSTD, LZ4 or no compression"), "{text}");
         }
 
         #[test]
@@ -490,7 +629,9 @@ mod tests {
             #[test]
             fn a_damaged_file_gives_rows_or_an_error(
                 name in prop::sample::select(
-                    vec!["preference_700k", "ultrafeedback_binarized", "trl_implicit"],
+                    vec![
+                        "preference_700k", "ultrafeedback_binarized", "trl_implicit", "zstd", "lz4",
+                    ],
                 ),
                 faults in prop::collection::vec((any::<prop::sample::Index>(), 1..=255u8), 1..4),
             ) {

@@ -17,6 +17,7 @@ use super::tokenizer_files::{
 };
 use crate::atomic;
 use crate::file_error::FileError;
+use crate::hub;
 
 /// The special tokens that templates may name.
 const SPECIAL_TOKENS: [&str; 7] =
@@ -76,17 +77,20 @@ impl Tokenizer {
     /// A [`DataError`] if a file cannot be read or understood, a named token is not in the
     /// vocabulary, the template does not compile, or no file names EOS ([`DataError::Refused`]).
     pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
+        // Adapters may leave these to their base.
+        let [generation, model] =
+            [GENERATION, "config.json"].map(|name| hub::holding(dir, name).join(name));
+        let dir = &*hub::holding(dir, TOKENIZER);
         let path = dir.join(TOKENIZER);
         let text = fs::read(&path).map_err(FileError::reading(&path))?;
         let inner = parse(&path, &text)?;
         let files = Files {
             config: read_settings(&dir.join(CONFIG))?.unwrap_or_default(),
-            generation: read_settings(&dir.join(GENERATION))?.unwrap_or_default(),
+            generation: read_settings(&generation)?.unwrap_or_default(),
             template: read_template(&dir.join(TEMPLATE))?,
         };
-        let model = read_settings(&dir.join("config.json"))?.unwrap_or_default();
-        let id_files =
-            [(dir.join(GENERATION), &files.generation), (dir.join("config.json"), &model)];
+        let of_model = read_settings(&model)?.unwrap_or_default();
+        let id_files = [(generation, &files.generation), (model, &of_model)];
         let named = |key| named_token(&dir.join(CONFIG), &files.config, &inner, key);
         let ids = |key: &str| token_ids(&id_files, &inner, &format!("{key}_id"));
 

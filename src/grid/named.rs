@@ -54,6 +54,7 @@ impl Plan {
             reward_model: first.reward_model.clone(),
             data: first.data.clone(),
             prompts: first.prompts.clone(),
+            columns: first.columns.clone(),
             experiments: vec![experiment],
         };
         let mut tasks = Tasks::default();
@@ -78,5 +79,6 @@ fn context(run: &Path, method: Method, path: &Path, given: Given) -> Result<Cont
     context.reward_model = given.reward_model;
     context.data = given.data;
     context.prompts = given.prompts;
+    context.columns = given.columns;
     Ok(context)
 }

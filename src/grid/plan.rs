@@ -10,6 +10,7 @@ use super::error::GridError;
 use super::file::Planned;
 use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
 use super::schedule::{Failure, Tasks, write_in_turn};
+use crate::data::columns::Columns;
 use crate::device::DeviceName;
 use crate::run::folder::{FAILED, Origin, read_json, read_json_lines};
 use crate::run::lock::Locks;
@@ -33,6 +34,9 @@ pub struct Grid {
     pub reward_model: Option<PathBuf>,
     pub data: Option<PathBuf>,
     pub prompts: Option<PathBuf>,
+    /// What the columns of the data stand for.
+    #[serde(default, skip_serializing_if = "Columns::is_empty")]
+    pub columns: Columns,
     pub experiments: Vec<Planned>,
 }
 
@@ -96,6 +100,7 @@ impl Grid {
         common.reward_model = self.reward_model.clone();
         common.data = self.data.clone();
         common.prompts = self.prompts.clone();
+        common.columns = self.columns.clone();
         common.locks = locks.clone();
         common.stop = stop.clone();
         common.progress = progress.clone();

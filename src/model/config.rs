@@ -159,6 +159,30 @@ pub enum RopeScaling {
         /// The original length in tokens.
         original: usize,
     },
+    /// None up to the longest sequence; beyond it the base grows with the sequence, so that what a model says of its first
+    /// tokens would depend on how many follow: such sequences are not supported.
+    Dynamic {
+        /// How fast the base grows: kept for whoever reads the model.
+        factor: f64,
+    },
+    /// Low ones are divided by a factor, high ones stay, those between are blended by their place, and queries and keys are
+    /// scaled (YaRN, arXiv 2309.00071).
+    Yarn {
+        /// The factor.
+        factor: f64,
+        /// What queries and keys are scaled by, if it does not follow from the factor.
+        attention_factor: Option<f64>,
+        /// Weights of the factor's logarithm in that scale: above and below a fraction.
+        mscale: Option<[f64; 2]>,
+        /// Turns within the original length at which a frequency is high.
+        beta_fast: f64,
+        /// Turns within the original length at which a frequency is low.
+        beta_slow: f64,
+        /// Whether the bounds of the blend are whole places.
+        truncate: bool,
+        /// The original length in tokens.
+        original: usize,
+    },
     /// Each is divided by a factor of its own, and queries and keys are scaled (Phi-3). Only sequences up to
     /// the original length are supported: beyond it other factors hold for the whole sequence, so that what
     /// a model says of its first tokens would depend on how many follow.
@@ -286,12 +310,19 @@ impl ModelConfig {
         holds.then_some(window.tokens)
     }
 
-    /// The longest sequence that the model was made for: of longrope, only what its short factors serve.
+    /// The longest sequence that the model was made for: of longrope, only what its short factors serve; of YaRN what its
+    /// factor makes of the original length, if that is more.
     pub fn length_limit(&self) -> LengthLimit {
         let longest = self.max_position_embeddings;
         match self.rope_scaling {
             RopeScaling::LongRope { original, .. } if original < longest => {
                 LengthLimit { tokens: original, key: "original_max_position_embeddings" }
+            }
+            RopeScaling::Yarn { factor, original, .. }
+                if original as f64 * factor > longest as f64 =>
+            {
+                let key = "factor times original_max_position_embeddings of yarn";
+                LengthLimit { tokens: (original as f64 * factor) as usize, key }
             }
             _ => LengthLimit { tokens: longest, key: "max_position_embeddings" },
         }
@@ -328,6 +359,12 @@ impl ModelConfig {
         }
         if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
             return Some(("rope_theta", format!("{}; expected above 0", self.rope_theta)));
+        }
+        if matches!(self.rope_scaling, RopeScaling::Yarn { .. }) && self.rope_theta <= 1.0 {
+            return Some((
+                "rope_theta",
+                format!("{}; expected above 1 with yarn", self.rope_theta),
+            ));
         }
         if let Some(problem) = self.rope_scaling.problem(turning / 2) {
             return Some(("rope_scaling", problem));
@@ -378,7 +415,22 @@ impl RopeScaling {
         };
         match self {
             Self::None => None,
-            Self::Linear { factor } => positive("factor", *factor),
+            Self::Linear { factor } | Self::Dynamic { factor } => positive("factor", *factor),
+            Self::Yarn {
+                factor, attention_factor, mscale, beta_fast, beta_slow, original, ..
+            } => {
+                let [above, below] = mscale.unwrap_or([1.0; 2]);
+                let values = [
+                    ("factor", *factor),
+                    ("attention_factor", attention_factor.unwrap_or(1.0)),
+                    ("mscale", above),
+                    ("mscale_all_dim", below),
+                    ("beta_fast", *beta_fast),
+                    ("beta_slow", *beta_slow),
+                    ("original_max_position_embeddings", *original as f64),
+                ];
+                values.into_iter().find_map(|(name, value)| positive(name, value))
+            }
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
                 let order = (low_freq_factor >= high_freq_factor).then(|| {
                     format!(

@@ -12,6 +12,7 @@ use super::config::{
 };
 use super::error::CheckpointError;
 use crate::file_error::FileError;
+use crate::hub;
 
 /// What a folder's model is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,9 @@ pub enum Head {
 impl Head {
     /// What the model in `dir` is for, as its `config.json` says.
     pub fn of(dir: &Path) -> Result<Self, CheckpointError> {
+        if hub::has_adapters(dir) && !dir.join("config.json").exists() {
+            return Ok(if hub::are_scalar(dir) { Self::Score } else { Self::CausalLm });
+        }
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;
         let hf: HfConfig =
@@ -90,6 +94,11 @@ struct RopeParameters {
     short_factor: Option<Vec<f64>>,
     long_factor: Option<Vec<f64>>,
     attention_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    truncate: Option<bool>,
     original_max_position_embeddings: Option<usize>,
     full_attention: Option<Value>,
     sliding_attention: Option<Value>,
@@ -114,7 +123,7 @@ const REPLACED: [&str; 12] = [
 impl ModelConfig {
     /// Reads `config.json` in `dir`, in the spellings of today's transformers and of older ones.
     pub fn from_dir(dir: &Path) -> Result<Self, CheckpointError> {
-        let path = dir.join("config.json");
+        let path = hub::holding(dir, "config.json").join("config.json");
         let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;
         let json = |source| CheckpointError::Json { path: path.clone(), source };
         let hf: HfConfig = serde_json::from_str(&text).map_err(json)?;
@@ -315,11 +324,23 @@ impl ModelConfig {
 fn family(model_type: Option<&str>) -> Result<Family, String> {
     let found = Family::ALL.into_iter().find(|family| Some(family.model_type()) == model_type);
     found.ok_or_else(|| {
-        let named =
-            model_type.map_or("no model_type".into(), |name| format!("model_type {name:?}"));
+        let named = model_type.map_or("no model_type".into(), |name| {
+            format!("model_type {name:?}{}", peculiarity(name))
+        });
         let supported = Family::ALL.map(Family::model_type).join(", ");
         format!("{named}; supported: {supported}")
     })
+}
+
+/// What a family has that this decoder lacks, of those that are asked for most.
+fn peculiarity(model_type: &str) -> &'static str {
+    match model_type {
+        "mixtral" | "qwen2_moe" | "qwen3_moe" => ", a mixture of experts",
+        "gemma" | "gemma2" | "gemma3" | "gemma3_text" => {
+            ", with scaled embeddings, norms of its own and, in part, capped logits"
+        }
+        _ => "",
+    }
 }
 
 /// Rejects classifiers of several labels.
@@ -406,6 +427,23 @@ fn scaling(
             high_freq_factor: rope.high_freq_factor.ok_or_else(|| missing("high_freq_factor"))?,
             original,
         }),
+        "dynamic" => {
+            Ok(RopeScaling::Dynamic { factor: rope.factor.ok_or_else(|| missing("factor"))? })
+        }
+        "yarn" => {
+            let given = |value: Option<f64>| value.filter(|&value| value != 0.0); // as transformers reads them
+            Ok(RopeScaling::Yarn {
+                factor: rope.factor.unwrap_or(longest as f64 / original.max(1) as f64),
+                attention_factor: rope.attention_factor,
+                mscale: given(rope.mscale)
+                    .zip(given(rope.mscale_all_dim))
+                    .map(|(above, below)| [above, below]),
+                beta_fast: given(rope.beta_fast).unwrap_or(32.0),
+                beta_slow: given(rope.beta_slow).unwrap_or(1.0),
+                truncate: rope.truncate.unwrap_or(true),
+                original,
+            })
+        }
         "longrope" | "su" if rope.factor.is_some() => {
             Err("rope_scaling factor with longrope; supported: the ratio of the two lengths".into())
         }
@@ -417,7 +455,7 @@ fn scaling(
             original,
         }),
         other => Err(format!(
-            "rope_type {other:?}; supported: \"default\", \"linear\", \"llama3\", \"longrope\""
+            "rope_type {other:?}; supported: \"default\", \"linear\", \"dynamic\", \"yarn\", \"llama3\", \"longrope\""
         )),
     }
 }
@@ -428,6 +466,32 @@ impl RopeScaling {
         let (rope_type, keys) = match self {
             Self::None => ("default", json!({})),
             Self::Linear { factor } => ("linear", json!({"factor": factor})),
+            Self::Dynamic { factor } => ("dynamic", json!({"factor": factor})),
+            Self::Yarn {
+                factor,
+                attention_factor,
+                mscale,
+                beta_fast,
+                beta_slow,
+                truncate,
+                original,
+            } => {
+                let mut keys = json!({
+                    "factor": factor,
+                    "beta_fast": beta_fast,
+                    "beta_slow": beta_slow,
+                    "truncate": truncate,
+                    "original_max_position_embeddings": original,
+                });
+                if let Some(factor) = attention_factor {
+                    keys["attention_factor"] = (*factor).into();
+                }
+                if let Some([above, below]) = mscale {
+                    keys["mscale"] = (*above).into();
+                    keys["mscale_all_dim"] = (*below).into();
+                }
+                ("yarn", keys)
+            }
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => (
                 "llama3",
                 json!({

@@ -21,7 +21,7 @@ pub enum CheckpointError {
     /// Adapters name a base that is not there.
     #[error(
         "{path}: base_model_name_or_path names {base}, which holds no model; put the folder of the base \
-         there, or its place here"
+         there, or write its place here, or download it if it is a name in the Hub"
     )]
     NoBase { path: PathBuf, base: PathBuf },
     /// The file of parameters is no safetensors file.

@@ -29,9 +29,10 @@ use super::weights::{self, FileSource, FreshParam};
 use crate::atomic;
 use crate::bounds::{Bounds, Limit, Section, section};
 use crate::file_error::FileError;
+use crate::hub::{self, DEEPEST, has_adapters};
 
 /// The settings of an adapter in PEFT's layout.
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub use crate::hub::ADAPTER_CONFIG;
 
 /// Its parameters.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
@@ -162,7 +163,7 @@ struct AdapterConfig {
     peft_type: String,
     #[serde(default)]
     task_type: Option<String>,
-    base_model_name_or_path: PathBuf,
+    base_model_name_or_path: String,
     r: usize,
     lora_alpha: f64,
     target_modules: Targets,
@@ -265,11 +266,10 @@ impl Adapter {
 
 /// The settings of the adapters in `dir` and the folder of their base; none if it holds a whole model.
 fn read_config(dir: &Path) -> Result<Option<(LoraSettings, PathBuf)>, CheckpointError> {
-    let path = dir.join(ADAPTER_CONFIG);
-    let whole = [weights::WEIGHTS, weights::INDEX].iter().any(|name| dir.join(name).exists());
-    if whole || !path.exists() {
+    if !has_adapters(dir) {
         return Ok(None);
     }
+    let path = dir.join(ADAPTER_CONFIG);
     let text = std::fs::read_to_string(&path).map_err(FileError::reading(&path))?;
     let config: AdapterConfig = serde_json::from_str(&text)
         .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
@@ -293,8 +293,8 @@ fn read_config(dir: &Path) -> Result<Option<(LoraSettings, PathBuf)>, Checkpoint
     if let Some((_, what)) = unsupported.into_iter().find(|(refused, _)| *refused) {
         return Err(CheckpointError::Unsupported { path, what });
     }
-    let base = config.base_model_name_or_path;
-    if !base.join("config.json").exists() {
+    let base = hub::base_dir(dir, &config.base_model_name_or_path);
+    if !base.join("config.json").exists() && !has_adapters(&base) {
         return Err(CheckpointError::NoBase { path, base });
     }
     Ok(Some((settings, base)))
@@ -338,7 +338,6 @@ fn placeless_config(dir: &Path) -> Result<String, CheckpointError> {
 
 /// Adapters may have adapters as their base, but not in a circle.
 fn check_depth(depth: usize, dir: &Path) -> Result<(), CheckpointError> {
-    const DEEPEST: usize = 8;
     if depth <= DEEPEST {
         return Ok(());
     }
@@ -494,7 +493,7 @@ pub fn save<M: Module>(
     let adapter = AdapterConfig {
         peft_type: "LORA".into(),
         task_type: Some(if head { "SEQ_CLS" } else { "CAUSAL_LM" }.into()),
-        base_model_name_or_path: base,
+        base_model_name_or_path: base.to_string_lossy().into_owned(),
         r: settings.rank,
         lora_alpha: settings.alpha,
         target_modules: Targets::Names(targets),

@@ -14,6 +14,8 @@ use crate::model::kernels::attention::Angles;
 pub struct Rope {
     /// Radians a position, one for each pair of channels.
     frequencies: Vec<f64>,
+    /// Their base.
+    theta: f64,
     /// What the channels that turn are scaled by.
     scale: f64,
     /// The tokens of the longest sequence that they serve.
@@ -27,7 +29,7 @@ impl Rope {
     pub fn new(channels: usize, theta: f64) -> Self {
         let exponent = |i: usize| -2.0 * i as f64 / channels as f64;
         let frequencies = (0..channels / 2).map(|i| theta.powf(exponent(i))).collect();
-        Self { frequencies, scale: 1.0, longest: usize::MAX, angles: Arc::default() }
+        Self { frequencies, theta, scale: 1.0, longest: usize::MAX, angles: Arc::default() }
     }
 
     /// The frequencies of a model.
@@ -39,9 +41,38 @@ impl Rope {
 
     /// The same frequencies changed for sequences of up to `longest` tokens.
     pub fn scaled(mut self, scaling: &RopeScaling, longest: usize) -> Self {
+        let channels = 2.0 * self.frequencies.len() as f64;
         let each = self.frequencies.iter_mut();
         match scaling {
-            RopeScaling::None => {}
+            RopeScaling::None | RopeScaling::Dynamic { .. } => {}
+            RopeScaling::Yarn {
+                factor,
+                attention_factor,
+                mscale,
+                beta_fast,
+                beta_slow,
+                truncate,
+                original,
+            } => {
+                // The place of the frequency that turns so many times within the original length.
+                let place = |turns: f64| {
+                    channels * (*original as f64 / (turns * TAU)).ln() / (2.0 * self.theta.ln())
+                };
+                let (low, high) = (place(*beta_fast), place(*beta_slow));
+                let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, high) = (low.max(0.0), high.min(channels - 1.0));
+                let width = if low == high { 0.001 } else { high - low };
+                each.zip(0..).for_each(|(f, i)| {
+                    let ramp = ((f64::from(i) - low) / width).clamp(0.0, 1.0);
+                    *f *= 1.0 - ramp + ramp / factor;
+                });
+                let attention = |weight: f64| 1.0 + 0.1 * weight * factor.ln().max(0.0);
+                let default = match mscale {
+                    Some([above, below]) => attention(*above) / attention(*below),
+                    None => attention(1.0),
+                };
+                self.scale = attention_factor.unwrap_or(default);
+            }
             RopeScaling::Linear { factor } => each.for_each(|f| *f /= factor),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => each
                 .for_each(|f| {

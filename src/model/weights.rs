@@ -17,11 +17,7 @@ use super::names::{Layout, Place, is_constant};
 use super::source::{Init, Placement, Source, fresh_values};
 use crate::file_error::FileError;
 
-/// The file that holds a model's parameters, where they are in one.
-pub const WEIGHTS: &str = "model.safetensors";
-
-/// The file that names the shards of a model's parameters, if there are more.
-pub const INDEX: &str = "model.safetensors.index.json";
+pub use crate::hub::{INDEX, WEIGHTS};
 
 /// The files that hold the parameters of the model in the folder `dir`: [`WEIGHTS`], else [`INDEX`] and the
 /// shards that it names.
@@ -32,6 +28,29 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     }
     let shards: BTreeSet<PathBuf> = read_index(&index)?.into_values().collect();
     Ok(std::iter::once(index).chain(shards).collect())
+}
+
+const GGUF: &str = ".gguf";
+const TORCH: [&str; 3] = [".bin", ".pt", ".pth"];
+
+/// Whether a file of this name holds parameters in a format that is not read.
+pub fn is_other_format(name: &str) -> bool {
+    name.ends_with(GGUF) || TORCH.iter().any(|end| name.ends_with(end))
+}
+
+/// Why a folder or repository of these files has no parameters that can be read, and what to do.
+pub fn without(files: &[&str]) -> String {
+    let ending =
+        |ends: &[&str]| files.iter().find(|file| ends.iter().any(|end| file.ends_with(end)));
+    let convert = "load it with transformers and write it again with save_pretrained(DIR)";
+    match (ending(&[GGUF]), ending(&TORCH)) {
+        (Some(file), _) => format!(
+            "no {WEIGHTS}, but the GGUF file {file}: {convert}, AutoModelForCausalLM and AutoTokenizer \
+             .from_pretrained(…, gguf_file={file:?})"
+        ),
+        (None, Some(file)) => format!("no {WEIGHTS}, but {file}: {convert}"),
+        _ => format!("no {WEIGHTS}"),
+    }
 }
 
 /// The type of the weights of the model in the folder `dir`: its largest tensor's.

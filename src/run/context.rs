@@ -1,6 +1,6 @@
 //! What the stages of a run share: settings, device, folders, stop and progress.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 
@@ -9,8 +9,10 @@ use super::fingerprint::{file_fingerprint, model_fingerprint, reward_fingerprint
 use super::given::Given;
 use super::stage::Stage;
 use crate::COMMIT;
+use crate::data::columns::{Columns, DataFile};
 use crate::device::DeviceName;
 use crate::file_error::FileError;
+use crate::hub;
 use crate::rng::Fnv1a;
 use crate::run::error::Error;
 use crate::run::folder::{FolderError, StageFolder, is_finished};
@@ -40,6 +42,8 @@ pub struct Context {
     pub data: Option<PathBuf>,
     /// Prompts in JSON Lines or Parquet, instead of those in `data`.
     pub prompts: Option<PathBuf>,
+    /// What the columns of `data` and `prompts` stand for.
+    pub columns: Columns,
     /// Keeps other processes out of the folders of stages.
     pub locks: Locks,
     /// Asks the run to end.
@@ -67,6 +71,7 @@ impl Context {
             reward_model: None,
             data: None,
             prompts: None,
+            columns: Columns::default(),
             locks: Locks::default(),
             stop: Stop::default(),
             stop_on: Vec::new(),
@@ -108,8 +113,23 @@ impl Context {
         [("data", &self.data), ("prompts", &self.prompts)]
             .into_iter()
             .filter_map(|(name, path)| path.as_ref().map(|path| (name, path)))
-            .map(|(name, path)| Ok((name, file_fingerprint(path)?)))
+            .map(|(name, path)| Ok((name, self.data_fingerprint(path)?)))
             .collect()
+    }
+
+    /// The fingerprint of the data at `path`, with what their columns stand for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Data`] when they cannot be read.
+    pub fn data_fingerprint(&self, path: &Path) -> Result<String, Error> {
+        let columns = if self.columns.is_empty() { "" } else { &format!(" {}", self.columns) };
+        Ok(file_fingerprint(path)? + columns)
+    }
+
+    /// The data at `path`, with what their columns stand for.
+    pub fn file<'a>(&'a self, path: &'a Path) -> DataFile<'a> {
+        DataFile { path, columns: Some(&self.columns) }
     }
 
     /// The stage that trains the policy of the run's method.
@@ -141,6 +161,10 @@ impl Context {
         record.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         record.extend(COMMIT.map(|commit| ("commit".to_owned(), commit.into())));
         let settings = self.record(stage);
+        let sources = self.sources();
+        if !sources.is_empty() {
+            record.insert("sources".into(), sources.into());
+        }
         let mut table = toml::Table::new();
         table.extend(inputs.iter().map(|(name, value)| ((*name).into(), value.clone().into())));
         record.insert("inputs".into(), table.into());
@@ -172,6 +196,25 @@ impl Context {
         self.progress
             .line(&format!("the evaluation behind iteration {iteration} is now {}", to.display()));
         Ok(())
+    }
+
+    /// The names and commits of the inputs that are in the Hub's cache. They are on record, and a copy elsewhere is the same
+    /// input.
+    fn sources(&self) -> toml::Table {
+        let base = |dir: &PathBuf| Some(hub::base_dir(dir, &hub::base_name(dir)?));
+        let model = self.model.as_ref();
+        let inputs = [
+            ("model", model.cloned()),
+            ("model_base", model.and_then(base)),
+            ("reward_model", self.reward_model.clone()),
+            ("reward_model_base", self.reward_model.as_ref().and_then(base)),
+            ("data", self.data.clone()),
+            ("prompts", self.prompts.clone()),
+        ];
+        let named = |(key, path): (&str, Option<PathBuf>)| {
+            Some((key.to_owned(), hub::named(&path?)?.into()))
+        };
+        inputs.into_iter().filter_map(named).collect()
     }
 
     /// A stage's name on display.

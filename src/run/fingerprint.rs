@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::error::Error;
-use crate::data::rows::files;
+use crate::data::files::files;
 use crate::file_error::FileError;
 use crate::model::{CheckpointError, lora};
 use crate::rng::Fnv1a;

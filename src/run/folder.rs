@@ -422,7 +422,7 @@ impl std::fmt::Display for Difference {
 }
 
 /// Each key in which the record in the folder `dir`, if it has one, differs from `new`; the program's version and commit
-/// may differ.
+/// and the names of its inputs may differ.
 fn differences(dir: &Path, new: &toml::Table) -> Result<Vec<Difference>, FolderError> {
     fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
         match value {
@@ -443,6 +443,7 @@ fn differences(dir: &Path, new: &toml::Table) -> Result<Vec<Difference>, FolderE
         flatten("", &toml::Value::Table(table.clone()), &mut flat);
         flat.remove("version");
         flat.remove("commit");
+        flat.retain(|key, _| !key.starts_with("sources."));
         flat
     };
     let path = dir.join(SETTINGS);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::context::Context;
 use super::files::{FolderError, read_if_there, write_file};
 use super::stage::Stage;
+use crate::data::columns::Columns;
 use crate::device::DeviceName;
 use crate::systems::Method;
 
@@ -24,6 +25,9 @@ pub struct Given {
     pub data: Option<PathBuf>,
     /// `--prompts`.
     pub prompts: Option<PathBuf>,
+    /// `--columns`.
+    #[serde(default, skip_serializing_if = "Columns::is_empty")]
+    pub columns: Columns,
     /// `--device`.
     pub device: DeviceName,
     /// The settings, as an overlay: those of a later version keep their defaults.
@@ -41,6 +45,7 @@ impl Given {
             reward_model: absolute(&context.reward_model),
             data: absolute(&context.data),
             prompts: absolute(&context.prompts),
+            columns: context.columns.clone(),
             device: context.device_name,
             settings: toml::Table::try_from(&context.settings).expect("settings serialise"),
         }

@@ -14,6 +14,48 @@ pub(super) fn parse_set(set: &str) -> Result<toml::Table, String> {
         .map_err(|error: toml::de::Error| error.message().to_owned())
 }
 
+/// How near a key must be to be suggested, from 0 to 1.
+const NEAR: f64 = 0.85;
+
+/// Why settings were refused, in one line where it is for an unknown key that is near one of those `known`.
+pub(super) fn refusal(error: &toml::de::Error, known: &toml::Table) -> String {
+    let text = error.to_string().trim().to_owned();
+    with_nearest(&text, known).unwrap_or(text)
+}
+
+/// The text of an unknown key with the nearest key that is known, at whatever depth.
+fn with_nearest(text: &str, known: &toml::Table) -> Option<String> {
+    let (key, rest) = text.strip_prefix("unknown field `")?.split_once('`')?;
+    let (siblings, section) = rest.split_once("\nin `").unwrap_or((rest, ""));
+    let below = |name: &str| match section.trim_end_matches('`') {
+        "" => name.to_owned(),
+        section => format!("{section}.{name}"),
+    };
+    let given = below(key);
+    // An optional key is among its siblings alone.
+    let siblings = siblings.split('`').skip(1).step_by(2).map(below);
+    let all = siblings.chain(keys("", known));
+    let near = all.map(|key| (nearness(&given, &key), key)).filter(|(near, _)| *near > NEAR);
+    let (_, nearest) = near.min_by(|a, b| b.0.total_cmp(&a.0))?;
+    Some(format!("unknown field `{given}`: did you mean `{nearest}`?"))
+}
+
+/// How much two keys are alike, each with its sections: as a whole, and by their last names.
+fn nearness(a: &str, b: &str) -> f64 {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    (strsim::jaro_winkler(a, b) + strsim::jaro_winkler(&last(a), &last(b))) / 2.0
+}
+
+/// Every key of `table`, with its sections, after `prefix`.
+fn keys(prefix: &str, table: &toml::Table) -> Vec<String> {
+    let each = table.iter().flat_map(|(key, value)| {
+        let key = format!("{prefix}{key}");
+        let below = value.as_table().map(|table| keys(&format!("{key}."), table));
+        [key].into_iter().chain(below.unwrap_or_default())
+    });
+    each.collect()
+}
+
 /// The line of the TOML `text`, from 1, whose key cannot be laid over `table`: an unknown one, or a value
 /// of the wrong type.
 pub(super) fn refused_line(
@@ -102,5 +144,30 @@ pub(crate) fn merge(table: &mut toml::Table, over: toml::Table) {
                 table.insert(key, value);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::Settings;
+
+    #[test]
+    fn a_mistyped_key_suggests_the_nearest_at_any_depth() {
+        let refused =
+            |set: &str| Settings::resolve(&[], &[set.to_owned()]).unwrap_err().to_string();
+        for (set, given, nearest) in [
+            ("ppo.actor.learning_rat=1", "ppo.actor.learning_rat", "ppo.actor.learning_rate"),
+            ("ppo.learning_rate=1", "ppo.learning_rate", "ppo.actor.learning_rate"),
+            ("ppo.rolouts=1", "ppo.rolouts", "ppo.rollouts"),
+            ("iterations=1", "iterations", "ppo.iterations"),
+            ("pppo.iterations=1", "pppo", "ppo"),
+            ("rollouts=1", "rollouts", "ppo.rollouts"),
+            // No default.
+            ("normalizer.std_flor=1", "normalizer.std_flor", "normalizer.std_floor"),
+        ] {
+            let text = format!("--set {set}: unknown field `{given}`: did you mean `{nearest}`?");
+            assert_eq!(refused(set), text);
+        }
+        assert!(refused("ppo.colour=1").contains("unknown field `colour`, expected one of"));
     }
 }

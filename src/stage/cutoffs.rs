@@ -58,7 +58,7 @@ impl Cutoffs {
         let dir = context.reference_dir()?;
         let task = Task::open(context, Some(&dir))?;
         let tokenizer = model_tokenizer(&dir)?;
-        let texts = first_conversations(data, &tokenizer, task.limits, rows)?;
+        let texts = first_conversations(context.file(data), &tokenizer, task.limits, rows)?;
         let (model, _) = CausalLm::load(&dir, context.frozen())?;
         let rows: Vec<(&[u32], &[u32])> = texts.iter().map(|(p, r)| (&p[..], &r[..])).collect();
         let rows_at_once = context.settings.ppo.rows_at_once;

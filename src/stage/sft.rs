@@ -17,7 +17,7 @@ use crate::model::generate::{Rows, response_log_probs};
 use crate::model::optim::Trainer;
 use crate::model::shards::shards;
 use crate::model::{CausalLm, CheckpointError, Grid, ModelConfig};
-use crate::run::fingerprint::{file_fingerprint, model_fingerprint};
+use crate::run::fingerprint::model_fingerprint;
 use crate::run::{Context, Error, Stage};
 use crate::settings::PrecisionSettings;
 use crate::stop::Stop;
@@ -47,7 +47,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         inputs.push(("model", model_fingerprint(model)?));
     }
     if let Some(data) = &context.data {
-        inputs.push(("data", file_fingerprint(data)?));
+        inputs.push(("data", context.data_fingerprint(data)?));
     }
     let mut folder = context.open(Stage::Sft, &inputs)?;
     if let Some(summary) = folder.summary()? {

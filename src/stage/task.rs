@@ -15,9 +15,10 @@ use crate::data::pairs::{self, Conversation, Counts, Limits, PreferencePair};
 use crate::data::store::{FORMAT, Items, Opened, Store, StoreWriter, StoredRow};
 use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
+use crate::hub;
 use crate::model::{LengthLimit, ModelConfig, TooLong};
 use crate::rng::{Fnv1a, stream};
-use crate::run::fingerprint::{MODEL_FILES, file_fingerprint, hash_file};
+use crate::run::fingerprint::{MODEL_FILES, hash_file};
 use crate::run::lock::Turn;
 use crate::run::{Context, Error, FolderError};
 use crate::settings::Settings;
@@ -175,7 +176,12 @@ impl Task {
                 let (split, _) =
                     self.stored(context, data, Kind::Conversations, self.limits, 0, |writer| {
                         let push = |row: Conversation, hash| store(context, writer, row, hash);
-                        pairs::read_conversations(data, &self.tokenizer, self.limits, push)
+                        pairs::read_conversations(
+                            context.file(data),
+                            &self.tokenizer,
+                            self.limits,
+                            push,
+                        )
                     })?;
                 Ok(split)
             }
@@ -216,7 +222,7 @@ impl Task {
         let kind = if labelled { Kind::LabelledPairs } else { Kind::Pairs };
         let pairs = self.stored(context, data, kind, self.limits, 0, |writer| {
             let push = |row: PreferencePair, hash| store(context, writer, row, hash);
-            pairs::read_pairs(data, &self.tokenizer, self.limits, labelled, push)
+            pairs::read_pairs(context.file(data), &self.tokenizer, self.limits, labelled, push)
         })?;
         Ok(Some(pairs))
     }
@@ -235,10 +241,11 @@ impl Task {
     ) -> Result<Data<T>, Error> {
         let mut hash = Fnv1a::default();
         hash.write(&FORMAT.to_le_bytes());
-        hash.write(file_fingerprint(data)?.as_bytes());
+        hash.write(context.data_fingerprint(data)?.as_bytes());
         hash.write(format!("{limits:?}").as_bytes());
         for (dir, name) in self.dir.iter().flat_map(|dir| MODEL_FILES.map(|name| (dir, name))) {
-            hash_file(&mut hash, dir, name).map_err(FileError::reading(&dir.join(name)))?;
+            let dir = hub::holding(dir, name);
+            hash_file(&mut hash, &dir, name).map_err(FileError::reading(&dir.join(name)))?;
         }
         let folder = context.run.join("data");
         let dir = folder.join(format!("{}-{:016x}", kind.name(), hash.finish()));
@@ -289,7 +296,7 @@ impl Task {
                 let (split, _) =
                     self.stored(context, path, Kind::Prompts, limits, self.new_tokens, |writer| {
                         let push = |row: Vec<u32>, hash| store(context, writer, row, hash);
-                        pairs::read_prompts(path, &self.tokenizer, limits, push)
+                        pairs::read_prompts(context.file(path), &self.tokenizer, limits, push)
                     })?;
                 Ok(split)
             }

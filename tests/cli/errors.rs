@@ -194,14 +194,20 @@ const DATA: &[Row] = &[
         },
     ),
     #[cfg(feature = "parquet")]
-    ("DataError::compression", 2, &["data.jsonl: compressed with ZSTD", "SNAPPY, GZIP or"], |_| {
-        data_file(include_bytes!("../data/pairs/zstd.parquet"), "train-reward")
-    }),
+    (
+        "DataError::compression",
+        2,
+        &["data.jsonl: compressed with BROTLI", "SNAPPY, GZIP, "],
+        |_| data_file(include_bytes!("../data/pairs/brotli.parquet"), "train-reward"),
+    ),
     #[cfg(feature = "parquet")]
     (
         "DataError::missing_key",
         2,
-        &["data.jsonl:1: the key `chosen` is missing; a row is {\"chosen\", \"rejected\"}"],
+        &[
+            "data.jsonl:1: the key `chosen` is missing; a row is {\"chosen\", \"rejected\"}",
+            "; this one has text, label: --columns says what they are, as in --columns prompt=question,",
+        ],
         |_| data_file(include_bytes!("../data/pairs/other_columns.parquet"), "train-reward"),
     ),
     #[cfg(not(feature = "parquet"))]
@@ -269,6 +275,39 @@ const DATA: &[Row] = &[
         },
     ),
     (
+        "DataError::format",
+        2,
+        &[
+            "data.csv: a table in CSV, which this program does not read; write it as JSON Lines: python3",
+        ],
+        |_| data_file_named("data.csv", b"prompt,chosen,rejected\na,b,c\n", "train-reward"),
+    ),
+    (
+        "DataError::gzip",
+        2,
+        &["data.jsonl: not a whole gzip file (", "download or compress it"],
+        |_| data_file(b"\x1F\x8B\x08\0\0\0\0\0\0\0{", "train-reward"),
+    ),
+    (
+        "DataError::missing_key",
+        2,
+        &["0.jsonl:1: the key `rejected` (--columns rejected=bad) is missing; a row is"],
+        |_| {
+            on_files(
+                &[r#"{"prompt": "p", "good": "c", "rejected": "r"}"#],
+                &[
+                    "train-reward",
+                    "--model",
+                    "MODEL",
+                    "--data",
+                    "@0",
+                    "--columns",
+                    "chosen=good,rejected=bad",
+                ],
+            )
+        },
+    ),
+    (
         "DataError::no_files",
         2,
         &["src: a folder without .parquet, .jsonl or .json files; name"],
@@ -277,6 +316,19 @@ const DATA: &[Row] = &[
             let model = model.path().to_str().unwrap();
             let src = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
             try_in_empty(&["train-reward", "--model", model, "--data", src])
+        },
+    ),
+    (
+        "DataError::splits",
+        2,
+        &[": none of its splits is `train`; name one of a, train_b, as in …:train_b"],
+        |_| {
+            let (data, model) = (TempDir::new().unwrap(), llama());
+            for split in ["a", "train_b"] {
+                fs::write(data.path().join(format!("{split}-00000-of-00001.jsonl")), "").unwrap();
+            }
+            let [model, data] = [&model, &data].map(|dir| dir.path().to_str().unwrap());
+            try_in_empty(&["train-reward", "--model", model, "--data", data])
         },
     ),
     ("DataError::no_pairs", 2, &["data.jsonl: no preference pairs; expected one a row"], |_| {
@@ -372,6 +424,32 @@ const MODEL: &[Row] = &[
         2,
         &["model.safetensors: cannot read:", "a model's folder holds config.json and"],
         |_| model(|dir| fs::remove_file(dir.join("model.safetensors")).unwrap()),
+    ),
+    (
+        "HubError::Refused",
+        2,
+        &[
+            ": no model.safetensors, but the GGUF file q4.gguf: load it with transformers and write it again with",
+            "gguf_file=\"q4.gguf\")",
+        ],
+        |_| {
+            model(|dir| {
+                fs::rename(dir.join("model.safetensors"), dir.join("q4.gguf")).unwrap();
+            })
+        },
+    ),
+    (
+        "HubError::Refused",
+        2,
+        &[
+            "pytorch_model.bin: no model.safetensors, but pytorch_model.bin: load it with transformers",
+        ],
+        |_| {
+            let model = llama();
+            let path = model.path().join("pytorch_model.bin");
+            fs::write(&path, "").unwrap();
+            try_in_empty(&["segment", "--model", path.to_str().unwrap()])
+        },
     ),
     (
         "CheckpointError::Json",
@@ -671,22 +749,27 @@ const SETTINGS: &[Row] = &[
     (
         "SettingsError::Toml",
         2,
-        &["own.toml:4: unknown field `rolouts`, expected one of", "`rollouts`", "in `ppo`"],
+        &["own.toml:4: unknown field `ppo.rolouts`: did you mean `ppo.rollouts`?"],
         |_| settings("seed = 1\n\n[ppo]\nrolouts = 3\n"),
     ),
     ("SettingsError::Toml", 2, &["own.toml:4: unknown field `rate`"], |_| {
         settings("[ppo]\nclip = 0.1\n[ppo.actor]\nrate = 1\n")
     }),
-    ("SettingsError::Toml", 2, &["own.toml:1: unknown field `pppo`"], |_| settings("[pppo]\n")),
+    ("SettingsError::Toml", 2, &["own.toml:1: unknown field `pppo`: did you mean `ppo`?"], |_| {
+        settings("[pppo]\n")
+    }),
     ("SettingsError::Toml", 2, &["own.toml:3: ", "expected usize", "in `ppo.epochs`"], |_| {
         settings("# text\n[ppo]\nepochs = \"x\"\n")
     }),
     ("SettingsError::Toml", 2, &["own.toml:2: unclosed table, expected `]`"], |_| {
         settings("seed = 1\n[ppo\n")
     }),
-    ("SettingsError::Toml", 2, &["--set ppo.rolouts=3: unknown field `rolouts`"], |_| {
-        set("ppo.rolouts=3")
-    }),
+    (
+        "SettingsError::Toml",
+        2,
+        &["--set ppo.rolouts=3: unknown field `ppo.rolouts`: did you mean"],
+        |_| set("ppo.rolouts=3"),
+    ),
     (
         "SettingsError::Toml",
         2,
@@ -896,6 +979,25 @@ const SETTINGS: &[Row] = &[
         &["--preset small is for a pretrained model and the single stages"],
         |_| try_in_empty(&["reproduce", "--preset", "small"]),
     ),
+    (
+        "HubError::NotCached",
+        2,
+        &[
+            "org/name@v1: not here, and no model of that name is in the Hub's cache /nowhere/hub; check the name, or",
+            "run `hf download org/name --revision v1` (pip install huggingface_hub), or ",
+        ],
+        |_| try_in_empty(&["segment", "--model", "org/name@v1"]),
+    ),
+    (
+        "HubError::NotCached",
+        2,
+        &["org/pairs: not here, and no data set", "`hf download org/pairs --repo-type dataset`"],
+        |_| {
+            let model = llama();
+            let model = model.path().to_str().unwrap();
+            try_in_empty(&["train-reward", "--model", model, "--data", "org/pairs:test"])
+        },
+    ),
     ("Error::Usage", 2, &["--model goes with the single stages"], |_| {
         try_in_empty(&["reproduce", "--model", "m"])
     }),
@@ -930,6 +1032,18 @@ const SETTINGS: &[Row] = &[
     ("arguments", 2, &["'all' for '--method <METHOD>'", "possible values: bandit,"], |_| {
         try_in_empty(&["sft", "--method", "all"])
     }),
+    ("Error::Usage", 2, &["--columns goes with --data"], |_| {
+        try_in_empty(&["sft", "--columns", "prompt=question"])
+    }),
+    (
+        "arguments",
+        2,
+        &[
+            "invalid value 'promt=a' for '--columns",
+            "no row has the key \"promt\"; expected some of prompt,",
+        ],
+        |_| try_in_empty(&["sft", "--columns", "promt=a"]),
+    ),
     ("arguments", 2, &["invalid value '-1' for '--seed <SEED>'"], |_| {
         try_in_empty(&["sft", "--seed=-1"])
     }),
@@ -1500,9 +1614,12 @@ const GRIDS: &[Row] = &[
     ("GridError::File", 2, &["own.toml:3: unknown field `axis`, expected one of `title`"], |_| {
         experiment("\naxis = 3\n[arms]\na = {}")
     }),
-    ("SettingsError::Toml", 2, &["own.toml:4: arm \"b\": unknown field `clipp`"], |_| {
-        experiment("[arms]\na = {}\nb = { ppo.clipp = 1 }")
-    }),
+    (
+        "SettingsError::Toml",
+        2,
+        &["own.toml:4: arm \"b\": unknown field `ppo.clipp`: did you mean `ppo.clip`?"],
+        |_| experiment("[arms]\na = {}\nb = { ppo.clipp = 1 }"),
+    ),
     ("SettingsError::Range", 2, &["own.toml:3: axis \"task.pairs\": task.pairs = 0; exp"], |_| {
         experiment("[axes]\n'task.pairs' = [0]")
     }),
@@ -1656,6 +1773,9 @@ const UNREACHABLE: &[(&str, &str)] = &[
     ("DataError::parquet", "this build reads no Parquet"),
     #[cfg(not(feature = "parquet"))]
     ("DataError::compression", "this build reads no Parquet"),
+    ("HubError::Partial", "needs a cache: hub.rs has one"),
+    ("HubError::File", "needs a server: hub.rs has one"),
+    ("HubError::Broken", "needs a server: hub.rs has one"),
     ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
     ("LockError::Unsupported", "a test has no such file system: the lock's own tests show it"),
     ("NormalizerError::TooFewPoints", "every response has a reward"),

@@ -129,3 +129,32 @@ fn of_one_prompt_what_is_held_out_is_said_and_recorded() {
     let path = other.path().join("segment/reward/summary.json");
     edit_json(&path, |summary| assert_eq!(summary["held_out"], "prompts"));
 }
+
+#[test]
+fn columns_of_other_names_are_read_and_are_a_part_of_the_input() {
+    let (run, model) = (TempDir::new().unwrap(), llama());
+    let rows = fs::read_to_string(SENTENCES).unwrap();
+    let renamed = rows.replace("\"chosen\"", "\"good\"").replace("\"rejected\"", "\"bad\"");
+    assert_ne!(rows, renamed);
+    let data = model.path().join("renamed.jsonl.gz");
+    let file = fs::File::create(&data).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, renamed.as_bytes()).unwrap();
+    encoder.finish().unwrap();
+    let model_path = model.path().to_str().unwrap();
+    let train = |run: &Path, data: &str, columns: &[&str]| {
+        let input = ["train-reward", "--model", model_path, "--data", data];
+        program(run, &[&input[..], columns].concat())
+    };
+    let data = data.to_str().unwrap();
+    train(run.path(), data, &["--columns", "chosen=good,rejected=bad"]).ended_with(0);
+    let own = TempDir::new().unwrap();
+    train(own.path(), SENTENCES, &[]).ended_with(0);
+    let weights =
+        |run: &Path| fs::read(run.join("segment/reward/model/model.safetensors")).unwrap();
+    assert!(weights(run.path()) == weights(own.path()));
+    // The other way round they are other pairs.
+    train(run.path(), data, &["--columns", "chosen=bad,rejected=good"])
+        .ended_with(2)
+        .says(&["started with other settings", "\n  inputs."]);
+}

@@ -16,6 +16,8 @@ mod first_hour;
 #[cfg(unix)]
 mod full_disk;
 mod help;
+#[cfg(unix)]
+mod hub;
 mod inputs;
 mod length;
 mod locks;

@@ -99,7 +99,18 @@ pub fn command_line(run: &Path, arguments: &[&str], threads: &str) -> Vec<String
     arguments.iter().chain(&common).map(|&text| text.to_owned()).collect()
 }
 
-fn output(command: &mut Command) -> Output {
+/// The same, with these variables of the environment.
+pub fn program_with_env(run: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    output(Command::new(PROGRAM).args(command_line(run, arguments, "1")).envs(env.iter().copied()))
+}
+
+/// Runs `command` to its end; unless it says otherwise without a network, and with an empty cache of the Hub.
+pub fn output(command: &mut Command) -> Output {
+    for (key, value) in [("HF_HUB_OFFLINE", "1"), ("HF_HOME", "/nowhere")] {
+        if !command.get_envs().any(|(given, _)| given == key) {
+            command.env(key, value);
+        }
+    }
     let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Output {

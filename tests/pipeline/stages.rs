@@ -161,6 +161,7 @@ fn all_six_methods_run_and_share_two_reward_models() {
         reward_model: None,
         data: None,
         prompts: None,
+        columns: Default::default(),
         experiments: vec![reproduce::experiment("all", &context.settings)],
     };
     let Context { run, locks, stop, progress, .. } = &context;

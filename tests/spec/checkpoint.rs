@@ -363,8 +363,21 @@ fn an_option_that_the_decoder_lacks_is_refused_by_name() {
             "rope_scaling factor with longrope; supported: the ratio of the two lengths",
         ),
         (
-            json!({"rope_parameters": {"rope_type": "yarn"}}),
-            r#"rope_type "yarn"; supported: "default", "linear", "llama3", "longrope""#,
+            json!({"rope_parameters": {"rope_type": "xpos"}}),
+            r#"rope_type "xpos"; supported: "default", "linear", "dynamic", "yarn", "llama3", "longrope""#,
+        ),
+        (json!({"rope_scaling": {"type": "dynamic"}}), "rope_scaling without factor"),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": -1.0}}),
+            "rope_scaling: beta_fast -1; expected above 0",
+        ),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}),
+            "rope_theta: 1; expected above 1 with yarn",
+        ),
+        (
+            json!({"model_type": "qwen3_moe"}),
+            r#"model_type "qwen3_moe", a mixture of experts; supported: llama, mistral, qwen2, qwen3, phi3, gpt_neox"#,
         ),
         (
             json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}),

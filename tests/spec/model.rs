@@ -174,6 +174,19 @@ fn scaled_rotary_frequencies_are_divided_each_by_its_own_factor() {
     let blended = 0.1 * (high + (1.0 - high) / 8.0);
     assert!((blended - 0.1 * 9.0 / 16.0).abs() < 3e-4);
     assert_close(&scaled(llama_3), &[1.0, blended, 0.00125], tolerance::HOST_F64);
+    // One token of 628 is 100 turns, or 1: the places of these bounds are 0 and 2.
+    let turns = 628.0 / std::f64::consts::TAU;
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        attention_factor: None,
+        mscale: None,
+        beta_fast: turns,
+        beta_slow: turns / 100.0,
+        truncate: false,
+        original: 628,
+    };
+    assert_close(&scaled(yarn), &[1.0, 0.1 * 5.0 / 8.0, 0.0025], tolerance::HOST_F64);
+    assert_close(&scaled(RopeScaling::Dynamic { factor: 4.0 }), &plain, tolerance::HOST_F64);
     let long = RopeScaling::LongRope {
         short_factor: vec![1.0, 2.0, 5.0],
         long_factor: vec![9.0; 3],

@@ -525,7 +525,7 @@ fn a_missing_file_and_a_folder_without_data_are_errors() {
     let error = all_pairs(Path::new(path), &tokenizer(), WIDE).unwrap_err();
     assert!(matches!(error, DataError::File(_)));
     assert!(error.to_string().starts_with(&format!("{path}: cannot read: ")));
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = &Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let error = all_pairs(path, &tokenizer(), WIDE).unwrap_err();
     let start = format!("{}: a folder without .parquet", path.display());
     assert!(error.to_string().starts_with(&start), "{error}");

@@ -27,6 +27,7 @@ LLAMA3 = dict(
 LONG = dict(
     type="longrope", short_factor=[1.0, 1.5, 2.0, 3.0], long_factor=[2.0, 4.0, 6.0, 8.0],
 )
+YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=32)
 
 # Family, configuration, and what is special: `task`, `dtype` or `shard` of the files, `older` keys of
 # config.json in place of those that transformers writes today.
@@ -38,6 +39,19 @@ CASES = {
     "llama_scaled": ("Llama", dict(GROUPED, **ROPE), dict(
         older=dict(rope_theta=500.0, rope_scaling=LLAMA3),
     )),
+    # A dynamic base is as it is up to the longest sequence.
+    "llama_dynamic": ("Llama", dict(
+        GROUPED, rope_parameters=dict(rope_type="dynamic", rope_theta=500.0, factor=2.0),
+    ), {}),
+    "qwen3_yarn": ("Qwen3", dict(
+        dict(GROUPED, max_position_embeddings=32), head_dim=16, rope_parameters=YARN,
+    ), {}),
+    "llama_yarn": ("Llama", dict(GROUPED, **ROPE), dict(older=dict(
+        rope_theta=500.0, rope_scaling=dict(
+            type="yarn", factor=3.0, original_max_position_embeddings=40, mscale=0.8,
+            mscale_all_dim=0.5, beta_fast=8, beta_slow=2, truncate=False,
+        ),
+    ))),
     "llama_bf16": ("Llama", dict(GROUPED, **ROPE), dict(dtype=torch.bfloat16)),
     "llama_f16": ("Llama", dict(GROUPED, **ROPE), dict(dtype=torch.float16)),
     "llama_sharded": ("Llama", dict(GROUPED, **ROPE), dict(shard="30KB")),

@@ -43,7 +43,8 @@ layout = pa.schema(
     [("rejected", turns), ("chosen", turns), ("rejected_score", score), ("chosen_score", score)]
 )
 write("preference_700k", scored, layout, row_group_size=2)
-write("zstd", scored, layout, compression="zstd")
+for codec in ("zstd", "lz4", "brotli"):
+    write(codec, scored, layout, row_group_size=2, compression=codec)
 
 binarized = [
     {
