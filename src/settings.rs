@@ -24,7 +24,6 @@ use crate::model::generate::Generation;
 use crate::model::lora::LoraSettings;
 use crate::model::optim::OptimizerSettings;
 use crate::model::sampling::Sampling;
-use crate::run::alarms::AlarmSettings;
 use crate::systems::{DpoSettings, Method, PpoSettings, SystemsSettings, Weights, decode};
 
 /// Every setting with its default.
@@ -306,6 +305,17 @@ section! {
         every: usize = AtLeast(1),
         #[serde(default = "default_keep_last")] // a grid of before there was a choice
         keep_last: bool,
+    }
+}
+
+section! {
+    /// The section `[alarms]`.
+    AlarmSettings {
+        loss: f64 = Bounds::Positive,
+        reward: f64 = Bounds::Positive,
+        kl: f64 = Bounds::Positive,
+        unfinished: f64 = Bounds::ZeroToOne,
+        entropy: f64 = Bounds::ZeroToOne,
     }
 }
 

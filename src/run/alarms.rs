@@ -8,20 +8,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::IterationMetrics;
-use crate::bounds::{Bounds, section};
 use crate::equations::kl::REWARD_CLIP;
+use crate::settings::AlarmSettings;
 use crate::statistics::mean;
-
-section! {
-    /// The section `[alarms]`.
-    AlarmSettings {
-        loss: f64 = Bounds::Positive,
-        reward: f64 = Bounds::Positive,
-        kl: f64 = Bounds::Positive,
-        unfinished: f64 = Bounds::ZeroToOne,
-        entropy: f64 = Bounds::ZeroToOne,
-    }
-}
 
 /// A sign that a training goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

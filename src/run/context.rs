@@ -172,7 +172,7 @@ impl Context {
         let grows = (stage == Stage::Ppo).then_some("settings.ppo.iterations");
         let folder = StageFolder::open(self.dir(stage), &record, &self.locks, grows)?;
         if self.layout == Layout::Named && !is_finished(folder.dir()) {
-            Given::of(self).write(folder.dir())?;
+            self.given().write(folder.dir())?;
         }
         if let Some(iterations) = &folder.grown_from {
             let went_on = format!(
@@ -183,6 +183,22 @@ impl Context {
             self.lay_aside(Stage::Evaluate, iterations)?;
         }
         if self.tensorboard { folder.with_events() } else { Ok(folder) }
+    }
+
+    /// What its command was given.
+    fn given(&self) -> Given {
+        let absolute = |path: &Option<PathBuf>| {
+            path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()))
+        };
+        Given {
+            model: absolute(&self.model),
+            reward_model: absolute(&self.reward_model),
+            data: absolute(&self.data),
+            prompts: absolute(&self.prompts),
+            columns: self.columns.clone(),
+            device: self.device_name,
+            settings: toml::Table::try_from(&self.settings).expect("settings serialise"),
+        }
     }
 
     /// Renames the folder of a stage that judged the policy of an earlier iteration.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::context::Context;
 use super::files::{FolderError, read_if_there, write_file};
 use super::stage::Stage;
 use crate::data::columns::Columns;
@@ -35,22 +34,6 @@ pub struct Given {
 }
 
 impl Given {
-    /// What `context` was given.
-    pub(super) fn of(context: &Context) -> Self {
-        let absolute = |path: &Option<PathBuf>| {
-            path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()))
-        };
-        Self {
-            model: absolute(&context.model),
-            reward_model: absolute(&context.reward_model),
-            data: absolute(&context.data),
-            prompts: absolute(&context.prompts),
-            columns: context.columns.clone(),
-            device: context.device_name,
-            settings: toml::Table::try_from(&context.settings).expect("settings serialise"),
-        }
-    }
-
     /// Writes it into the folder of a stage.
     pub(super) fn write(&self, dir: &Path) -> Result<(), FolderError> {
         let text = toml::to_string(self).expect("a plain struct serialises");

@@ -185,7 +185,8 @@ fn toml_that_is_no_experiment_is_named_with_its_line() {
 fn settings_that_are_refused_name_the_arm_or_the_axis() {
     let arms = "title = 't'\n[arms]\na = {}\n";
     let unknown = refused(&[("own.toml", &format!("{arms}b = {{ ppo.clipp = 1 }}"))]);
-    assert!(unknown.starts_with("own.toml:4: arm \"b\": unknown field `clipp`"), "{unknown}");
+    let nearest = "own.toml:4: arm \"b\": unknown field `ppo.clipp`: did you mean `ppo.clip`?";
+    assert_eq!(unknown, nearest);
     let range = refused(&[("own.toml", &format!("{arms}b = {{ ppo.clip = 0.0 }}"))]);
     assert_eq!(range, "own.toml:4: arm \"b\": ppo.clip = 0; expected above 0");
     let axis = refused(&[("own.toml", &format!("{arms}[axes]\n'task.pairs' = [1, 0]"))]);
