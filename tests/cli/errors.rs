@@ -1716,7 +1716,9 @@ const GRIDS: &[Row] = &[
     ("Error::Usage", 2, &["no cell of the method token with seed 0; give --method and"], |_| {
         grid(|_| (), "generate")
     }),
-    ("GridError::NothingFinished", 2, &["no cell is finished"], |_| grid(|_| (), "report")),
+    ("GridError::NothingFinished", 2, &["no cell is finished and none has a log"], |_| {
+        grid(|run| fs::remove_dir_all(run.join("store")).unwrap(), "report")
+    }),
     ("FolderError::Corrupt", 2, &["grid.json: not the expected content: EOF while"], |_| {
         grid(|run| fs::write(run.join("grid.json"), "{").unwrap(), "status")
     }),
