@@ -66,7 +66,7 @@ fn with_events(common: &Common, plan: Plan) -> Plan {
 /// A grid of these experiments with this many seeds.
 fn grid(common: &Common, first: u64, seeds: u64, experiments: Vec<Planned>) -> Result<Grid, Error> {
     use_threads(common.threads.or(Some(1)));
-    let Inputs { model, reward_model, data, prompts } = common.inputs()?;
+    let Inputs { model, reward_model, data, prompts, columns } = common.inputs()?;
     Ok(Grid {
         format: FORMAT,
         device: common.device,
@@ -75,7 +75,7 @@ fn grid(common: &Common, first: u64, seeds: u64, experiments: Vec<Planned>) -> R
         reward_model,
         data,
         prompts,
-        columns: common.columns.clone().unwrap_or_default(),
+        columns: columns.unwrap_or_default(),
         experiments,
     })
 }

@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Common;
 use super::error::Error;
+use super::{Common, Reads};
+use crate::data::columns::Columns;
 use crate::data::files;
 use crate::hub::{self, HubError, Kind, Repository, Wanted};
 use crate::model::{lora, weights};
+use crate::run::Context;
 use crate::run::fingerprint::MODEL_FILES;
+use crate::run::given::Given;
 use crate::stop::say;
 
 /// The inputs as paths.
@@ -16,6 +19,66 @@ pub(super) struct Inputs {
     pub reward_model: Option<PathBuf>,
     pub data: Option<PathBuf>,
     pub prompts: Option<PathBuf>,
+    pub columns: Option<Columns>,
+}
+
+impl Inputs {
+    /// Those of a grid's cell.
+    pub(super) fn of(cell: Context) -> Self {
+        Self {
+            model: cell.model,
+            reward_model: cell.reward_model,
+            data: cell.data,
+            prompts: cell.prompts,
+            columns: Some(cell.columns),
+        }
+    }
+
+    /// Those that the stages of a run were given, as the file `path` says, of which `common` may replace some; data only
+    /// where they are read again.
+    pub(super) fn given(
+        given: Given,
+        path: &Path,
+        common: &Common,
+        reads: Reads,
+    ) -> Result<Self, Error> {
+        let known = |of: Option<PathBuf>, name: &str, own: &Option<PathBuf>| match of {
+            Some(found) if own.is_none() && !files::is_there(&found) => Err(Error::Usage(format!(
+                "{}: {name} was {}, which is not there any more; give it as --{name}",
+                path.display(),
+                found.display()
+            ))),
+            found => Ok(found),
+        };
+        let (data, prompts) = match reads {
+            Reads::Policy => (given.data, given.prompts),
+            _ => (None, None),
+        };
+        Ok(Self {
+            model: known(given.model, "model", &common.model)?,
+            reward_model: known(given.reward_model, "reward-model", &common.reward_model)?,
+            data: known(data, "data", &common.data)?,
+            prompts: known(prompts, "prompts", &common.prompts)?,
+            columns: Some(given.columns),
+        })
+    }
+
+    /// Gives `context` those that are there.
+    pub(super) fn give(self, context: &mut Context) {
+        for (into, from) in [
+            (&mut context.model, self.model),
+            (&mut context.reward_model, self.reward_model),
+            (&mut context.data, self.data),
+            (&mut context.prompts, self.prompts),
+        ] {
+            if from.is_some() {
+                *into = from;
+            }
+        }
+        if let Some(columns) = self.columns {
+            context.columns = columns;
+        }
+    }
 }
 
 impl Common {
@@ -28,6 +91,7 @@ impl Common {
             reward_model: model(&self.reward_model)?,
             data: data(&self.data)?,
             prompts: data(&self.prompts)?,
+            columns: self.columns.clone(),
         })
     }
 }

@@ -17,9 +17,9 @@ use clap::{Args, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
 
 use self::error::Error;
+use self::inputs::Inputs;
 use self::outcome::Outcome;
 use crate::data::columns::Columns;
-use crate::data::files;
 use crate::device::DeviceName;
 use crate::run::alarms::Alarm;
 use crate::run::given::{self, Given};
@@ -338,43 +338,12 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
     let mut context = Context::new(settings, common.device, run)?;
     if let Some(cell) = cell {
         context.layout = Layout::of(&cell);
-        context.model = cell.model;
-        context.reward_model = cell.reward_model;
-        context.data = cell.data;
-        context.prompts = cell.prompts;
-        context.columns = cell.columns;
+        Inputs::of(cell).give(&mut context);
     }
     if let Some((path, given)) = given {
-        let known = |of: Option<PathBuf>, name: &str, own: &Option<PathBuf>| match of {
-            Some(found) if own.is_none() && !files::is_there(&found) => Err(Error::Usage(format!(
-                "{}: {name} was {}, which is not there any more; give it as --{name}",
-                path.display(),
-                found.display()
-            ))),
-            found => Ok(found),
-        };
-        context.model = known(given.model, "model", &common.model)?;
-        context.reward_model = known(given.reward_model, "reward-model", &common.reward_model)?;
-        if reads == Reads::Policy {
-            context.data = known(given.data, "data", &common.data)?;
-            context.prompts = known(given.prompts, "prompts", &common.prompts)?;
-            context.columns = given.columns;
-        }
+        Inputs::given(given, &path, common, reads)?.give(&mut context);
     }
-    let inputs = common.inputs()?;
-    for (own, given) in [
-        (&mut context.model, &inputs.model),
-        (&mut context.reward_model, &inputs.reward_model),
-        (&mut context.data, &inputs.data),
-        (&mut context.prompts, &inputs.prompts),
-    ] {
-        if given.is_some() {
-            own.clone_from(given);
-        }
-    }
-    if let Some(columns) = &common.columns {
-        context.columns.clone_from(columns);
-    }
+    common.inputs()?.give(&mut context);
     context.locks = common.locks();
     context.stop = common.stop();
     context.stop_on.clone_from(&common.stop_on);

@@ -41,6 +41,8 @@ pub(super) fn print(context: &Context, stage: Stage, outcome: &impl Outcome) -> 
 fn next(context: &Context, stage: Stage) -> Option<String> {
     let own = match stage {
         Stage::Evaluate => "generate",
+        // With a model of the user's, it is none of the stages, and those that follow leave --model out.
+        Stage::Sft if context.data.is_some() => "train-reward",
         _ => context.stages().skip_while(|of| *of != stage).nth(1)?.command(),
     };
     let method = context.settings.method.name();
@@ -48,7 +50,8 @@ fn next(context: &Context, stage: Stage) -> Option<String> {
         format!("{} {own} --run {} --method {method}", program(), context.run.display());
     let reads_run = matches!(own, "evaluate" | "generate");
     for (name, path) in [("model", &context.model), ("data", &context.data)] {
-        if let Some(path) = path.as_ref().filter(|_| !reads_run) {
+        let is_past = name == "model" && stage == Stage::Sft;
+        if let Some(path) = path.as_ref().filter(|_| !reads_run && !is_past) {
             command += &format!(" --{name} {}", path.display());
         }
     }

@@ -57,7 +57,7 @@ impl Given {
         let reward = run.join(method.reward_model().name()).join(Stage::TrainReward.folder());
         let sft = run.join(Stage::Sft.folder());
         let mut dirs =
-            vec![own(Stage::Dpo), own(Stage::Ppo), own(Stage::FitNormalizer), reward, sft];
+            vec![own(Stage::Dpo), own(Stage::Ppo), own(Stage::FitNormalizer), reward, sft.clone()];
         if evaluation {
             dirs.insert(0, own(Stage::Evaluate));
         }
@@ -65,7 +65,11 @@ impl Given {
             if let Some(bytes) = read_if_there(&path)? {
                 let corrupt = |detail: String| FolderError::Corrupt { path: path.clone(), detail };
                 let text = String::from_utf8(bytes).map_err(|error| corrupt(error.to_string()))?;
-                let given = toml::from_str(&text).map_err(|error| corrupt(error.to_string()))?;
+                let mut given: Self =
+                    toml::from_str(&text).map_err(|error| corrupt(error.to_string()))?;
+                if path.starts_with(&sft) {
+                    given.model = None; // what `sft` started from; the run's model is what it made
+                }
                 return Ok(Some((path, given)));
             }
         }

@@ -70,6 +70,21 @@ fn commands_that_read_a_run_need_neither_model_nor_settings() {
 }
 
 #[test]
+fn a_run_that_fine_tuned_a_model_reads_what_it_made_of_it() {
+    let (model, run) = (llama(), TempDir::new().unwrap());
+    let arguments = ["sft", "--model", model.path().to_str().unwrap(), "--data", SENTENCES];
+    let told = program(run.path(), &arguments).ended_with(0).stdout;
+    let next = told.lines().last().unwrap();
+    assert!(next.contains(" train-reward --run ") && next.contains(" --data "), "{told}");
+    assert!(!next.contains("--model"), "{told}");
+    let (folder, hf) = (run.path().to_str().unwrap(), run.path().join("hf"));
+    let export = ["export", "--run", folder, "--what", "reference", "--hf", hf.to_str().unwrap()];
+    let from = plain(&export).ended_with(0).stdout;
+    assert!(from.contains("sft/model"), "{from}");
+    plain(&["report", folder]).ended_with(0);
+}
+
+#[test]
 fn the_only_method_of_a_run_is_the_one_that_is_read() {
     let run = TempDir::new().unwrap();
     finish(run.path(), &["sft", "preferences", "train-reward"], &["--method", "token"]);
