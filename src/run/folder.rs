@@ -523,6 +523,40 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_goes_on_from_its_last_checkpoint_when_its_number_grows() {
+        let run = TempDir::new().unwrap();
+        let dir = run.path().join("ppo");
+        let record = |iterations: i64, clip: i64| {
+            let pairs = [("iterations", iterations), ("clip", clip)];
+            toml::Table::from_iter(pairs.map(|(key, value)| (key.to_owned(), value.into())))
+        };
+        let open = |iterations, clip| {
+            let (record, grows) = (record(iterations, clip), Some("iterations"));
+            StageFolder::open(dir.clone(), &record, &Locks::default(), grows)
+        };
+        let finish = |folder: &StageFolder, step: usize| {
+            (step - 1..=step).for_each(|step| save(folder, step));
+            folder.keep_last().unwrap();
+            folder.finish(&step).unwrap();
+        };
+        finish(&open(4, 1).unwrap(), 4);
+        let refused = |opened| matches!(opened, Err(FolderError::OtherSettings { .. }));
+        assert!(refused(open(3, 1)) && refused(open(5, 2)) && is_finished(&dir));
+        let mut folder = open(5, 1).unwrap();
+        assert_eq!(folder.grown_from.as_deref(), Some("4"));
+        assert_eq!(folder.latest().unwrap().map(|checkpoint| checkpoint.step), Some(4));
+        assert_eq!(folder.summary::<usize>().unwrap(), None);
+        finish(&folder, 5);
+        drop(folder);
+        let again = open(5, 1).unwrap();
+        assert_eq!((again.grown_from.clone(), again.summary::<usize>().unwrap()), (None, Some(5)));
+        assert!(is_settled(&dir).unwrap(), "what is laid aside is nothing that a kill left");
+        // Without the checkpoint it cannot go on.
+        fs::remove_dir_all(dir.join(RESUME)).unwrap();
+        assert!(refused(open(6, 1)));
+    }
+
+    #[test]
     fn a_stage_has_one_runner_and_a_result_any_number_of_readers() {
         let run = TempDir::new().unwrap();
         let folder = open(&run, 0).unwrap();
