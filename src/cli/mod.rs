@@ -17,7 +17,6 @@ use clap::{Args, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
 
 use self::error::Error;
-use self::inputs::Inputs;
 use self::outcome::Outcome;
 use crate::data::columns::Columns;
 use crate::device::DeviceName;
@@ -338,10 +337,10 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
     let mut context = Context::new(settings, common.device, run)?;
     if let Some(cell) = cell {
         context.layout = Layout::of(&cell);
-        Inputs::of(cell).give(&mut context);
+        inputs::Inputs::of(cell).give(&mut context);
     }
     if let Some((path, given)) = given {
-        Inputs::given(given, &path, common, reads)?.give(&mut context);
+        inputs::Inputs::given(given, &path, common, reads)?.give(&mut context);
     }
     common.inputs()?.give(&mut context);
     context.locks = common.locks();
