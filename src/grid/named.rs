@@ -8,7 +8,7 @@ use super::plan::{Grid, Plan, PlannedCell};
 use super::results::FORMAT;
 use super::schedule::Tasks;
 use crate::run::Context;
-use crate::run::given::Given;
+use crate::run::given::{Given, methods_in};
 use crate::settings::Settings;
 use crate::systems::Method;
 
@@ -20,8 +20,7 @@ impl Plan {
     ///
     /// [`GridError::Settings`] and [`GridError::Stage`] when what they were given cannot be read.
     pub fn of_stages(run: &Path) -> Result<Option<Self>, GridError> {
-        let there = |method: &&Method| run.join(method.name()).is_dir();
-        let mut methods: Vec<Method> = Method::all().iter().filter(there).copied().collect();
+        let mut methods = methods_in(run);
         if methods.is_empty() {
             methods.push(Method::SEGMENT); // for the log of sft, if that is all there is
         }

@@ -77,10 +77,14 @@ impl Given {
     }
 }
 
+/// The methods that have a folder in `run`.
+pub fn methods_in(run: &Path) -> Vec<Method> {
+    Method::all().iter().copied().filter(|method| run.join(method.name()).is_dir()).collect()
+}
+
 /// The method whose models a command reads in `run` if the user names none: `segment`, or the only one there.
 pub fn method_of(run: &Path) -> Option<Method> {
-    let there: Vec<Method> =
-        Method::all().iter().copied().filter(|method| run.join(method.name()).is_dir()).collect();
+    let there = methods_in(run);
     match there[..] {
         _ if there.contains(&Method::SEGMENT) => Some(Method::SEGMENT),
         [only] => Some(only),

@@ -79,13 +79,18 @@ pub struct IterationMetrics {
     pub critic_learning_rate: Option<f64>,
 }
 
+/// The gold reward if the truth is known, else the reward, on display.
+pub(crate) fn told(gold: Option<f64>, reward: f64) -> String {
+    let (name, value) = gold.map_or(("reward", reward), |gold| ("gold", gold));
+    format!("{name} {}", digits(value, 2))
+}
+
 impl IterationMetrics {
     /// The iteration in a few figures, on display.
     pub fn line(&self) -> String {
-        let (name, value) = self.gold.map_or(("reward", self.reward), |gold| ("gold", gold));
         format!(
-            "{name} {}, KL {}, {:.1} tokens, EOS {:.0} %",
-            digits(value, 2),
+            "{}, KL {}, {:.1} tokens, EOS {:.0} %",
+            told(self.gold, self.reward),
             digits(self.kl_k1, 2),
             self.response_tokens,
             100.0 * self.eos_rate

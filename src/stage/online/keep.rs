@@ -12,7 +12,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
 use crate::run::alarms::{HeldOutScore, Raised, of_iterations};
 use crate::run::folder::{Log, StageFolder, read_json, read_json_lines};
-use crate::run::metrics::{IterationMetrics, IterationTimings};
+use crate::run::metrics::{IterationMetrics, IterationTimings, told};
 use crate::run::progress;
 use crate::run::{Context, Error, FolderError, Layout, Stage};
 use crate::settings::Settings;
@@ -284,12 +284,6 @@ impl<'a> Keeper<'a> {
 /// cell.
 fn keeps_last(context: &Context) -> bool {
     context.layout == Layout::Named && context.settings.checkpoint.keep_last
-}
-
-/// The gold reward if the truth is known, else the reward, on display.
-fn told(gold: Option<f64>, reward: f64) -> String {
-    let (name, value) = gold.map_or(("reward", reward), |gold| ("gold", gold));
-    format!("{name} {}", digits(value, 2))
 }
 
 fn file<'a>(name: &str, fill: impl FnOnce(&Path) -> io::Result<()> + 'a) -> NewFile<'a> {
