@@ -3,6 +3,7 @@
 //! An alarm is a function of the logs alone, so a resumed run raises the same ones at the same steps, and a report finds
 //! them afterwards.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -197,22 +198,51 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 /// Steps over which a loss is averaged.
 const WINDOW: usize = 20;
 
-/// The alarm that these losses raise, one a step: their mean over twenty steps has grown beyond `alarms.loss` times the
+/// Watches the losses of a training, one a step: their mean over twenty steps may not grow beyond `alarms.loss` times the
 /// lowest before.
-pub fn of_losses(losses: &[f64], bounds: &AlarmSettings) -> Option<Raised> {
-    let mut lowest = f64::INFINITY;
-    for (start, window) in losses.windows(WINDOW).enumerate() {
-        let loss = mean(window.iter().copied());
-        if loss > bounds.loss * lowest.max(0.1) {
-            let what = format!(
-                "loss {loss:.2} over {WINDOW} steps, {lowest:.2} before, beyond alarms.loss = {} times that",
-                bounds.loss
-            );
-            return Some(Raised { alarm: Alarm::Loss, step: start + WINDOW - 1, what });
-        }
-        lowest = lowest.min(loss);
+pub struct LossWatch {
+    bound: f64,
+    recent: VecDeque<f64>,
+    lowest: f64,
+    steps: usize,
+    raised: bool,
+}
+
+impl LossWatch {
+    /// Before the first step.
+    pub fn new(bounds: &AlarmSettings) -> Self {
+        let recent = VecDeque::with_capacity(WINDOW);
+        Self { bound: bounds.loss, recent, lowest: f64::INFINITY, steps: 0, raised: false }
     }
-    None
+
+    /// Sees the next step's loss; gives the alarm that it raises, once.
+    pub fn see(&mut self, loss: f64) -> Option<Raised> {
+        if self.recent.len() == WINDOW {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(loss);
+        self.steps += 1;
+        if self.recent.len() < WINDOW || self.raised {
+            return None;
+        }
+        let loss = mean(self.recent.iter().copied());
+        let (lowest, bound) = (self.lowest, self.bound);
+        self.lowest = lowest.min(loss);
+        if loss <= bound * lowest.max(0.1) {
+            return None;
+        }
+        self.raised = true;
+        let what = format!(
+            "loss {loss:.2} over {WINDOW} steps, {lowest:.2} before, beyond alarms.loss = {bound} times that"
+        );
+        Some(Raised { alarm: Alarm::Loss, step: self.steps - 1, what })
+    }
+}
+
+/// The alarm that these losses raise, one a step.
+pub fn of_losses(losses: &[f64], bounds: &AlarmSettings) -> Option<Raised> {
+    let mut watch = LossWatch::new(bounds);
+    losses.iter().find_map(|&loss| watch.see(loss))
 }
 
 /// Held-out pairs of which no accuracy means anything.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::task::permutation;
 use crate::model::optim::{StepResult, Trainer};
 use crate::model::recompute::Trainable;
-use crate::run::alarms::of_losses;
+use crate::run::alarms::LossWatch;
 use crate::run::folder::{StageFolder, read_json_lines};
 use crate::run::{Context, Error, Stage};
 
@@ -90,10 +90,10 @@ pub fn train<M: Trainable, T: Serialize>(
     let total = epochs.steps();
     let title = of.command();
     let stage = context.progress.stage(context.title(title), total, trainer.step());
-    let mut losses: Vec<f64> = read_json_lines::<Loss>(&folder.dir().join("metrics.jsonl"))?
-        .into_iter()
-        .map(|line| line.loss)
-        .collect();
+    let mut watch = LossWatch::new(&context.settings.alarms);
+    for line in read_json_lines::<Loss>(&folder.dir().join("metrics.jsonl"))? {
+        watch.see(line.loss); // what it raises was told then
+    }
     let mut last = String::new();
     for batch in epochs.batches(context.settings.seed, title, trainer.step()) {
         let (start, step, rate) = (Instant::now(), trainer.step(), trainer.rate());
@@ -106,10 +106,7 @@ pub fn train<M: Trainable, T: Serialize>(
         timings.write(&Timing { step, seconds, tokens_per_second: tokens as f64 / seconds })?;
         last = format!(", last loss {loss:.3}");
         stage.step(format!("loss {loss:.3}"));
-        losses.push(loss);
-        let alarm =
-            of_losses(&losses, &context.settings.alarms).filter(|raised| raised.step == step);
-        let ends = alarm.and_then(|raised| context.raise(of, &raised));
+        let ends = watch.see(loss).and_then(|raised| context.raise(of, &raised));
         let unfinished = trainer.step() < total;
         let stop = context.stop.after_step() && unfinished;
         let due = trainer.step().is_multiple_of(context.settings.checkpoint.every) && unfinished;
