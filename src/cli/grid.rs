@@ -83,7 +83,7 @@ fn grid(common: &Common, first: u64, seeds: u64, experiments: Vec<Planned>) -> R
 /// The cell that a command reads in a grid's folder `run`, chosen by --method and --seed: by default `segment` and
 /// the first seed. `None` if the folder has no grid.
 pub(super) fn cell(common: &Common, run: &Path) -> Result<Option<Context>, Error> {
-    if common.model.is_some() || !run.join("grid.json").exists() {
+    if common.model.is_some() || !has_grid(run) {
         return Ok(None);
     }
     let plan = plan(run)?;
@@ -206,7 +206,7 @@ pub(super) fn report(common: &Common, args: &ReportArgs) -> Result<(), Error> {
 /// Writes the report once; gives whether there is nothing more to come.
 fn write_report(run: &Path, args: &ReportArgs, open: bool) -> Result<bool, Error> {
     let plan = plan(run)?;
-    let source = if run.join("grid.json").exists() { Source::Grid } else { Source::Stages };
+    let source = if has_grid(run) { Source::Grid } else { Source::Stages };
     let results = plan.results();
     let mut corrupt = 0;
     for cell in &results.cells {
@@ -255,9 +255,13 @@ fn put_into(readme: &Path, analysis: &Analysis) -> Result<(), Error> {
     Ok(write_file(readme, text.as_bytes())?)
 }
 
+fn has_grid(run: &Path) -> bool {
+    run.join("grid.json").exists()
+}
+
 /// The grid in the folder `run`, or its single stages, for reading only.
 fn plan(run: &Path) -> Result<Plan, Error> {
-    if !run.join("grid.json").exists()
+    if !has_grid(run)
         && let Some(stages) = Plan::of_stages(run)?
     {
         return Ok(stages);

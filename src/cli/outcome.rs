@@ -8,7 +8,7 @@ use crate::stage::evaluate::Evaluation;
 use crate::stage::fit_normalizer::NormalizerFile;
 use crate::stage::log::alarms;
 use crate::stage::online::keep;
-use crate::stage::task::Task;
+use crate::stage::task::model_tokenizer;
 use crate::stage::{dpo, evaluate, preferences, reward, sft};
 use crate::table::{digits, rate, with_error};
 
@@ -64,11 +64,6 @@ fn next(context: &Context, stage: Stage) -> Option<String> {
 /// `0.76 of 800 held-out pairs`.
 fn share(share: f64, pairs: usize) -> String {
     format!("{} of {pairs} held-out pairs", digits(share, 3))
-}
-
-fn pair(values: [f64; 2], decimals: usize) -> String {
-    let [first, second] = values.map(|value| digits(value, decimals));
-    format!("{first} → {second}")
 }
 
 impl Outcome for sft::Summary {
@@ -183,16 +178,10 @@ impl Outcome for evaluate::Summary {
     fn lines(&self, context: &Context) -> Vec<(&'static str, String)> {
         let mut lines = judged(&self.after);
         lines[0].1 += &format!(" (SFT model {})", digits(self.before.score(), 2));
-        lines.push((
-            "before, after",
-            format!("{} tokens", pair([self.before.tokens, self.after.tokens], 1)),
-        ));
-        let decoded = context.reference_dir().map_err(Error::from).and_then(|dir| {
-            let mut own = context.clone();
-            own.data.get_or_insert_with(Default::default);
-            Ok(Task::open(&own, Some(&dir))?.tokenizer)
-        });
-        if let Ok(tokenizer) = decoded {
+        let [before, after] = [self.before.tokens, self.after.tokens].map(|of| digits(of, 1));
+        lines.push(("before, after", format!("{before} → {after} tokens")));
+        let tokenizer = context.reference_dir().ok().and_then(|dir| model_tokenizer(&dir).ok());
+        if let Some(tokenizer) = tokenizer {
             let evaluate::Sample { prompt, before, after } = &self.sample;
             let text = |tokens: &[u32]| tokenizer.decode(tokens).trim().to_owned();
             lines.extend([

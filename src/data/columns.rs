@@ -73,7 +73,7 @@ impl FromStr for Columns {
                 ));
             }
             if columns.insert(key.to_owned(), column.to_owned()).is_some() {
-                return Err(format!("{key} stands there twice"));
+                return Err(format!("{key} is given twice"));
             }
         }
         Ok(Self(columns))
@@ -137,7 +137,7 @@ mod tests {
         assert!(
             fault("promt=a").starts_with("no row has the key \"promt\"; expected some of prompt,")
         );
-        assert_eq!(fault("prompt=a,prompt=b"), "prompt stands there twice");
+        assert_eq!(fault("prompt=a,prompt=b"), "prompt is given twice");
         let columns: Columns = "prompt=a, chosen = b".parse().unwrap();
         assert_eq!(columns.to_string(), "chosen=b,prompt=a");
     }

@@ -107,20 +107,29 @@ pub fn of_iterations(
     evaluations: &[HeldOutScore],
     bounds: &AlarmSettings,
 ) -> Vec<Raised> {
-    let mut raised: Vec<Raised> = Vec::new();
+    let mut raised = Vec::new();
     for step in 0..iterations.len() {
-        let until = &iterations[..=step];
-        let judged = evaluations.iter().take_while(|of| of.iteration <= step + 1);
-        let judged: Vec<HeldOutScore> = judged.copied().collect();
-        for alarm in Alarm::OF_ITERATIONS {
-            if raised.iter().all(|known| known.alarm != alarm)
-                && let Some(what) = seen(alarm, until, &judged, bounds)
-            {
-                raised.push(Raised { alarm, step, what });
-            }
-        }
+        let judged = evaluations.partition_point(|of| of.iteration <= step + 1);
+        let new = of_last(&iterations[..=step], &evaluations[..judged], bounds, &raised);
+        raised.extend(new);
     }
     raised
+}
+
+/// The alarms that the last of these iterations raises and that are not among the `known` ones.
+pub fn of_last(
+    iterations: &[IterationMetrics],
+    evaluations: &[HeldOutScore],
+    bounds: &AlarmSettings,
+    known: &[Raised],
+) -> Vec<Raised> {
+    let step = iterations.len() - 1;
+    let new = |alarm: &Alarm| known.iter().all(|raised| raised.alarm != *alarm);
+    let raised = Alarm::OF_ITERATIONS.into_iter().filter(new).filter_map(|alarm| {
+        let what = seen(alarm, iterations, evaluations, bounds)?;
+        Some(Raised { alarm, step, what })
+    });
+    raised.collect()
 }
 
 /// What the last of the iterations shows of `alarm`.

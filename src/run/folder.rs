@@ -334,10 +334,19 @@ fn has_begun(dir: &Path) -> Result<bool, FolderError> {
 
 /// What the stage in the folder `dir` was started with.
 pub fn read_record(dir: &Path) -> Result<toml::Table, FolderError> {
+    let missing = || FileError::reading(&dir.join(SETTINGS))(io::ErrorKind::NotFound.into());
+    Ok(record_in(dir)?.ok_or_else(missing)?)
+}
+
+/// The same, if the folder has one.
+fn record_in(dir: &Path) -> Result<Option<toml::Table>, FolderError> {
     let path = dir.join(SETTINGS);
-    let text = fs::read_to_string(&path).map_err(FileError::reading(&path))?;
-    text.parse()
-        .map_err(|error: toml::de::Error| FolderError::Corrupt { path, detail: error.to_string() })
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
+    let record = String::from_utf8_lossy(&text).parse();
+    record.map(Some).map_err(|error: toml::de::Error| {
+        let detail = error.to_string();
+        FolderError::Corrupt { path, detail }
+    })
 }
 
 /// Which program began a stage, as its `settings.toml` says.
@@ -446,12 +455,7 @@ fn differences(dir: &Path, new: &toml::Table) -> Result<Vec<Difference>, FolderE
         flat.retain(|key, _| !key.starts_with("sources."));
         flat
     };
-    let path = dir.join(SETTINGS);
-    let Some(text) = read_if_there(&path)? else { return Ok(Vec::new()) };
-    let old: toml::Table =
-        String::from_utf8_lossy(&text).parse().map_err(|error: toml::de::Error| {
-            FolderError::Corrupt { path, detail: error.to_string() }
-        })?;
+    let Some(old) = record_in(dir)? else { return Ok(Vec::new()) };
     let (mut old, mut new) = (flat(&old), flat(new));
     let keys: BTreeSet<String> = old.keys().chain(new.keys()).cloned().collect();
     let difference = |key: String| {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::score::segmenter;
-use super::task::{Task, model_tokenizer};
+use super::task::Task;
 use crate::data::pairs::first_conversations;
 use crate::equations::segmentation::Rule;
 use crate::model::CausalLm;
@@ -57,8 +57,8 @@ impl Cutoffs {
         };
         let dir = context.reference_dir()?;
         let task = Task::open(context, Some(&dir))?;
-        let tokenizer = model_tokenizer(&dir)?;
-        let texts = first_conversations(context.file(data), &tokenizer, task.limits, rows)?;
+        let tokenizer = &task.tokenizer;
+        let texts = first_conversations(context.file(data), tokenizer, task.limits, rows)?;
         let (model, _) = CausalLm::load(&dir, context.frozen())?;
         let rows: Vec<(&[u32], &[u32])> = texts.iter().map(|(p, r)| (&p[..], &r[..])).collect();
         let rows_at_once = context.settings.ppo.rows_at_once;

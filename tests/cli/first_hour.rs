@@ -8,18 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Output, PROGRAM, SENTENCES, files, finish, json_lines, llama, program};
-
-/// Runs the program with these arguments and nothing else.
-fn plain(arguments: &[&str]) -> Output {
-    let output = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Output {
-        code: output.status.code().unwrap(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
-}
+use crate::support::{PROGRAM, SENTENCES, files, finish, json_lines, llama, program, run_plain};
 
 /// A run of `stages` with a model and data of the user's.
 fn own(stages: &[&str], further: &[&str]) -> (TempDir, TempDir) {
@@ -36,7 +25,8 @@ fn commands_that_read_a_run_need_neither_model_nor_settings() {
     let (model, run) = own(&POLICY, &["--set", "reward.aggregation=sum"]);
     let run = run.path().to_str().unwrap();
     let text = ["--prompt", "hello", "--response", "a fine day"];
-    let score = plain(&[&["score", "--run", run, "--json", "--normalized"], &text[..]].concat());
+    let score =
+        run_plain(&[&["score", "--run", run, "--json", "--normalized"], &text[..]].concat());
     let score: Value = serde_json::from_str(&score.ended_with(0).stdout).unwrap();
     let rewards = score["segments"].as_array().unwrap().iter();
     let sum: f64 = rewards.map(|segment| segment["reward"].as_f64().unwrap()).sum();
@@ -44,28 +34,28 @@ fn commands_that_read_a_run_need_neither_model_nor_settings() {
     assert!((sum - shown).abs() < 1e-9, "the sum of the settings, not the average: {score}");
     // At another cutoff there are segments, and no rewards.
     let other = ["segment", "--run", run, "--set", "segmentation.entropy_cutoff=3", "--json"];
-    let cut = plain(&[&other[..], &text].concat()).ended_with(0).says(&["without rewards"]);
+    let cut = run_plain(&[&other[..], &text].concat()).ended_with(0).says(&["without rewards"]);
     let cut: Value = serde_json::from_str(&cut.stdout).unwrap();
     assert!(cut["segments"][0]["reward"].is_null());
     assert!(
         cut["segments"].as_array().unwrap().len() < score["segments"].as_array().unwrap().len()
     );
     // tiny.toml allows 16 tokens; the default is 64.
-    let written = plain(&["generate", "--run", run, "--prompt", "hello"]).ended_with(0).stdout;
+    let written = run_plain(&["generate", "--run", run, "--prompt", "hello"]).ended_with(0).stdout;
     assert!(written.lines().last().unwrap().len() < 200, "{written}");
-    let evaluated = plain(&["evaluate", "--run", run]).ended_with(0).stdout;
+    let evaluated = run_plain(&["evaluate", "--run", run]).ended_with(0).stdout;
     let prompt = evaluated.lines().find(|line| line.starts_with("prompt ")).unwrap();
     assert!(prompt.contains("User: "), "{evaluated}");
-    assert_eq!(evaluated, plain(&["evaluate", "--run", run]).ended_with(0).stdout);
+    assert_eq!(evaluated, run_plain(&["evaluate", "--run", run]).ended_with(0).stdout);
     let hf = Path::new(run).join("hf");
-    plain(&["export", "--run", run, "--hf", hf.to_str().unwrap()]).ended_with(0);
+    run_plain(&["export", "--run", run, "--hf", hf.to_str().unwrap()]).ended_with(0);
     // A model that has moved is asked for.
     let moved = TempDir::new().unwrap();
     let to = moved.path().join("m");
     fs::rename(model.path(), &to).unwrap();
     let score = [&["score", "--run", run], &text[..]].concat();
-    plain(&score).ended_with(2).says(&["which is not there any more; give it as --model"]);
-    plain(&[&score[..], &["--model", to.to_str().unwrap()]].concat()).ended_with(0);
+    run_plain(&score).ended_with(2).says(&["which is not there any more; give it as --model"]);
+    run_plain(&[&score[..], &["--model", to.to_str().unwrap()]].concat()).ended_with(0);
     fs::create_dir(model.path()).unwrap();
 }
 
@@ -79,9 +69,9 @@ fn a_run_that_fine_tuned_a_model_reads_what_it_made_of_it() {
     assert!(!next.contains("--model"), "{told}");
     let (folder, hf) = (run.path().to_str().unwrap(), run.path().join("hf"));
     let export = ["export", "--run", folder, "--what", "reference", "--hf", hf.to_str().unwrap()];
-    let from = plain(&export).ended_with(0).stdout;
+    let from = run_plain(&export).ended_with(0).stdout;
     assert!(from.contains("sft/model"), "{from}");
-    plain(&["report", folder]).ended_with(0);
+    run_plain(&["report", folder]).ended_with(0);
 }
 
 #[test]
@@ -90,7 +80,7 @@ fn the_only_method_of_a_run_is_the_one_that_is_read() {
     finish(run.path(), &["sft", "preferences", "train-reward"], &["--method", "token"]);
     let text = ["--prompt", "write to emma", "--response", "dear emma ,", "--json"];
     let run = run.path().to_str().unwrap();
-    let score = plain(&[&["score", "--run", run], &text[..]].concat()).ended_with(0).stdout;
+    let score = run_plain(&[&["score", "--run", run], &text[..]].concat()).ended_with(0).stdout;
     let score: Value = serde_json::from_str(&score).unwrap();
     assert_eq!(score["segments"].as_array().unwrap().len(), 3, "one a token: {score}");
 }
@@ -98,7 +88,7 @@ fn the_only_method_of_a_run_is_the_one_that_is_read() {
 #[test]
 fn a_finished_ppo_goes_on_when_its_iterations_grow() {
     let (model, run) = own(&POLICY, &[]);
-    plain(&["evaluate", "--run", run.path().to_str().unwrap()]).ended_with(0);
+    run_plain(&["evaluate", "--run", run.path().to_str().unwrap()]).ended_with(0);
     let ppo = |sets: &[&str]| {
         let model = model.path().to_str().unwrap();
         program(run.path(), &[&["ppo", "--model", model, "--data", SENTENCES], sets].concat())
@@ -267,7 +257,7 @@ fn single_stages_have_a_report_finished_or_not() {
     let ppo = ["ppo", "--model", model, "--data", SENTENCES, "--set", "alarms.unfinished=0"];
     program(run.path(), &[&ppo[..], &["--stop-after", "2"]].concat()).ended_with(130);
     let folder = run.path().to_str().unwrap();
-    let report = plain(&["report", folder]).ended_with(0).stdout;
+    let report = run_plain(&["report", folder]).ended_with(0).stdout;
     assert!(report.starts_with("0 of 1 cells"), "{report}");
     let page = || fs::read_to_string(run.path().join("report/report.html")).unwrap();
     let under_way = page();
@@ -287,7 +277,7 @@ fn single_stages_have_a_report_finished_or_not() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     program(run.path(), &ppo).ended_with(0);
-    plain(&["evaluate", "--run", folder]).ended_with(0);
+    run_plain(&["evaluate", "--run", folder]).ended_with(0);
     assert!(watch.wait().unwrap().success());
     let finished = page();
     assert!(!finished.contains("http-equiv=\"refresh\""));
@@ -295,7 +285,7 @@ fn single_stages_have_a_report_finished_or_not() {
         assert!(finished.contains(text), "{text}");
     }
     let empty = TempDir::new().unwrap();
-    plain(&["report", empty.path().to_str().unwrap()])
+    run_plain(&["report", empty.path().to_str().unwrap()])
         .ended_with(2)
         .says(&["no grid.json and no stage"]);
 }

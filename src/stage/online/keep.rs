@@ -10,7 +10,7 @@ use super::learner::{Learner, steps_an_iteration};
 use crate::atomic::{self, NewFile};
 use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
-use crate::run::alarms::{HeldOutScore, Raised, of_iterations};
+use crate::run::alarms::{HeldOutScore, Raised, of_iterations, of_last};
 use crate::run::folder::{Log, StageFolder, read_json, read_json_lines};
 use crate::run::metrics::{IterationMetrics, IterationTimings, told};
 use crate::run::progress;
@@ -86,13 +86,21 @@ impl History {
 
     /// The alarms that they raise.
     pub fn alarms(&self, settings: &Settings) -> Vec<Raised> {
+        of_iterations(&self.metrics, &self.scores(), &settings.alarms)
+    }
+
+    /// The alarms that the last iteration raises and that are not among the `known` ones.
+    fn new_alarms(&self, settings: &Settings, known: &[Raised]) -> Vec<Raised> {
+        of_last(&self.metrics, &self.scores(), &settings.alarms, known)
+    }
+
+    fn scores(&self) -> Vec<HeldOutScore> {
         let score = |line: &EvaluationLine| HeldOutScore {
             iteration: line.iteration,
             score: line.evaluation.score(),
             error: line.evaluation.score_error(),
         };
-        let evaluations: Vec<HeldOutScore> = self.evaluations.iter().map(score).collect();
-        of_iterations(&self.metrics, &evaluations, &settings.alarms)
+        self.evaluations.iter().map(score).collect()
     }
 }
 
@@ -119,6 +127,8 @@ pub(super) struct Keeper<'a> {
     evaluations: Log,
     /// What the logs hold.
     history: History,
+    /// The alarms that were told.
+    raised: Vec<Raised>,
     evaluator: Evaluator<'a>,
     /// The SFT model's responses, with which every evaluation is compared.
     baseline: Judged,
@@ -170,12 +180,14 @@ impl<'a> Keeper<'a> {
             state.evaluations = evaluations.lines();
         }
         let history = History::read(folder.dir())?;
+        let raised = history.alarms(&context.settings);
         Ok(Self {
             folder,
             metrics,
             timings,
             evaluations,
             history,
+            raised,
             evaluator,
             baseline,
             state,
@@ -203,10 +215,9 @@ impl<'a> Keeper<'a> {
         }
         self.bar.step(metrics.line());
         let mut ends = None;
-        for raised in self.history.alarms(settings) {
-            if raised.step == metrics.iteration {
-                ends = learner.context.raise(Stage::Ppo, &raised).or(ends);
-            }
+        for raised in self.history.new_alarms(settings, &self.raised) {
+            ends = learner.context.raise(Stage::Ppo, &raised).or(ends);
+            self.raised.push(raised);
         }
         if !finished || keeps_last(learner.context) {
             self.folder.save(learner.iteration, self.checkpoint(learner))?;
