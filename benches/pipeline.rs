@@ -58,7 +58,7 @@ fn training(c: &mut Criterion) {
             let lengths = [row.len(); ROWS];
             trainer.accumulate(shards(&lengths, &device), |model, shard| {
                 let (grid, first) = Grid::aligned(rows[shard].iter().copied());
-                (response_log_probs(model, &grid, first).0.sum().neg(), ())
+                (response_log_probs(model, &grid, first).0.sum().neg(), [])
             });
             trainer.update().unwrap()
         });

@@ -2,14 +2,15 @@
 //!
 //! The new content is written under a temporary name and synced, then renamed; then the folder is synced, and only then
 //! is what it replaces removed. A temporary name carries host and process, `.NAME.HOST-PID.tmp`, so that no two
-//! writers share one. The next write of the same name removes what a process of this host left behind that was
+//! writers share one. Of several ranks, the first alone writes and removes; on the others these functions do nothing.
+//! The next write of the same name removes what a process of this host left behind that was
 //! killed; [`remove_leftovers`] removes it all, for whoever has a folder to itself.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::host;
+use crate::{host, ranks};
 
 /// A file to be: its name, and what writes it to the path that it is given.
 pub type NewFile<'a> = (String, Box<dyn FnOnce(&Path) -> io::Result<()> + 'a>);
@@ -26,6 +27,9 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Writes what `fill` puts under the temporary name that it is given.
 pub fn write_with(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     remove_abandoned(path, NEW);
     let temporary = sibling(path, NEW);
     let _ = fs::remove_file(&temporary); // of an earlier process with this id
@@ -44,6 +48,9 @@ pub fn write_dir<E>(
     io: impl Fn(io::Error) -> E,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     remove_abandoned(dir, NEW);
     let temporary = sibling(dir, NEW);
     create_dir_all(parent(dir))
@@ -76,7 +83,7 @@ fn replace(dir: &Path, new: &Path) -> io::Result<()> {
 
 /// Makes the folder `dir` and those above it that are not there, so that a power loss does not take them away.
 pub fn create_dir_all(dir: &Path) -> io::Result<()> {
-    if dir.as_os_str().is_empty() || dir.is_dir() {
+    if dir.as_os_str().is_empty() || dir.is_dir() || !ranks::is_first() {
         return Ok(());
     }
     create_dir_all(parent(dir))?;
@@ -88,6 +95,9 @@ pub fn create_dir_all(dir: &Path) -> io::Result<()> {
 
 /// Removes the folder `dir` if it is there.
 pub fn remove_dir(dir: &Path) -> io::Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     match disk::remove_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -96,6 +106,9 @@ pub fn remove_dir(dir: &Path) -> io::Result<()> {
 
 /// Gives the folder `from` the name `to`, in place of a folder of that name.
 pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     remove_dir(to)?;
     disk::rename(from, to)?;
     [from, to].iter().try_for_each(|path| disk::sync_folder(parent(path)))
@@ -103,6 +116,9 @@ pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Makes the content of `file` durable.
 pub fn sync(file: &Path) -> io::Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     disk::sync(file)
 }
 
@@ -115,6 +131,9 @@ pub fn is_temporary(name: &str) -> bool {
 /// Removes everything in the folder `dir` that is half-written, whoever wrote it: for a process that has the folder
 /// to itself.
 pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,

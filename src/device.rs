@@ -37,19 +37,31 @@ impl DeviceName {
         }
     }
 
-    /// Opens the device.
+    /// Opens the device: the first of its kind.
     ///
     /// # Errors
     ///
     /// [`DeviceError`] when this build lacks the backend.
     pub fn open(self) -> Result<Device, DeviceError> {
+        self.open_number(0)
+    }
+
+    /// Opens the device with this number, from 0, among those of its kind.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] when this build lacks the backend.
+    pub fn open_number(self, number: usize) -> Result<Device, DeviceError> {
+        let _ = number; // a build for the CPU alone has one device
         match self {
             #[cfg(feature = "flex")]
             Self::Flex => Ok(Device::flex()),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+            Self::Wgpu if number == 0 => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => Ok(Device::wgpu(burn::tensor::DeviceKind::DiscreteGpu(number))),
             #[cfg(feature = "cuda")]
-            Self::Cuda => Ok(Device::cuda(0)),
+            Self::Cuda => Ok(Device::cuda(number)),
             #[allow(unreachable_patterns)]
             absent => Err(DeviceError {
                 name: absent.name(),

@@ -39,7 +39,7 @@
 //! 2  data                            pairs, prompts, tokenizers, templates, the embedded task
 //! 2  model                           decoder, cache, generation, heads, LoRA, Hugging Face files, optimizer
 //! 1  equations                       one file each: no I/O, no settings, no draws
-//! 0  allocator atomic bounds device file_error host hub rng statistics stop table
+//! 0  allocator atomic bounds device file_error host hub ranks rng statistics stop table
 //! ```
 //!
 //! The labels E1 to E10, the tests of each equation and the numbered deviations from paper and official code are in the
@@ -107,6 +107,8 @@ pub mod grid;
 pub mod host;
 #[doc(hidden)]
 pub mod hub;
+#[doc(hidden)]
+pub mod ranks;
 #[doc(hidden)]
 pub mod report;
 #[doc(hidden)]

@@ -30,6 +30,8 @@ fn how_to_go_on(saved_in: Option<&Path>) -> String {
 #[derive(Clone, Default)]
 pub struct Stop {
     requested: Arc<AtomicBool>,
+    /// With several ranks, what all know: a signal may reach only one of them.
+    agreed: Option<Arc<AtomicBool>>,
     steps_left: Option<Arc<AtomicUsize>>,
     saved_in: Option<PathBuf>,
 }
@@ -60,14 +62,36 @@ impl Stop {
         Self { saved_in: Some(path.to_owned()), ..self.clone() }
     }
 
+    /// The same stop for one of several ranks: it comes with [`Stop::agree`].
+    #[must_use]
+    pub fn by_agreement(self) -> Self {
+        Self { agreed: Some(Arc::default()), ..self }
+    }
+
     /// Asks for the stop, as a signal does.
     pub fn request(&self) {
         self.requested.store(true, Ordering::SeqCst);
     }
 
+    /// Whether this rank was asked to stop.
+    pub fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::SeqCst)
+    }
+
+    /// All ranks know that one was asked to stop.
+    pub fn agree(&self) {
+        if let Some(agreed) = &self.agreed {
+            agreed.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.agreed.as_ref().unwrap_or(&self.requested).load(Ordering::SeqCst)
+    }
+
     /// Ends the work if a stop was asked for; called before each forward pass.
     pub fn check(&self) -> Result<(), Interrupted> {
-        if self.requested.load(Ordering::SeqCst) { Err(self.interrupted()) } else { Ok(()) }
+        if self.is_due() { Err(self.interrupted()) } else { Ok(()) }
     }
 
     /// What ends the work after a stop.
@@ -83,7 +107,7 @@ impl Stop {
                 return true;
             }
         }
-        self.requested.load(Ordering::SeqCst)
+        self.is_due()
     }
 }
 

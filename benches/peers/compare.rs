@@ -473,7 +473,7 @@ impl Bench {
                 side(0).chain(side(1)).map(|i| (rows[i], &segments[i][..])).collect();
             let scores = score_sequences(model, &rows, Aggregation::Average);
             let (chosen, rejected) = (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n));
-            (segment_bt_loss(chosen, rejected, None).mul_scalar(share), ())
+            (segment_bt_loss(chosen, rejected, None).mul_scalar(share), [])
         });
         let loss = trainer.update().unwrap().loss;
         (loss, start.elapsed().as_secs_f64())

@@ -82,7 +82,7 @@ fn measure([response, rows, vocabulary]: Point) -> Cost {
     let step = seconds(|| {
         trainer.accumulate(shards(&lengths, &device), |model, shard| {
             let (grid, first) = Grid::aligned(batch[shard].iter().copied());
-            (response_log_probs(model, &grid, first).0.mean().neg(), ())
+            (response_log_probs(model, &grid, first).0.mean().neg(), [])
         });
         trainer.update().unwrap();
     });

@@ -39,6 +39,14 @@ pub enum Error {
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),
+    /// A rank other than the first failed.
+    #[error("rank {rank}: {error}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// With what.
+        error: Box<Error>,
+    },
 }
 
 wrap_stage_errors!(Error: StageError, FileError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError, SystemError);
@@ -71,6 +79,7 @@ impl Error {
             | Self::Output(_)
             | Self::Grid(GridError::Cells { .. }) => true,
             Self::Hub(error) => error.is_failure(),
+            Self::Rank { error, .. } => return error.exit_code(),
             Self::Stage(
                 StageError::Folder(
                     FolderError::File(error) | FolderError::Lock(LockError::File(error)),

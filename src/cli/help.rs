@@ -155,7 +155,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "score texts.jsonl --reward-model DIR --model DIR --actions segment",
         ],
     ),
-    ("memory", &["memory --model DIR", "memory --model DIR --preset small-lora"]),
+    (
+        "memory",
+        &[
+            "memory --model DIR",
+            "memory --model DIR --preset small-lora",
+            "memory --model DIR --device cuda --ranks 8",
+        ],
+    ),
     ("systems", &["systems", "systems | less -S"]),
     ("settings", &["settings", "settings > mine.toml"]),
     ("reported", &["reported", "reported | less -S"]),

@@ -9,6 +9,7 @@ mod grid;
 mod help;
 mod inputs;
 mod outcome;
+mod ranks;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use serde::Serialize;
 
 use self::error::Error;
 use self::outcome::Outcome;
+use self::ranks::Numbered;
 use crate::data::columns::Columns;
 use crate::device::DeviceName;
 use crate::run::alarms::Alarm;
@@ -89,7 +91,11 @@ enum Command {
     /// Prints the reward of each segment of given texts
     Score(benchmark::ScoreArgs),
     /// Prints how much memory each stage needs, for rows as long as the settings allow
-    Memory,
+    Memory {
+        /// Of each of N ranks
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+        ranks: u16,
+    },
     /// Prints every method with its paper, rollouts, rule, rewards, credit and loss
     Systems,
     /// Prints every setting with its default
@@ -145,6 +151,19 @@ struct Common {
     /// The device that tensors live on
     #[arg(long, global = true, default_value = "flex")]
     device: DeviceName,
+    /// The devices of a stage's ranks, such as cuda:0,cuda:1: each reads its share of the rows. Under mpirun, those of one
+    /// machine's ranks
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME:N,…",
+        value_delimiter = ',',
+        conflicts_with = "device"
+    )]
+    devices: Vec<Numbered>,
+    /// The number of the device among those of its kind.
+    #[arg(skip)]
+    device_number: usize,
     /// A Hugging Face checkpoint to start from (Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-NeoX): a folder with config.json,
     /// model.safetensors or shards with an index, and tokenizer.json; or its name in the Hub, org/name or
     /// org/name@revision
@@ -204,6 +223,11 @@ impl Common {
         sets
     }
 
+    /// The same arguments, for this device.
+    fn on(&self, device: Numbered) -> Self {
+        Self { device: device.name, device_number: device.number, ..self.clone() }
+    }
+
     fn locks(&self) -> Locks {
         Locks::new(if self.without_locks { Unsupported::GoOn } else { Unsupported::Refuse })
     }
@@ -229,52 +253,72 @@ impl Cli {
         };
         let mut common = self.common;
         common.set.extend(decode.map(|kind| format!("decode.kind={:?}", kind.name())));
-        let common = &common;
+        ranks::on_each(&common, command.is_shared(), |common| command.run(common))
+    }
+}
+
+impl Command {
+    /// Whether ranks share its work.
+    fn is_shared(&self) -> bool {
+        matches!(
+            self,
+            Self::Sft
+                | Self::Preferences
+                | Self::TrainReward
+                | Self::FitNormalizer
+                | Self::Ppo
+                | Self::Dpo
+                | Self::Evaluate { benchmark: None, .. }
+        )
+    }
+
+    fn run(&self, common: &Common) -> Result<(), Error> {
         let stage = || context(common, Reads::Nothing);
         let cell = || context(common, Reads::Models);
         fn own(context: &Context, given: bool) -> Option<&Path> {
             context.model.as_deref().filter(|_| given)
         }
-        match command {
-            Command::Settings => show::out(DEFAULTS),
-            Command::Systems => show::systems(),
-            Command::Reported => show::reported(),
-            Command::Reproduce => grid::reproduce(common),
-            Command::Completions { shell } => help::completions(shell),
-            Command::Man(args) => help::man(&args),
-            Command::Ablate(args) => grid::ablate(common, &args),
-            Command::Status { run } => grid::status(common, run.as_deref()),
-            Command::Report(args) => grid::report(common, &args),
-            Command::Sft => tell(common, &stage()?, Stage::Sft, sft::run),
-            Command::Preferences if common.data.is_some() => Err(Error::Usage(
+        match self {
+            Self::Settings => show::out(DEFAULTS),
+            Self::Systems => show::systems(),
+            Self::Reported => show::reported(),
+            Self::Reproduce => grid::reproduce(common),
+            Self::Completions { shell } => help::completions(*shell),
+            Self::Man(args) => help::man(&args),
+            Self::Ablate(args) => grid::ablate(common, &args),
+            Self::Status { run } => grid::status(common, run.as_deref()),
+            Self::Report(args) => grid::report(common, &args),
+            Self::Sft => tell(common, &stage()?, Stage::Sft, sft::run),
+            Self::Preferences if common.data.is_some() => Err(Error::Usage(
                 "preferences samples pairs of the embedded task: leave it out, the stages after it read --data"
                     .into(),
             )),
-            Command::Preferences => {
+            Self::Preferences => {
                 tell(common, &stage()?, Stage::Preferences, |context| Ok(preferences::run(context)?.0))
             }
-            Command::TrainReward => tell(common, &stage()?, Stage::TrainReward, reward::run),
-            Command::FitNormalizer => {
+            Self::TrainReward => tell(common, &stage()?, Stage::TrainReward, reward::run),
+            Self::FitNormalizer => {
                 tell(common, &stage()?, Stage::FitNormalizer, fit_normalizer::run)
             }
-            Command::Ppo => tell(common, &stage()?, Stage::Ppo, online::run),
-            Command::Dpo => tell(common, &stage()?, Stage::Dpo, dpo::run),
-            Command::Evaluate { benchmark: None, .. } => {
+            Self::Ppo => tell(common, &stage()?, Stage::Ppo, online::run),
+            Self::Dpo => tell(common, &stage()?, Stage::Dpo, dpo::run),
+            Self::Evaluate { benchmark: None, .. } => {
                 tell(common, &context(common, Reads::Policy)?, Stage::Evaluate, evaluate::run)
             }
-            Command::Evaluate { benchmark: Some(benchmark), .. } => {
+            Self::Evaluate { benchmark: Some(benchmark), .. } => {
                 let context = cell()?;
                 benchmark.run(&context, own(&context, common.model.is_some()), common.json)
             }
-            Command::Export(ExportArgs { hf, what, dtype }) => {
+            Self::Export(ExportArgs { hf, what, dtype }) => {
                 let context = cell()?;
-                show::json(&export::run(&context, own(&context, common.model.is_some()), &hf, what, dtype)?)
+                let given = own(&context, common.model.is_some());
+                show::json(&export::run(&context, given, hf, *what, *dtype)?)
             }
-            Command::Generate(args) => show::generate(&cell()?, &args, common.model.is_some()),
-            Command::Chat(args) => chat::chat(&cell()?, &args, common.model.is_some()),
-            Command::Segment(args) => show::segment(&cell()?, &args, common.json),
-            Command::Score(args) => benchmark::score(&cell()?, &args, common.json),
-            Command::Memory => show::memory(&stage()?),
+            Self::Generate(args) => show::generate(&cell()?, &args, common.model.is_some()),
+            Self::Chat(args) => chat::chat(&cell()?, &args, common.model.is_some()),
+            Self::Segment(args) => show::segment(&cell()?, &args, common.json),
+            Self::Score(args) => benchmark::score(&cell()?, &args, common.json),
+            Self::Memory { ranks } => show::memory(&stage()?, usize::from(*ranks)),
         }
     }
 }
@@ -287,7 +331,13 @@ fn tell<T: Outcome + Serialize>(
     run: impl FnOnce(&Context) -> Result<T, StageError>,
 ) -> Result<(), Error> {
     let summary = run(context)?;
-    if common.json { show::json(&summary) } else { outcome::print(context, stage, &summary) }
+    if !crate::ranks::is_first() {
+        return Ok(());
+    }
+    crate::ranks::apart(|| match common.json {
+        true => show::json(&summary),
+        false => outcome::print(context, stage, &summary),
+    })
 }
 
 /// Sets the number of CPU threads; without a number, all cores are used.
@@ -335,6 +385,7 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
     }
     use_threads(common.threads);
     let mut context = Context::new(settings, common.device, run)?;
+    context.device = common.device.open_number(common.device_number).map_err(StageError::from)?;
     if let Some(cell) = cell {
         context.layout = Layout::of(&cell);
         inputs::Inputs::of(cell).give(&mut context);
@@ -342,11 +393,13 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
     if let Some((path, given)) = given {
         inputs::Inputs::given(given, &path, common, reads)?.give(&mut context);
     }
-    common.inputs()?.give(&mut context);
+    crate::ranks::in_turn(|| common.inputs())?.give(&mut context);
     context.locks = common.locks();
-    context.stop = common.stop();
+    context.stop = crate::ranks::heeding(common.stop());
     context.stop_on.clone_from(&common.stop_on);
-    context.progress = Progress::new();
+    if crate::ranks::is_first() {
+        context.progress = Progress::new();
+    }
     context.tensorboard = common.tensorboard;
     Ok(context)
 }

@@ -114,8 +114,8 @@ pub(super) fn reported() -> Result<(), Error> {
     out(&reported::reported().to_string())
 }
 
-/// Prints the memory that each stage needs, for rows as long as the settings allow.
-pub(super) fn memory(context: &Context) -> Result<(), Error> {
+/// Prints the memory that each stage needs on each of so many ranks, for rows as long as the settings allow.
+pub(super) fn memory(context: &Context, ranks: usize) -> Result<(), Error> {
     let Some(dir) = &context.model else {
         return Err(Error::Usage(
             "memory needs --model DIR: a folder with a config.json; nothing else in it is read"
@@ -123,7 +123,10 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
         ));
     };
     let config = ModelConfig::from_dir(dir)?;
-    let needs = Estimator::new(&context.settings, &config, context.device_name).stages();
+    let of = |settings: &Settings| {
+        Estimator::new(settings, &config, context.device_name).over(ranks).stages()
+    };
+    let needs = of(&context.settings);
     let parts: Vec<&str> =
         vec!["trained weights", "optimizer", "gradients", "frozen weights", "activations"];
     let row = |need: &Need| {
@@ -140,10 +143,7 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
         return Ok(());
     };
     let mut text = format!("free on {}: {}", context.device_name.name(), Bytes(free));
-    let most = |settings: &Settings| {
-        let stages = Estimator::new(settings, &config, context.device_name).stages();
-        stages.iter().map(Need::total).fold(0.0, f64::max)
-    };
+    let most = |settings: &Settings| of(settings).iter().map(Need::total).fold(0.0, f64::max);
     if most(&context.settings) > free {
         let advice = advise(&context.settings, free, most);
         text += &format!("\nnot every stage fits; {advice}");

@@ -143,19 +143,22 @@ pub(super) fn write_flat<'a>(
     write_safetensors(&tensors, &mut File::create(path)?)
 }
 
-/// Reads what [`write_flat`] wrote: tensors of these names and lengths.
+/// Reads what [`write_flat`] wrote: tensors of these names and lengths, those of them that are numbered in `kept`.
 pub(super) fn read_flat(
     path: &Path,
     tensors: impl Iterator<Item = (String, usize)>,
+    kept: Range<usize>,
     device: &Device,
 ) -> Result<Vec<Tensor<1>>, CheckpointError> {
     let mut source = FileSource::of_file(path, Placement::from(device))?;
-    let mut read = |(name, length): (String, usize)| {
+    let mut read = |(number, (name, length)): (usize, (String, usize))| {
         let data = source.values(&name, &[length], Init::Zeros);
-        let data = data.unwrap_or_else(|| TensorData::new(vec![0f32; length], [length]));
-        Tensor::from_data(data, (device, DType::F32))
+        kept.contains(&number).then(|| {
+            let data = data.unwrap_or_else(|| TensorData::new(vec![0f32; length], [length]));
+            Tensor::from_data(data, (device, DType::F32))
+        })
     };
-    let tensors = tensors.map(&mut read).collect();
+    let tensors = tensors.enumerate().filter_map(&mut read).collect();
     source.finish(&[])?;
     Ok(tensors)
 }

@@ -81,7 +81,7 @@ mod tests {
         let mut step = || {
             trainer.accumulate(vec![0..ROWS], |model, _| {
                 let (grid, first) = Grid::aligned(rows.iter().copied());
-                (response_log_probs(model, &grid, first).0.sum().neg(), ())
+                (response_log_probs(model, &grid, first).0.sum().neg(), [])
             });
             trainer.update().unwrap()
         };
@@ -145,7 +145,7 @@ mod tests {
         let mut step = || {
             trainer.accumulate(vec![()], |model, ()| {
                 let (grid, first) = Grid::aligned(rows.iter().copied());
-                (response_log_probs(model, &grid, first).0.sum().neg(), ())
+                (response_log_probs(model, &grid, first).0.sum().neg(), [])
             });
             trainer.update().unwrap()
         };

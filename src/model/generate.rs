@@ -11,7 +11,7 @@ use super::decoder::{CausalLm, ScalarModel};
 use super::grid::Grid;
 use super::kernels::is_cpu;
 use super::sampling::Sampling;
-use super::shards::{shards, side_by_side};
+use super::shards::{even, over_ranks, shards};
 use crate::rng::Stream;
 use crate::stop::{Interrupted, Stop};
 
@@ -83,7 +83,7 @@ pub fn generate_up_to(
     assert_eq!(limits.len(), prompts.len(), "one limit a prompt");
     let cores = Cores::of(model);
     let model = &model.for_generation(cores == Cores::ShareProducts);
-    let mut responses = Vec::with_capacity(prompts.len());
+    stop.check()?;
     let mut rows: Vec<Row<'_>> = prompts
         .iter()
         .zip(limits)
@@ -94,22 +94,17 @@ pub fn generate_up_to(
             stream,
         })
         .collect();
+    let mut parts = Vec::new();
     for batch in rows.chunks_mut(generation.rows_at_once.max(1)) {
-        let shards = cores.shards(batch.len(), &model.device());
         let mut left = batch;
-        let mut parts = Vec::new();
-        for shard in shards {
-            let (part, rest) = left.split_at_mut(shard.len());
-            parts.push(part);
+        let of_batch = cores.shards(left.len(), &model.device()).into_iter().map(|shard| {
+            let (part, rest) = std::mem::take(&mut left).split_at_mut(shard.len());
             left = rest;
-        }
-        let generated =
-            side_by_side(parts, |rows| generate_batch(model, config, rows, generation, stop));
-        for shard in generated {
-            responses.extend(shard?);
-        }
+            part
+        });
+        parts.push(of_batch.collect());
     }
-    Ok(responses)
+    over_ranks(parts, |rows| generate_batch(model, config, rows, generation, stop))
 }
 
 /// What the cores share while responses are written.
@@ -134,7 +129,7 @@ impl Cores {
     /// The rows that are written by themselves.
     pub(super) fn shards(self, rows: usize, device: &Device) -> Vec<Range<usize>> {
         match self {
-            Self::ShareProducts => vec![0..rows],
+            Self::ShareProducts => even(rows),
             // A shard reads all weights for each token, however few its rows: so here rows count, not tokens.
             Self::ShareRows => shards(&vec![ROW_TOKENS; rows], device),
         }
@@ -346,25 +341,23 @@ impl<'a> Rows<'a> {
         read: impl Fn(&Grid, usize) -> [Tensor<2>; N] + Sync,
         stop: &Stop,
     ) -> Result<Vec<[Vec<f32>; N]>, Interrupted> {
-        let mut all = Vec::with_capacity(self.rows.len());
-        for chunk in self.rows.chunks(self.rows_at_once) {
+        stop.check()?;
+        let parts = self.rows.chunks(self.rows_at_once).map(|chunk| {
             let tokens: Vec<usize> = chunk.iter().map(|(p, r)| p.len() + r.len()).collect();
-            let shard = |rows: std::ops::Range<usize>| {
-                stop.check()?;
-                let rows = &chunk[rows];
-                let (grid, first) = Grid::aligned(rows.iter().copied());
-                let (values, width) = (read(&grid, first).map(to_vec), grid.width() - first);
-                let lengths = rows.iter().map(|(_, response)| response.len()).enumerate();
-                let own = |(i, length)| {
-                    values.each_ref().map(|of| of[i * width..i * width + length].to_vec())
-                };
-                Ok(lengths.map(own).collect::<Vec<_>>())
+            shards(&tokens, device).into_iter().map(|rows| &chunk[rows]).collect()
+        });
+        let all = over_ranks(parts.collect(), |rows: &[(&[u32], &[u32])]| {
+            stop.check()?;
+            let (grid, first) = Grid::aligned(rows.iter().copied());
+            let (values, width) = (read(&grid, first).map(to_vec), grid.width() - first);
+            let lengths = rows.iter().map(|(_, response)| response.len()).enumerate();
+            let own = |(i, length)| {
+                values.each_ref().map(|of| of[i * width..i * width + length].to_vec()).to_vec()
             };
-            for shard in side_by_side(shards(&tokens, device), shard) {
-                all.extend(shard?);
-            }
-        }
-        Ok(all)
+            Ok(lengths.map(own).collect::<Vec<Vec<Vec<f32>>>>())
+        })?;
+        let values = |row: Vec<Vec<f32>>| row.try_into().expect("as many as were read");
+        Ok(all.into_iter().map(values).collect())
     }
 }
 

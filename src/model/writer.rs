@@ -7,7 +7,10 @@ use super::config::ModelConfig;
 use super::decoder::CausalLm;
 use super::generate::{Cores, read_on, to_vec};
 use super::grid::Grid;
-use super::shards::side_by_side;
+use super::shards::over_ranks;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::equations::segmentation::entropy;
 use crate::rng::Stream;
 use crate::stop::{Interrupted, Stop};
@@ -137,7 +140,7 @@ impl<'a> Writer<'a> {
 /// # Panics
 ///
 /// If a prompt is empty or leaves no room for a token, or there is not one stream a prompt.
-pub fn write_each<T: Send, E: Send>(
+pub fn write_each<T, E>(
     model: &CausalLm,
     config: &ModelConfig,
     prompts: &[&[u32]],
@@ -145,21 +148,21 @@ pub fn write_each<T: Send, E: Send>(
     streams: Vec<Stream>,
     stop: &Stop,
     write: impl Fn(&[u32], Writer<'_>, Stream) -> Result<T, E> + Sync,
-) -> Result<Vec<T>, E> {
+) -> Result<Vec<T>, E>
+where
+    T: Send + Serialize + DeserializeOwned,
+    E: Send + From<Interrupted>,
+{
     assert_eq!(streams.len(), prompts.len(), "one stream a prompt");
     let cores = Cores::of(model);
     let model = &model.for_generation(cores == Cores::ShareProducts);
+    stop.check()?;
     let shards = cores.shards(prompts.len(), &model.device());
-    let written = side_by_side(shards, |shard| {
+    over_ranks(vec![shards], |shard| {
         let rows = prompts[shard.clone()].iter().zip(&streams[shard]);
         rows.map(|(&prompt, stream)| {
             write(prompt, Writer::new(model, config, prompt, most, stop), stream.clone())
         })
         .collect::<Result<Vec<T>, E>>()
-    });
-    let mut all = Vec::with_capacity(prompts.len());
-    for shard in written {
-        all.extend(shard?);
-    }
-    Ok(all)
+    })
 }

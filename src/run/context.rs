@@ -13,6 +13,7 @@ use crate::data::columns::{Columns, DataFile};
 use crate::device::DeviceName;
 use crate::file_error::FileError;
 use crate::hub;
+use crate::ranks;
 use crate::rng::Fnv1a;
 use crate::run::error::Error;
 use crate::run::folder::{FolderError, StageFolder, is_finished};
@@ -204,7 +205,7 @@ impl Context {
     /// Renames the folder of a stage that judged the policy of an earlier iteration.
     fn lay_aside(&self, stage: Stage, iteration: &str) -> Result<(), FolderError> {
         let dir = self.dir(stage);
-        if !dir.exists() {
+        if !dir.exists() || !ranks::is_first() {
             return Ok(());
         }
         let to = dir.with_file_name(format!("{}-{iteration}", stage.folder()));
@@ -255,6 +256,17 @@ impl Context {
             )));
         }
         Ok(())
+    }
+
+    /// Refuses more ranks than rows, given the settings that say how many are read at a time.
+    pub(crate) fn check_ranks(&self, rows: &[(&str, usize)]) -> Result<(), Error> {
+        let ranks = ranks::size();
+        match rows.iter().find(|(_, rows)| *rows < ranks) {
+            None => Ok(()),
+            Some((key, rows)) => Err(Error::Usage(format!(
+                "{key} = {rows} gives {ranks} ranks fewer rows than one each: raise it, or start fewer ranks"
+            ))),
+        }
     }
 
     /// The context of `stage`: a stop names its folder.

@@ -1,15 +1,15 @@
 //! The files of a run's folders, and what can be wrong with them.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::fs;
+use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::lock::LockError;
-use crate::atomic;
 use crate::file_error::{Action, FileError};
+use crate::{atomic, ranks};
 
 /// Why a run folder could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,18 @@ pub enum FolderError {
         "{dir}: no checkpoint can be used: {detail}; remove the folder to start the stage again"
     )]
     NoGoodCheckpoint { dir: PathBuf, detail: String },
+    /// A rank was started with something else than the first.
+    #[error(
+        "{dir}: rank {rank} on {host} differs from the first rank:{}\ngive all ranks the same program, settings and files",
+        differences.iter().map(|d| format!("\n  {d}")).collect::<String>()
+    )]
+    OtherRank { dir: PathBuf, rank: usize, host: &'static str, differences: Vec<String> },
+    /// A rank does not see what the first has written.
+    #[error(
+        "{dir}: rank {rank} on {host} does not see this folder as the first rank on {first} does; give --run a folder \
+         that all nodes share"
+    )]
+    NotShared { dir: PathBuf, rank: usize, host: &'static str, first: String },
 }
 
 fn advice(error: &FileError) -> String {
@@ -57,6 +69,8 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
 
 /// Reads a file of JSON Lines.
 pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, FolderError> {
+    let bytes = read_if_there(path)?
+        .ok_or_else(|| FileError::reading(path)(io::ErrorKind::NotFound.into()))?;
     let parse = |(number, line): (usize, io::Result<String>)| {
         serde_json::from_str(&line.map_err(FileError::reading(path))?).map_err(|error| {
             FolderError::Corrupt {
@@ -65,11 +79,7 @@ pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Folde
             }
         })
     };
-    BufReader::new(File::open(path).map_err(FileError::reading(path))?)
-        .lines()
-        .enumerate()
-        .map(parse)
-        .collect()
+    bytes.lines().enumerate().map(parse).collect()
 }
 
 /// Reads JSON from `path`; `command` is what makes the file if it is missing.
@@ -86,10 +96,11 @@ pub(super) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T,
         .map_err(|error| FolderError::Corrupt { path: path.to_owned(), detail: error.to_string() })
 }
 
+/// The file, as the first rank reads it.
 pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
-    match fs::read(path) {
+    ranks::bytes_of_first(|| match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(FileError::reading(path)(source).into()),
-    }
+    })
 }

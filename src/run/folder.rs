@@ -16,7 +16,7 @@
 //! ```
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,14 +25,17 @@ use std::sync::{Arc, Mutex};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::agreement::{check_shared, compare_ranks};
 pub use super::files::{FolderError, read_json, read_json_lines, write_file, write_json};
 use super::files::{parse, read_if_there};
 use super::given::GIVEN;
 use super::lock::{self, Lock, Locks};
 pub use super::log::{Log, Parts};
+use super::record::{self, Difference};
 use super::tensorboard::{self, Events};
 use crate::atomic::{self, NewFile};
 use crate::file_error::FileError;
+use crate::ranks;
 use crate::rng::Fnv1a;
 
 /// The file whose presence says that a stage is finished.
@@ -60,6 +63,7 @@ pub struct StageFolder {
 }
 
 /// Files of one moment: models, optimizer states, counters.
+#[derive(Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Optimizer steps or PPO iterations done.
     pub step: usize,
@@ -93,13 +97,39 @@ impl StageFolder {
     /// not there, and keeps it locked; what a kill left there goes. A folder that holds nothing but another record,
     /// since its stage was rejected before it began, gets the new one. A finished stage is opened whoever else
     /// has it open. If nothing but the number `grows` differs and is larger than it was, the stage goes on from its last
-    /// checkpoint, even a finished one.
+    /// checkpoint, even a finished one. Of several ranks, the first opens it for all.
     ///
     /// # Errors
     ///
-    /// [`FolderError::Lock`] when another process runs the stage; [`FolderError::OtherSettings`] when the folder was
+    /// [`FolderError::OtherRank`] when the ranks have different records, and [`FolderError::NotShared`] when they do not
+    /// see the same folder; [`FolderError::Lock`] when another process runs the stage; [`FolderError::OtherSettings`] when the folder was
     /// started with another record; [`FolderError::File`], [`FolderError::File`] and [`FolderError::Corrupt`].
     pub fn open(
+        dir: PathBuf,
+        record: &toml::Table,
+        locks: &Locks,
+        grows: Option<&str>,
+    ) -> Result<Self, FolderError> {
+        compare_ranks(&dir, record)?;
+        let mut opened = None;
+        let grown_from = ranks::of_first(|| {
+            let folder = Self::open_alone(dir.clone(), record, locks, grows)?;
+            let grown_from = folder.grown_from.clone();
+            opened = Some(folder);
+            Ok::<_, FolderError>(grown_from)
+        })?;
+        let folder = opened.unwrap_or(Self {
+            dir,
+            _lock: None,
+            events: None,
+            warnings: Vec::new(),
+            grown_from,
+        });
+        check_shared(&folder.dir)?;
+        Ok(folder)
+    }
+
+    fn open_alone(
         dir: PathBuf,
         record: &toml::Table,
         locks: &Locks,
@@ -149,8 +179,11 @@ impl StageFolder {
     ///
     /// [`FolderError::File`] and [`FolderError::Corrupt`].
     pub fn with_events(self) -> Result<Self, FolderError> {
+        if !ranks::is_first() {
+            return Ok(self);
+        }
         let events = match is_finished(&self.dir) {
-            true => write_events(&self.dir).map(|()| None)?,
+            true => ranks::apart(|| write_events(&self.dir)).map(|()| None)?,
             false => Some(Arc::new(Mutex::new(Events::new(self.dir.clone())))),
         };
         Ok(Self { events, ..self })
@@ -174,11 +207,13 @@ impl StageFolder {
     /// Marks the stage as finished, with its result, and removes its checkpoints.
     pub fn finish<T: Serialize>(&self, summary: &T) -> Result<(), FolderError> {
         if let Some(events) = &self.events {
-            events.lock().expect("no writer panics").catch_up()?;
+            ranks::apart(|| events.lock().expect("no writer panics").catch_up())?;
         }
         self.sync_logs()?;
         write_json(&self.dir.join(SUMMARY), summary)?;
-        remove_checkpoints(&self.dir)
+        remove_checkpoints(&self.dir)?;
+        ranks::wait();
+        Ok(())
     }
 
     /// Lays the newest checkpoint aside, so that the stage can go on after its end.
@@ -203,6 +238,9 @@ impl StageFolder {
     ///
     /// [`FolderError::File`]; the earlier checkpoints are then intact.
     pub fn save(&self, step: usize, files: Vec<NewFile<'_>>) -> Result<(), FolderError> {
+        if !ranks::is_first() {
+            return Ok(());
+        }
         let path = self.dir.join(CHECKPOINTS).join(format!("step-{step:08}"));
         self.sync_logs()?; // the lines that go with the checkpoint are on the disk before it
         let refused = |source| FileError::writing(&path)(source).into();
@@ -232,14 +270,21 @@ impl StageFolder {
     ///
     /// [`FolderError::NoGoodCheckpoint`] when there are checkpoints and all are damaged.
     pub fn latest(&mut self) -> Result<Option<Checkpoint>, FolderError> {
+        let (checkpoint, warnings) = ranks::of_first(|| self.newest())?;
+        self.warnings.extend(warnings);
+        Ok(checkpoint)
+    }
+
+    /// The newest undamaged checkpoint, and what is to be told of damaged ones.
+    fn newest(&self) -> Result<(Option<Checkpoint>, Vec<String>), FolderError> {
         let dirs = self.checkpoint_dirs()?;
         let mut damaged = Vec::new();
         for dir in dirs.iter().rev() {
             match read_checkpoint(dir) {
                 Ok(checkpoint) => {
                     let other = format!("using step {}", checkpoint.step);
-                    self.warnings.extend(damaged.iter().map(|what| format!("{what}; {other}")));
-                    return Ok(Some(checkpoint));
+                    let warnings = damaged.iter().map(|what| format!("{what}; {other}"));
+                    return Ok((Some(checkpoint), warnings.collect()));
                 }
                 Err(detail) => {
                     damaged.push(format!("checkpoint {} is damaged ({detail})", name(dir)));
@@ -247,7 +292,7 @@ impl StageFolder {
             }
         }
         if damaged.is_empty() {
-            return Ok(None);
+            return Ok((None, Vec::new()));
         }
         let dir = self.dir.join(CHECKPOINTS);
         Err(FolderError::NoGoodCheckpoint { dir, detail: damaged.join("; ") })
@@ -408,61 +453,9 @@ fn remove_file(path: &Path) -> Result<(), FolderError> {
     }
 }
 
-/// A key in which two records differ, with both values as TOML.
-struct Difference {
-    key: String,
-    there: Option<String>,
-    here: Option<String>,
-}
-
-impl Difference {
-    /// Whether `key` is what differs, and is a larger number here than there.
-    fn grows(&self, key: &str) -> bool {
-        let number = |value: &Option<String>| value.as_ref()?.parse::<u64>().ok();
-        self.key == key && number(&self.there).is_some_and(|old| number(&self.here) > Some(old))
-    }
-}
-
-impl std::fmt::Display for Difference {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let show = |value: &Option<String>| value.clone().unwrap_or_else(|| "absent".into());
-        write!(f, "{}: {} there, {} here", self.key, show(&self.there), show(&self.here))
-    }
-}
-
-/// Each key in which the record in the folder `dir`, if it has one, differs from `new`; the program's version and commit
-/// and the names of its inputs may differ.
+/// Each key in which the record in the folder `dir`, if it has one, differs from `new`, as [`record::differences`] says.
 fn differences(dir: &Path, new: &toml::Table) -> Result<Vec<Difference>, FolderError> {
-    fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
-        match value {
-            toml::Value::Table(table) => {
-                for (key, value) in table {
-                    let path =
-                        if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                    flatten(&path, value, into);
-                }
-            }
-            value => {
-                into.insert(prefix.to_owned(), value.to_string());
-            }
-        }
-    }
-    let flat = |table: &toml::Table| {
-        let mut flat = BTreeMap::new();
-        flatten("", &toml::Value::Table(table.clone()), &mut flat);
-        flat.remove("version");
-        flat.remove("commit");
-        flat.retain(|key, _| !key.starts_with("sources."));
-        flat
-    };
-    let Some(old) = record_in(dir)? else { return Ok(Vec::new()) };
-    let (mut old, mut new) = (flat(&old), flat(new));
-    let keys: BTreeSet<String> = old.keys().chain(new.keys()).cloned().collect();
-    let difference = |key: String| {
-        let (there, here) = (old.remove(&key), new.remove(&key));
-        (there != here).then_some(Difference { key, there, here })
-    };
-    Ok(keys.into_iter().filter_map(difference).collect())
+    Ok(record_in(dir)?.map_or_else(Vec::new, |old| record::differences(&old, new)))
 }
 
 #[cfg(test)]

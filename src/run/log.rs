@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::files::{FolderError, read_if_there, write_file};
 use super::tensorboard::Events;
-use crate::atomic;
 use crate::file_error::FileError;
+use crate::{atomic, ranks};
 
 /// The lines of `bytes` that end.
 fn whole_lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -84,7 +84,8 @@ impl<T: Serialize> Parts<T> {
 /// A file of JSON lines that grows.
 pub struct Log {
     path: PathBuf,
-    file: File,
+    /// `None` on a rank that does not write.
+    file: Option<File>,
     lines: usize,
     /// Where its lines go, too.
     events: Option<Arc<Mutex<Events>>>,
@@ -93,7 +94,10 @@ pub struct Log {
 impl Log {
     /// Opens the log `path` behind its first `lines` lines.
     pub(super) fn open(path: PathBuf, lines: usize) -> Result<Self, FolderError> {
-        let text = read_if_there(&path)?.unwrap_or_default();
+        if !ranks::is_first() {
+            return Ok(Self { path, file: None, lines, events: None });
+        }
+        let text = ranks::apart(|| read_if_there(&path))?.unwrap_or_default();
         let kept: Vec<&[u8]> = whole_lines(&text).take(lines).collect();
         if kept.len() < lines {
             let detail =
@@ -103,7 +107,7 @@ impl Log {
         write_file(&path, &kept.concat())?;
         let file =
             OpenOptions::new().append(true).open(&path).map_err(FileError::writing(&path))?;
-        Ok(Self { path, file, lines, events: None })
+        Ok(Self { path, file: Some(file), lines, events: None })
     }
 
     /// The same, with TensorBoard's `events` of its lines.
@@ -113,13 +117,14 @@ impl Log {
 
     /// Appends one line.
     pub fn write<T: Serialize>(&mut self, line: &T) -> Result<(), FolderError> {
+        self.lines += 1;
+        let Some(file) = &mut self.file else { return Ok(()) };
         let mut text = serde_json::to_string(line).expect("a plain struct serialises");
         text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(FileError::writing(&self.path))?;
-        self.lines += 1;
+        file.write_all(text.as_bytes()).map_err(FileError::writing(&self.path))?;
         if let (Some(events), Some(name)) = (&self.events, self.path.file_name()) {
             let mut events = events.lock().expect("no writer panics");
-            events.add(&name.to_string_lossy(), &text)?;
+            ranks::apart(|| events.add(&name.to_string_lossy(), &text))?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! A run: its settings, device and folders, its locks, checkpoints and logs, and how far it is.
 
+mod agreement;
 pub mod alarms;
 pub mod context;
 pub mod error;
@@ -16,6 +17,7 @@ mod log;
 pub mod memory;
 pub mod metrics;
 pub mod progress;
+mod record;
 pub mod stage;
 mod tensorboard;
 

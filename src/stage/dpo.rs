@@ -72,6 +72,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
             "dpo: {method} learns from its rollouts: run ppo --method {method}, or dpo --method dpo"
         )));
     };
+    let dpo = &settings.dpo;
+    context.check_ranks(&[("dpo.batch", dpo.batch), ("dpo.rows_at_once", dpo.rows_at_once)])?;
     let reference_dir = context.reference_dir()?;
     let reference_fingerprint = model_fingerprint(&reference_dir)?;
     let task = Task::open(context, Some(&reference_dir))?;
@@ -111,7 +113,6 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     };
     let weigher = Weigher { weights, reference, judge, stop: &context.stop };
     let policy = context.trained_policy(&reference_dir, Some(reference))?;
-    let dpo = &settings.dpo;
     let epochs = Epochs { items: pairs.train.len(), epochs: dpo.epochs, batch: dpo.batch };
     let trainer = Trainer::new("policy", policy, &dpo.optimizer, epochs.steps());
     let trainer = train(context, &mut folder, Stage::Dpo, &epochs, trainer, |trainer, batch| {

@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::device::{Checkpointing, DeviceName, Precision};
 use crate::model::ModelConfig;
 use crate::model::generate::PREFILL;
+use crate::ranks;
 use crate::run::Context;
 use crate::run::folder::is_finished;
 use crate::run::memory::{Advice, Bytes, MemoryError, Need};
@@ -35,11 +36,14 @@ pub fn announce(
     }
     let lengths = Lengths { prompt, response };
     let with = |settings: &Settings| {
-        need(Estimator::new(settings, config, context.device_name), lengths.within(settings))
+        let estimator = Estimator::new(settings, config, context.device_name).over(ranks::size());
+        need(estimator, lengths.within(settings))
     };
     let need = with(&context.settings);
     context.progress.line(&need.to_string());
-    match context.device_name.free_memory().map(|free| free as f64) {
+    // Ranks on one machine share its memory; each has a GPU of its own.
+    let sharing = if context.device_name == DeviceName::Flex { ranks::neighbours() } else { 1 };
+    match context.device_name.free_memory().map(|free| free as f64 / sharing as f64) {
         Some(free) if free < need.total() => {
             let advice = advise(&context.settings, free, |other| with(other).total());
             Err(MemoryError { need, available: Bytes(free), advice })
@@ -158,12 +162,24 @@ pub struct Estimator<'a> {
     settings: &'a Settings,
     config: &'a ModelConfig,
     device: DeviceName,
+    ranks: usize,
 }
 
 impl<'a> Estimator<'a> {
     /// For a run with these settings on a model of this shape.
     pub fn new(settings: &'a Settings, config: &'a ModelConfig, device: DeviceName) -> Self {
-        Self { settings, config, device }
+        Self { settings, config, device, ranks: 1 }
+    }
+
+    /// The same, of each of so many ranks.
+    #[must_use]
+    pub fn over(self, ranks: usize) -> Self {
+        Self { ranks, ..self }
+    }
+
+    /// A rank's part of rows that are read at once.
+    fn own(&self, rows: usize) -> usize {
+        rows.div_ceil(self.ranks)
     }
 
     /// Every stage, for rows as long as the settings allow.
@@ -195,7 +211,7 @@ impl<'a> Estimator<'a> {
         let sft = &self.settings.sft;
         let mut parts = self.training_state(&[Model::Language], true);
         parts.push(("frozen weights", self.base()));
-        let rows = sft.rows_at_once.min(sft.batch);
+        let rows = self.own(sft.rows_at_once.min(sft.batch));
         parts.push(("activations", self.training(rows, lengths, Model::Language)));
         self.need("sft", parts)
     }
@@ -203,7 +219,7 @@ impl<'a> Estimator<'a> {
     /// `train-reward`: two rows a pair.
     pub fn train_reward(&self, lengths: Lengths) -> Need {
         let reward = &self.settings.reward;
-        let rows = 2 * reward.rows_at_once.min(reward.batch);
+        let rows = 2 * self.own(reward.rows_at_once.min(reward.batch));
         let mut training = self.training_state(&[Model::Scalar], true);
         training.push(("frozen weights", self.base()));
         training.push(("activations", self.training(rows, lengths, Model::Scalar)));
@@ -217,7 +233,7 @@ impl<'a> Estimator<'a> {
 
     /// `fit-normalizer`.
     pub fn fit_normalizer(&self, lengths: Lengths) -> Need {
-        let rows = 2 * self.settings.reward.rows_at_once;
+        let rows = self.own(2 * self.settings.reward.rows_at_once);
         let parts =
             vec![("frozen weights", self.scoring()), ("activations", self.reading(rows, lengths))];
         self.need("fit-normalizer", parts)
@@ -230,7 +246,7 @@ impl<'a> Estimator<'a> {
             true => &[Model::Language, Model::Scalar],
             false => &[Model::Language],
         };
-        let rows = ppo.rows_at_once.min(ppo.minibatch);
+        let rows = self.own(ppo.rows_at_once.min(ppo.minibatch));
         let training = models.iter().map(|&model| self.training(rows, lengths, model));
         let mut update = self.training_state(models, true);
         update.push(("frozen weights", self.scoring()));
@@ -242,7 +258,7 @@ impl<'a> Estimator<'a> {
         };
         let mut rollout = self.training_state(models, false);
         rollout.push(("frozen weights", self.scoring() + cast));
-        let reading = self.reading(ppo.rows_at_once, lengths);
+        let reading = self.reading(self.own(ppo.rows_at_once), lengths);
         rollout.push(("activations", self.generation(lengths).max(reading)));
         self.most("ppo", [update, rollout])
     }
@@ -250,7 +266,7 @@ impl<'a> Estimator<'a> {
     /// `dpo`: policy and reference, and a reward model if the method reads one; two rows a pair.
     pub fn dpo(&self, lengths: Lengths) -> Need {
         let dpo = &self.settings.dpo;
-        let rows = 2 * dpo.rows_at_once.min(dpo.batch);
+        let rows = 2 * self.own(dpo.rows_at_once.min(dpo.batch));
         let rewarded = self.settings.weights().is_some_and(|weights| weights.reads_rewards());
         let frozen = if rewarded { self.scoring() } else { self.frozen(Model::Language) };
         let activations = self.training(rows, lengths, Model::Language);
@@ -266,7 +282,7 @@ impl<'a> Estimator<'a> {
             true => 0.0,
             false => self.beside_reference(Model::Language),
         };
-        let reading = self.reading(self.settings.ppo.rows_at_once, lengths);
+        let reading = self.reading(self.own(self.settings.ppo.rows_at_once), lengths);
         let parts = vec![
             ("frozen weights", policy + self.scoring()),
             ("activations", self.generation(lengths).max(reading)),
@@ -359,17 +375,24 @@ impl<'a> Estimator<'a> {
     }
 
     /// What the models under training hold through a step: a gradient for each, and one more while that of a
-    /// further chunk of the minibatch is added.
+    /// further chunk of the minibatch is added. Of several ranks, each keeps the moments of its share of the parameters alone,
+    /// and on the CPU their gradients; what ranks send each other is on the host.
     fn training_state(&self, models: &[Model], gradients: bool) -> Vec<(&'static str, f64)> {
         let all: f64 = models.iter().map(|&model| self.trained(model)).sum();
         let mut largest = models.iter().map(|&model| self.trained(model)).fold(0.0, f64::max);
         if self.packs() {
             largest *= 2.0; // what autodiff holds of a shard's, beside their sum
         }
+        let share = all / self.ranks as f64;
+        // On the CPU, what is sent and what is received are beside them.
+        let (sum, exchange) = match self.packs() {
+            true if self.ranks > 1 => (share, 2.0 * largest),
+            _ => (all, 0.0),
+        };
         vec![
             ("trained weights", all),
-            ("optimizer", 2.0 * all),
-            ("gradients", if gradients { all + largest } else { 0.0 }),
+            ("optimizer", 2.0 * share),
+            ("gradients", if gradients { sum + largest + exchange } else { 0.0 }),
         ]
     }
 
@@ -467,7 +490,7 @@ impl<'a> Estimator<'a> {
     /// the prompts.
     fn generation(&self, lengths: Lengths) -> f64 {
         let sampling = &self.settings.sampling;
-        let (rows, prompt) = (sampling.rows_at_once as f64, lengths.prompt as f64);
+        let (rows, prompt) = (self.own(sampling.rows_at_once) as f64, lengths.prompt as f64);
         let columns = prompt + sampling.max_new_tokens as f64;
         let [_, _, q, kv] = self.widths();
         let cache = 2.0 * self.config.layers as f64 * rows * columns * kv * self.compute();

@@ -48,6 +48,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if settings.sampling() != Sampling::PLAIN {
         return Err(Error::SamplingForPpo(settings.sampling()));
     }
+    let ppo = &settings.ppo;
+    context
+        .check_ranks(&[("ppo.minibatch", ppo.minibatch), ("ppo.rows_at_once", ppo.rows_at_once)])?;
     let reference_dir = context.reference_dir()?;
     let task = Task::open(context, Some(&reference_dir))?;
     let config = ModelConfig::from_dir(&reference_dir)?;
@@ -295,8 +298,8 @@ struct Means {
 impl Means {
     fn add(&mut self, clipped: Clipped) {
         self.shares.push(clipped.share);
-        self.clip_fractions.push(clipped.fraction.inner());
-        self.ratios.push(clipped.ratio.inner());
+        self.clip_fractions.push(clipped.fraction);
+        self.ratios.push(clipped.ratio);
     }
 
     fn fill(mut self, line: &mut IterationMetrics, critic: bool) {

@@ -244,6 +244,11 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     context.needs_reward_model(Stage::TrainReward.command())?;
     let context = &context.within(Stage::TrainReward);
     let settings = &context.settings;
+    let reward = &settings.reward;
+    context.check_ranks(&[
+        ("reward.batch", reward.batch),
+        ("reward.rows_at_once", reward.rows_at_once),
+    ])?;
     let method = settings.method.reward_model();
     let reference_dir = context.reference_dir()?;
     let reference = model_fingerprint(&reference_dir)?;
@@ -275,7 +280,6 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     }
 
     let model = context.trained_scalar_model(&reference_dir, None, "reward")?;
-    let reward = &settings.reward;
     let epochs = Epochs { items: pairs.train.len(), epochs: reward.epochs, batch: reward.batch };
     let trainer = Trainer::new("reward", model, &reward.optimizer, epochs.steps());
     let trainer =
@@ -351,7 +355,7 @@ fn accumulate(
         let device = trainer.model().device();
         trainer.accumulate(shards(&lengths, &device), |model, pairs| {
             let share = pairs.len() as f64 / batch.len() as f64;
-            (pair_loss(model, &chunk[pairs], settings).mul_scalar(share), ())
+            (pair_loss(model, &chunk[pairs], settings).mul_scalar(share), [])
         });
         tokens += lengths.iter().sum::<usize>();
     }

@@ -42,6 +42,8 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     if context.data.is_some() && context.model.is_none() {
         return Err(Error::Usage("sft on --data needs --model DIR to start from".into()));
     }
+    let sft = &settings.sft;
+    context.check_ranks(&[("sft.batch", sft.batch), ("sft.rows_at_once", sft.rows_at_once)])?;
     let mut inputs = Vec::new();
     if let Some(model) = &context.model {
         inputs.push(("model", model_fingerprint(model)?));
@@ -73,7 +75,6 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
             (model.computing(compute, checkpointing), config)
         }
     };
-    let sft = &settings.sft;
     let epochs = Epochs { items: data.train.len(), epochs: sft.epochs, batch: sft.batch };
     let trainer = Trainer::new("policy", model, &sft.optimizer, epochs.steps());
     let trainer = train(context, &mut folder, Stage::Sft, &epochs, trainer, |trainer, batch| {
@@ -125,7 +126,7 @@ fn accumulate(
             let rows = chunk[rows].iter().map(|(p, r)| (&p[..], &r[..]));
             let (grid, first) = Grid::aligned(rows);
             let (log_probs, _) = response_log_probs(model, &grid, first); // 0 in the padding
-            (log_probs.sum().div_scalar(-(response_tokens as f64)), ())
+            (log_probs.sum().div_scalar(-(response_tokens as f64)), [])
         });
         tokens += lengths.iter().sum::<usize>();
     }

@@ -17,6 +17,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
 use crate::hub;
 use crate::model::{LengthLimit, ModelConfig, TooLong};
+use crate::ranks;
 use crate::rng::{Fnv1a, stream};
 use crate::run::fingerprint::{MODEL_FILES, hash_file};
 use crate::run::lock::Turn;
@@ -249,8 +250,8 @@ impl Task {
         }
         let folder = context.run.join("data");
         let dir = folder.join(format!("{}-{:016x}", kind.name(), hash.finish()));
-        let mut store = match Store::open(&dir)? {
-            Opened::Whole(store) => store,
+        let mut store = ranks::in_turn(|| match Store::open(&dir)? {
+            Opened::Whole(store) => Ok::<_, Error>(store),
             _ => {
                 // Methods may be trained side by side.
                 let _turn = turn(context, &folder.join("lock"))?;
@@ -265,9 +266,10 @@ impl Task {
                     Store::write(&dir, fill)?;
                 }
                 let changed = || std::io::Error::other("it was changed while it was written");
-                Store::open(&dir)?.whole().ok_or_else(|| FileError::reading(&dir)(changed()))?
+                let store = Store::open(&dir)?.whole();
+                Ok(store.ok_or_else(|| FileError::reading(&dir)(changed()))?)
             }
-        };
+        })?;
         report(context, store.counts);
         self.check_length(store.longest() + new_tokens, data.display())?;
         let Split { train, held_out, what } = self.split(&mut store, kind, data)?;

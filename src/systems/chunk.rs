@@ -74,15 +74,22 @@ impl<'a> Chunk<'a> {
         loss: Loss,
         kl_coefficient: f64,
     ) -> Vec<Clipped> {
-        policy.accumulate(shards(&self.lengths(), self.device), |policy, shard| {
+        let shards = shards(&self.lengths(), self.device);
+        let clipped = policy.accumulate(shards.clone(), |policy, shard| {
             let share = self.share(&shard);
             let batch = Batch::new(&self.rows[shard], self.device);
             let log_probs = response_log_probs(policy, &batch.grid, batch.first).0;
             let teaching_tokens = share * self.minibatch.teaching_tokens as f64;
             let losses = loss.of(log_probs, &batch, kl_coefficient, teaching_tokens);
-            let clipped = Clipped { share, fraction: losses.clip_fraction, ratio: losses.ratio };
+            let clipped = [losses.clip_fraction.inner(), losses.ratio.inner()];
             (losses.loss.mul_scalar(share), clipped)
-        })
+        });
+        let of_shard = |(shard, [fraction, ratio]): (&Range<usize>, [Tensor<1>; 2])| Clipped {
+            share: self.share(shard),
+            fraction,
+            ratio,
+        };
+        shards.iter().zip(clipped).map(of_shard).collect()
     }
 
     /// Adds the gradient of the critic's loss with the clip ε_v, by the rows' share of the minibatch.
@@ -92,7 +99,7 @@ impl<'a> Chunk<'a> {
             let batch = Batch::new(&self.rows[shard], self.device);
             let columns = ReadAt::State.columns(&batch.grid, batch.first);
             let values = critic.scores(&batch.grid, columns);
-            (batch.value_loss(values, clip).mul_scalar(share), ())
+            (batch.value_loss(values, clip).mul_scalar(share), [])
         });
     }
 }

@@ -24,6 +24,7 @@ mod locks;
 mod lora;
 mod memory;
 mod page;
+mod ranks;
 mod real_input;
 mod regressions;
 mod resume;

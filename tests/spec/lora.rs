@@ -133,7 +133,7 @@ fn training_changes_adapters_and_a_scalar_head_alone() {
             let mut trainer = Trainer::new("critic", model, &optimizer, 4);
             for _ in 0..2 {
                 trainer.accumulate(vec![()], |model, ()| {
-                    (model.scores(&grid, 0..9).square().mean(), ())
+                    (model.scores(&grid, 0..9).square().mean(), [])
                 });
                 assert!(trainer.update().unwrap().gradient_norm > 0.0);
             }

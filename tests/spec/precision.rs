@@ -183,7 +183,7 @@ fn a_step_in_bf16_moves_f32_weights_by_less_than_bf16_can_hold() {
         let before = parameters(&model);
         let model = model.computing(Precision::Bf16, Checkpointing::None);
         let mut trainer = trainer(model, 5e-7);
-        trainer.accumulate(vec![()], |model, ()| (loss(model), ()));
+        trainer.accumulate(vec![()], |model, ()| (loss(model), []));
         trainer.update().unwrap();
         let (mut moved, mut visible, mut all) = (0, 0, 0);
         for (name, after) in parameters(trainer.model()) {

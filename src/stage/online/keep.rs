@@ -10,6 +10,7 @@ use super::learner::{Learner, steps_an_iteration};
 use crate::atomic::{self, NewFile};
 use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
+use crate::ranks;
 use crate::run::alarms::{HeldOutScore, Raised, of_iterations, of_last};
 use crate::run::folder::{Log, StageFolder, read_json, read_json_lines};
 use crate::run::metrics::{IterationMetrics, IterationTimings, told};
@@ -161,7 +162,7 @@ impl<'a> Keeper<'a> {
             if learner.system.replay.is_some() {
                 learner.waiting = read_json(&checkpoint.dir.join(WAITING), "ppo")?;
             }
-            if state.best.is_some() {
+            if state.best.is_some() && ranks::is_first() {
                 let kept = checkpoint.dir.join(BEST);
                 let _ = fs::remove_file(&best_weights); // of a later iteration than the checkpoint's
                 link(&kept, &best_weights).map_err(FileError::writing(&best_weights))?;
@@ -269,14 +270,16 @@ impl<'a> Keeper<'a> {
     /// Writes the last and the best policy, and the summary.
     pub(super) fn finish(self, learner: &Learner<'_>) -> Result<Summary, Error> {
         let Learner { context, task, scorer, .. } = *learner;
-        let best_model = learner.policy.model_with(&self.best_weights)?;
-        let best_dir = self.folder.dir().join("best");
-        let base = Some(scorer.base().dir);
-        for (model, dir) in [(learner.policy.model(), self.folder.dir()), (&best_model, &best_dir)]
-        {
-            context.write_policy(dir, task, &model.valid(), &learner.config, base)?;
+        if ranks::is_first() {
+            let best_model = learner.policy.model_with(&self.best_weights)?;
+            let best_dir = self.folder.dir().join("best");
+            let base = Some(scorer.base().dir);
+            let (last, best) = (learner.policy.model(), &best_model);
+            for (model, dir) in [(last, self.folder.dir()), (best, &best_dir)] {
+                context.write_policy(dir, task, &model.valid(), &learner.config, base)?;
+            }
+            fs::remove_file(&self.best_weights).map_err(FileError::writing(&self.best_weights))?;
         }
-        fs::remove_file(&self.best_weights).map_err(FileError::writing(&self.best_weights))?;
         let last = self.state.last.expect("the last iteration is evaluated");
         let (best_iteration, best) = self.state.best.expect("the last iteration is evaluated");
         let (iterations, held_out) = (learner.iteration, self.evaluator.held_out);
