@@ -8,8 +8,13 @@ use mpi::traits::{Communicator, CommunicatorCollectives};
 
 use super::Link;
 
-/// Bytes that a rank sends in one call: MPI counts them in 31 bits.
+/// The most bytes that a rank sends in one call: MPI counts them in 31 bits.
 const ROUND: usize = 1 << 30;
+
+/// The same, for tests that cannot send as many.
+fn round() -> usize {
+    std::env::var("SEGMENT_RLHF_ROUND").ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(ROUND)
+}
 
 /// The processes of a launcher. MPI ends when this is dropped.
 pub struct Mpi {
@@ -60,25 +65,22 @@ impl Link for Mpi {
 
         let mut received: Vec<Vec<u8>> =
             expected.iter().map(|&length| Vec::with_capacity(length as usize)).collect();
-        let at_once = ROUND / size;
+        let at_once = round() / size;
         for round in 0..(longest as usize).div_ceil(at_once) {
-            let piece = |length: usize| {
-                (length.min(round * at_once)..length.min((round + 1) * at_once)).len()
-            };
-            let sent = messages.iter().map(|message| piece(message.len()));
-            let sent: Vec<usize> = sent.collect();
-            let pieces: Vec<u8> = (messages.iter().zip(&sent))
-                .flat_map(|(message, &length)| {
-                    &message[message.len().min(round * at_once)..][..length]
-                })
-                .copied()
-                .collect();
+            let piece = |length: usize| length.saturating_sub(round * at_once).min(at_once);
+            let sent: Vec<usize> = messages.iter().map(|message| piece(message.len())).collect();
             let due: Vec<usize> = expected.iter().map(|&length| piece(length as usize)).collect();
-            let mut buffer = vec![0u8; due.iter().sum()];
-            let (counts, starts) = counts(&sent);
-            let send = Partition::new(&pieces[..], counts, starts);
-            let (counts, starts) = self::counts(&due);
-            let mut receive = PartitionMut::new(&mut buffer[..], counts, starts);
+            // Never without room: a vector that has none lies at address 1, which is Open MPI's MPI_IN_PLACE.
+            let mut pieces = Vec::with_capacity(1 + sent.iter().sum::<usize>());
+            for (message, &length) in messages.iter().zip(&sent).filter(|(_, length)| **length > 0)
+            {
+                pieces.extend_from_slice(&message[round * at_once..][..length]);
+            }
+            let mut buffer = Vec::with_capacity(1 + due.iter().sum::<usize>());
+            buffer.resize(due.iter().sum(), 0u8);
+            let [of_sent, of_due] = [&sent, &due].map(|lengths| counts(lengths));
+            let send = Partition::new(&pieces[..], of_sent.0, of_sent.1);
+            let mut receive = PartitionMut::new(&mut buffer[..], of_due.0, of_due.1);
             self.world.all_to_all_varcount_into(&send, &mut receive);
             let mut rest = &buffer[..];
             for (message, length) in received.iter_mut().zip(due) {
