@@ -2,6 +2,7 @@
 
 use crate::benchmark::BenchmarkError;
 use crate::data::error::DataError;
+use crate::device::DeviceError;
 use crate::equations::segmentation::SegmentationError;
 use crate::file_error::{Action, FileError};
 use crate::grid::GridError;
@@ -41,7 +42,7 @@ pub enum Error {
     Usage(String),
 }
 
-wrap_stage_errors!(Error: StageError, FileError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError, SystemError);
+wrap_stage_errors!(Error: StageError, DeviceError, FileError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError, SystemError);
 
 impl From<GridError> for Error {
     fn from(error: GridError) -> Self {

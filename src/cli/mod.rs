@@ -4,6 +4,7 @@
 
 mod benchmark;
 mod chat;
+mod devices;
 pub mod error;
 mod grid;
 mod help;
@@ -19,7 +20,7 @@ use serde::Serialize;
 use self::error::Error;
 use self::outcome::Outcome;
 use crate::data::columns::Columns;
-use crate::device::DeviceName;
+use crate::device::DeviceId;
 use crate::run::alarms::Alarm;
 use crate::run::given::{self, Given};
 use crate::run::lock::{Locks, Unsupported};
@@ -90,6 +91,8 @@ enum Command {
     Score(benchmark::ScoreArgs),
     /// Prints how much memory each stage needs, for rows as long as the settings allow
     Memory,
+    /// Lists the devices of this build and machine, what they compute in, and why others are missing
+    Devices,
     /// Prints every method with its paper, rollouts, rule, rewards, credit and loss
     Systems,
     /// Prints every setting with its default
@@ -116,6 +119,9 @@ struct ExportArgs {
     /// The type of the weights [default: as in the model's own files]
     #[arg(long)]
     dtype: Option<export::Weights>,
+    /// The most that a file of weights holds, such as 500MB; more is written in shards with an index [default: 5GB]
+    #[arg(long, value_name = "SIZE")]
+    shard_size: Option<export::ShardSize>,
 }
 
 /// Where settings come from, and their TOML.
@@ -142,9 +148,9 @@ struct Common {
     /// The seed, short for --set seed=…
     #[arg(long, global = true)]
     seed: Option<u64>,
-    /// The device that tensors live on
+    /// The device that tensors live on: flex (the CPU), wgpu or cuda; cuda:1 is the second GPU. `devices` lists them
     #[arg(long, global = true, default_value = "flex")]
-    device: DeviceName,
+    device: DeviceId,
     /// A Hugging Face checkpoint to start from (Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-NeoX): a folder with config.json,
     /// model.safetensors or shards with an index, and tokenizer.json; or its name in the Hub, org/name or
     /// org/name@revision
@@ -231,11 +237,16 @@ impl Cli {
         common.set.extend(decode.map(|kind| format!("decode.kind={:?}", kind.name())));
         let common = &common;
         let stage = || context(common, Reads::Nothing);
-        let cell = || context(common, Reads::Models);
+        let cell = || {
+            let context = context(common, Reads::Models)?;
+            context.check_device()?;
+            Ok::<_, Error>(context)
+        };
         fn own(context: &Context, given: bool) -> Option<&Path> {
             context.model.as_deref().filter(|_| given)
         }
         match command {
+            Command::Devices => devices::devices(common.json),
             Command::Settings => show::out(DEFAULTS),
             Command::Systems => show::systems(),
             Command::Reported => show::reported(),
@@ -266,9 +277,10 @@ impl Cli {
                 let context = cell()?;
                 benchmark.run(&context, own(&context, common.model.is_some()), common.json)
             }
-            Command::Export(ExportArgs { hf, what, dtype }) => {
+            Command::Export(ExportArgs { hf, what, dtype, shard_size }) => {
                 let context = cell()?;
-                show::json(&export::run(&context, own(&context, common.model.is_some()), &hf, what, dtype)?)
+                let (own, shards) = (own(&context, common.model.is_some()), shard_size.unwrap_or_default());
+                show::json(&export::run_in_shards(&context, own, &hf, what, dtype, shards)?)
             }
             Command::Generate(args) => show::generate(&cell()?, &args, common.model.is_some()),
             Command::Chat(args) => chat::chat(&cell()?, &args, common.model.is_some()),
@@ -286,6 +298,7 @@ fn tell<T: Outcome + Serialize>(
     stage: Stage,
     run: impl FnOnce(&Context) -> Result<T, StageError>,
 ) -> Result<(), Error> {
+    context.check_device()?;
     let summary = run(context)?;
     if common.json { show::json(&summary) } else { outcome::print(context, stage, &summary) }
 }

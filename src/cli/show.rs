@@ -136,10 +136,10 @@ pub(super) fn memory(context: &Context) -> Result<(), Error> {
     };
     let rows: Vec<Vec<String>> = needs.iter().map(row).collect();
     out(&markdown(&[&["stage", "all"], &parts[..]].concat(), &rows))?;
-    let Some(free) = context.device_name.free_memory().map(|free| free as f64) else {
+    let Some(free) = context.device_id().free_memory().map(|free| free as f64) else {
         return Ok(());
     };
-    let mut text = format!("free on {}: {}", context.device_name.name(), Bytes(free));
+    let mut text = format!("free on {}: {}", context.device_id(), Bytes(free));
     let most = |settings: &Settings| {
         let stages = Estimator::new(settings, &config, context.device_name).stages();
         stages.iter().map(Need::total).fold(0.0, f64::max)

@@ -39,7 +39,7 @@ pub fn announce(
     };
     let need = with(&context.settings);
     context.progress.line(&need.to_string());
-    match context.device_name.free_memory().map(|free| free as f64) {
+    match context.device_id().free_memory().map(|free| free as f64) {
         Some(free) if free < need.total() => {
             let advice = advise(&context.settings, free, |other| with(other).total());
             Err(MemoryError { need, available: Bytes(free), advice })
