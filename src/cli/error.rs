@@ -68,7 +68,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         let failed = match self {
             Self::Stage(StageError::Interrupted(_)) => return 130,
-            Self::Stage(StageError::NonFinite(_) | StageError::Alarm { .. })
+            Self::Stage(
+                StageError::NonFinite(_)
+                | StageError::Alarm { .. }
+                | StageError::OutOfMemory { .. },
+            )
             | Self::Output(_)
             | Self::Grid(GridError::Cells { .. }) => true,
             Self::Hub(error) => error.is_failure(),

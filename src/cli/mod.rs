@@ -27,7 +27,9 @@ use crate::run::lock::{Locks, Unsupported};
 use crate::run::progress::Progress;
 use crate::run::{Context, Error as StageError, Layout, Stage};
 use crate::settings::{DEFAULTS, Preset, Settings};
-use crate::stage::{dpo, evaluate, export, fit_normalizer, online, preferences, reward, sft};
+use crate::stage::{
+    dpo, evaluate, export, fit_normalizer, memory, online, preferences, reward, sft,
+};
 use crate::stop::Stop;
 use crate::systems::Method;
 use crate::systems::decode::Kind;
@@ -299,7 +301,7 @@ fn tell<T: Outcome + Serialize>(
     run: impl FnOnce(&Context) -> Result<T, StageError>,
 ) -> Result<(), Error> {
     context.check_device()?;
-    let summary = run(context)?;
+    let summary = memory::guard(context, stage, || run(context))?;
     if common.json { show::json(&summary) } else { outcome::print(context, stage, &summary) }
 }
 

@@ -49,3 +49,15 @@ fn without_a_driver_wgpu_is_refused_with_what_to_install() {
     output.ended_with(2).says(&["error: --device wgpu: no adapter found; install"]);
     assert_eq!(crate::support::files(run.path()), [""; 0].map(std::path::PathBuf::from));
 }
+
+/// Where there is an adapter, an index behind the last one names those that there are.
+#[cfg(feature = "wgpu")]
+#[test]
+fn an_index_out_of_range_is_refused_with_those_that_there_are() {
+    let run = tempfile::TempDir::new().unwrap();
+    let output = crate::support::program(run.path(), &["sft", "--device", "wgpu:99"]);
+    let output = output.ended_with(2).says(&["error: --device wgpu:99: "]);
+    if !output.stderr.contains("no adapter found") {
+        output.says(&["this machine has"]);
+    }
+}

@@ -1787,6 +1787,7 @@ const UNREACHABLE: &[(&str, &str)] = &[
     ("HubError::Partial", "needs a cache: hub.rs has one"),
     ("HubError::File", "needs a server: hub.rs has one"),
     ("HubError::Broken", "needs a server: hub.rs has one"),
+    ("Error::OutOfMemory", "needs a GPU: the test of stage::memory shows it"),
     ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
     ("LockError::Unsupported", "a test has no such file system: the lock's own tests show it"),
     ("NormalizerError::TooFewPoints", "every response has a reward"),
