@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use segment_rlhf::allocator;
 use segment_rlhf::cli::Cli;
+use segment_rlhf::stage::memory;
 use segment_rlhf::stop::say;
 
 /// Training allocates and frees large tensors at every operation: with the C library's allocator a fifth of
@@ -13,6 +14,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
+    memory::hide_exhaustion();
     match Cli::from_process().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -2,6 +2,7 @@
 
 use crate::benchmark::BenchmarkError;
 use crate::data::error::DataError;
+use crate::device::DeviceError;
 use crate::equations::segmentation::SegmentationError;
 use crate::file_error::{Action, FileError};
 use crate::grid::GridError;
@@ -49,7 +50,7 @@ pub enum Error {
     },
 }
 
-wrap_stage_errors!(Error: StageError, FileError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError, SystemError);
+wrap_stage_errors!(Error: StageError, DeviceError, FileError, FolderError, DataError, CheckpointError, TooLong, Interrupted, SegmentationError, SystemError);
 
 impl From<GridError> for Error {
     fn from(error: GridError) -> Self {
@@ -75,7 +76,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         let failed = match self {
             Self::Stage(StageError::Interrupted(_)) => return 130,
-            Self::Stage(StageError::NonFinite(_) | StageError::Alarm { .. })
+            Self::Stage(
+                StageError::NonFinite(_)
+                | StageError::Alarm { .. }
+                | StageError::OutOfMemory { .. },
+            )
             | Self::Output(_)
             | Self::Grid(GridError::Cells { .. }) => true,
             Self::Hub(error) => error.is_failure(),

@@ -121,7 +121,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "export --run runs/mine --hf policy",
             "export --run runs/mine --hf reward-model --what reward --dtype bf16",
-            "export --run runs/table1 --method token --seed 2 --hf token",
+            "export --run runs/table1 --method token --seed 2 --hf token --shard-size 2GB",
         ],
     ),
     (
@@ -163,6 +163,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "memory --model DIR --device cuda --ranks 8",
         ],
     ),
+    ("devices", &["devices", "devices --json"]),
     ("systems", &["systems", "systems | less -S"]),
     ("settings", &["settings", "settings > mine.toml"]),
     ("reported", &["reported", "reported | less -S"]),

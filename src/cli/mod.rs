@@ -4,6 +4,7 @@
 
 mod benchmark;
 mod chat;
+mod devices;
 pub mod error;
 mod grid;
 mod help;
@@ -19,16 +20,17 @@ use serde::Serialize;
 
 use self::error::Error;
 use self::outcome::Outcome;
-use self::ranks::Numbered;
 use crate::data::columns::Columns;
-use crate::device::DeviceName;
+use crate::device::DeviceId;
 use crate::run::alarms::Alarm;
 use crate::run::given::{self, Given};
 use crate::run::lock::{Locks, Unsupported};
 use crate::run::progress::Progress;
 use crate::run::{Context, Error as StageError, Layout, Stage};
 use crate::settings::{DEFAULTS, Preset, Settings};
-use crate::stage::{dpo, evaluate, export, fit_normalizer, online, preferences, reward, sft};
+use crate::stage::{
+    dpo, evaluate, export, fit_normalizer, memory, online, preferences, reward, sft,
+};
 use crate::stop::Stop;
 use crate::systems::Method;
 use crate::systems::decode::Kind;
@@ -96,6 +98,8 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
         ranks: u16,
     },
+    /// Lists the devices of this build and machine, what they compute in, and why others are missing
+    Devices,
     /// Prints every method with its paper, rollouts, rule, rewards, credit and loss
     Systems,
     /// Prints every setting with its default
@@ -122,6 +126,9 @@ struct ExportArgs {
     /// The type of the weights [default: as in the model's own files]
     #[arg(long)]
     dtype: Option<export::Weights>,
+    /// The most that a file of weights holds, such as 500MB; more is written in shards with an index [default: 5GB]
+    #[arg(long, value_name = "SIZE")]
+    shard_size: Option<export::ShardSize>,
 }
 
 /// Where settings come from, and their TOML.
@@ -148,22 +155,19 @@ struct Common {
     /// The seed, short for --set seed=…
     #[arg(long, global = true)]
     seed: Option<u64>,
-    /// The device that tensors live on
+    /// The device that tensors live on: flex (the CPU), wgpu or cuda; cuda:1 is the second GPU. `devices` lists them
     #[arg(long, global = true, default_value = "flex")]
-    device: DeviceName,
+    device: DeviceId,
     /// The devices of a stage's ranks, such as cuda:0,cuda:1: each reads its share of the rows. Under mpirun, those of one
     /// machine's ranks
     #[arg(
         long,
         global = true,
-        value_name = "NAME:N,…",
+        value_name = "DEVICE,…",
         value_delimiter = ',',
         conflicts_with = "device"
     )]
-    devices: Vec<Numbered>,
-    /// The number of the device among those of its kind.
-    #[arg(skip)]
-    device_number: usize,
+    devices: Vec<DeviceId>,
     /// A Hugging Face checkpoint to start from (Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-NeoX): a folder with config.json,
     /// model.safetensors or shards with an index, and tokenizer.json; or its name in the Hub, org/name or
     /// org/name@revision
@@ -224,8 +228,8 @@ impl Common {
     }
 
     /// The same arguments, for this device.
-    fn on(&self, device: Numbered) -> Self {
-        Self { device: device.name, device_number: device.number, ..self.clone() }
+    fn on(&self, device: DeviceId) -> Self {
+        Self { device, ..self.clone() }
     }
 
     fn locks(&self) -> Locks {
@@ -274,11 +278,16 @@ impl Command {
 
     fn run(&self, common: &Common) -> Result<(), Error> {
         let stage = || context(common, Reads::Nothing);
-        let cell = || context(common, Reads::Models);
+        let cell = || {
+            let context = context(common, Reads::Models)?;
+            context.check_device()?;
+            Ok::<_, Error>(context)
+        };
         fn own(context: &Context, given: bool) -> Option<&Path> {
             context.model.as_deref().filter(|_| given)
         }
         match self {
+            Self::Devices => devices::devices(common.json),
             Self::Settings => show::out(DEFAULTS),
             Self::Systems => show::systems(),
             Self::Reported => show::reported(),
@@ -309,10 +318,11 @@ impl Command {
                 let context = cell()?;
                 benchmark.run(&context, own(&context, common.model.is_some()), common.json)
             }
-            Self::Export(ExportArgs { hf, what, dtype }) => {
+            Self::Export(ExportArgs { hf, what, dtype, shard_size }) => {
                 let context = cell()?;
-                let given = own(&context, common.model.is_some());
-                show::json(&export::run(&context, given, hf, *what, *dtype)?)
+                let own = own(&context, common.model.is_some());
+                let shards = shard_size.unwrap_or_default();
+                show::json(&export::run_in_shards(&context, own, hf, *what, *dtype, shards)?)
             }
             Self::Generate(args) => show::generate(&cell()?, &args, common.model.is_some()),
             Self::Chat(args) => chat::chat(&cell()?, &args, common.model.is_some()),
@@ -330,7 +340,8 @@ fn tell<T: Outcome + Serialize>(
     stage: Stage,
     run: impl FnOnce(&Context) -> Result<T, StageError>,
 ) -> Result<(), Error> {
-    let summary = run(context)?;
+    context.check_device()?;
+    let summary = memory::guard(context, stage, || run(context))?;
     if !crate::ranks::is_first() {
         return Ok(());
     }
@@ -385,7 +396,6 @@ fn context(common: &Common, reads: Reads) -> Result<Context, Error> {
     }
     use_threads(common.threads);
     let mut context = Context::new(settings, common.device, run)?;
-    context.device = common.device.open_number(common.device_number).map_err(StageError::from)?;
     if let Some(cell) = cell {
         context.layout = Layout::of(&cell);
         inputs::Inputs::of(cell).give(&mut context);

@@ -1,7 +1,6 @@
 //! The ranks of a command: the processes of `mpirun` or `srun`, or a thread for each of `--devices`.
 
 use std::env;
-use std::str::FromStr;
 #[cfg(feature = "mpi")]
 use std::thread::sleep;
 #[cfg(feature = "mpi")]
@@ -9,31 +8,11 @@ use std::time::Duration;
 
 use super::Common;
 use super::error::Error;
-use crate::device::DeviceName;
+use crate::device::{DeviceId, DeviceName};
 use crate::ranks::{self, threads};
 use crate::run::Error as StageError;
 #[cfg(feature = "mpi")]
 use crate::stop::say;
-
-/// A device with its number among those of its kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Numbered {
-    pub(super) name: DeviceName,
-    pub(super) number: usize,
-}
-
-impl FromStr for Numbered {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, number) = text.split_once(':').unwrap_or((text, "0"));
-        let name = <DeviceName as clap::ValueEnum>::from_str(name, false);
-        match (name, number.parse()) {
-            (Ok(name), Ok(number)) => Ok(Self { name, number }),
-            _ => Err("expected flex, wgpu:N or cuda:N, such as cuda:0".into()),
-        }
-    }
-}
 
 /// Runs `work`, which all ranks `share` or which runs in one process, on every rank that there is.
 pub(super) fn on_each(
@@ -147,10 +126,10 @@ fn end_all(error: &Error) -> ! {
 
 fn on_threads(
     common: &Common,
-    devices: &[Numbered],
+    devices: &[DeviceId],
     work: &(impl Fn(&Common) -> Result<(), Error> + Sync),
 ) -> Result<(), Error> {
-    let opened = devices.iter().map(|device| device.name.open_number(device.number));
+    let opened = devices.iter().map(|device| device.open());
     let opened = opened.collect::<Result<Vec<_>, _>>().map_err(StageError::from)?;
     let mut links = threads::links(devices.len());
     if devices.iter().all(|device| device.name == DeviceName::Cuda) {

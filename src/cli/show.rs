@@ -139,10 +139,10 @@ pub(super) fn memory(context: &Context, ranks: usize) -> Result<(), Error> {
     };
     let rows: Vec<Vec<String>> = needs.iter().map(row).collect();
     out(&markdown(&[&["stage", "all"], &parts[..]].concat(), &rows))?;
-    let Some(free) = context.device_name.free_memory().map(|free| free as f64) else {
+    let Some(free) = context.device_id().free_memory().map(|free| free as f64) else {
         return Ok(());
     };
-    let mut text = format!("free on {}: {}", context.device_name.name(), Bytes(free));
+    let mut text = format!("free on {}: {}", context.device_id(), Bytes(free));
     let most = |settings: &Settings| of(settings).iter().map(Need::total).fold(0.0, f64::max);
     if most(&context.settings) > free {
         let advice = advise(&context.settings, free, most);

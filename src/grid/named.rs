@@ -47,7 +47,7 @@ impl Plan {
         };
         let grid = Grid {
             format: FORMAT,
-            device: first.device_name,
+            device: first.device_id(),
             seeds: vec![first.settings.seed],
             model: first.model.clone(),
             reward_model: first.reward_model.clone(),

@@ -11,7 +11,7 @@ use super::file::Planned;
 use super::results::{Arm, Cell, Curve, Experiment, FORMAT, Figures, Results, State};
 use super::schedule::{Failure, Tasks, write_in_turn};
 use crate::data::columns::Columns;
-use crate::device::DeviceName;
+use crate::device::DeviceId;
 use crate::run::folder::{FAILED, Origin, read_json, read_json_lines};
 use crate::run::lock::Locks;
 use crate::run::metrics::IterationMetrics;
@@ -26,7 +26,7 @@ use crate::stop::Stop;
 pub struct Grid {
     /// The [`FORMAT`] of the program that wrote it.
     pub format: u32,
-    pub device: DeviceName,
+    pub device: DeviceId,
     /// The seeds, the same for every arm.
     pub seeds: Vec<u64>,
     /// The user's model, instead of the run's own SFT model.
@@ -205,7 +205,7 @@ impl Plan {
         Results {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
-            device: self.grid.device.name().into(),
+            device: self.grid.device.name.name().into(),
             experiments: self.grid.experiments.iter().zip(&self.numbers).map(experiment).collect(),
             cells: self.cells.iter().map(|cell| self.cell(cell)).collect(),
         }

@@ -10,6 +10,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+use serde_json::json;
 
 use super::config::ModelConfig;
 use super::config_json::Head;
@@ -17,7 +18,7 @@ use super::error::CheckpointError;
 use super::names::{Layout, Place};
 use super::recompute::{is_adapted, is_trained};
 use super::source::{Init, Placement, Source, named_param};
-use super::weights::{FileSource, WEIGHTS};
+use super::weights::{FileSource, INDEX, WEIGHTS};
 use crate::atomic;
 use crate::file_error::FileError;
 
@@ -180,9 +181,21 @@ pub fn save<M: Module>(
     head: Head,
     dir: &Path,
 ) -> Result<(), CheckpointError> {
+    save_in_shards(module, config, head, dir, u64::MAX)
+}
+
+/// The same into the empty folder `dir`, in files of at most `most` bytes of tensors each; a tensor of more has a file of
+/// its own. Several files have an index.
+pub fn save_in_shards<M: Module>(
+    module: &M,
+    config: &ModelConfig,
+    head: Head,
+    dir: &Path,
+    most: u64,
+) -> Result<(), CheckpointError> {
     let parameters = collect_lazily(module, |_| true);
     let dtype = parameters.values().map(|parameter| parameter.dtype).next().unwrap_or(DType::F32);
-    let tensors = in_files(parameters, &Layout::of(config));
+    let shards = in_shards(in_files(parameters, &Layout::of(config)), most);
     let write = |name: &str, content: &mut dyn FnMut(&mut File) -> io::Result<()>| {
         let path = dir.join(name);
         atomic::write_with(&path, |path| content(&mut File::create(path)?))
@@ -190,7 +203,36 @@ pub fn save<M: Module>(
     };
     let json = config.to_json(head, dtype);
     write("config.json", &mut |file| file.write_all(json.as_bytes()))?;
-    Ok(write(WEIGHTS, &mut |file| write_safetensors(&tensors, file))?)
+    if let [all] = &shards[..] {
+        return Ok(write(WEIGHTS, &mut |file| write_safetensors(all, file))?);
+    }
+    let (mut total, mut weight_map) = (0, BTreeMap::new());
+    for (i, tensors) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        write(&name, &mut |file| write_safetensors(tensors, file))?;
+        total += tensors.values().map(FileTensor::size).sum::<u64>();
+        weight_map.extend(tensors.keys().map(|tensor| (tensor, name.clone())));
+    }
+    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    Ok(write(INDEX, &mut |file| writeln!(file, "{index:#}"))?)
+}
+
+/// `tensors` in their order, cut where a file would hold more than `most` bytes.
+fn in_shards(
+    tensors: BTreeMap<String, FileTensor>,
+    most: u64,
+) -> Vec<BTreeMap<String, FileTensor>> {
+    let (mut shards, mut held) = (vec![BTreeMap::new()], 0u64);
+    for (name, tensor) in tensors {
+        let size = tensor.size();
+        if held > 0 && held.saturating_add(size) > most {
+            shards.push(BTreeMap::new());
+            held = 0;
+        }
+        held += size;
+        shards.last_mut().expect("there is a first").insert(name, tensor);
+    }
+    shards
 }
 
 /// A tensor of a file, made of the parameters that it holds.
@@ -224,9 +266,13 @@ impl FileTensor {
         self.shape[1..].iter().product::<usize>() * self.dtype.size()
     }
 
+    fn size(&self) -> u64 {
+        (self.shape[0] * self.row()) as u64
+    }
+
     fn bytes(&self) -> Vec<u8> {
         let row = self.row();
-        let mut bytes = vec![0; self.shape[0] * row];
+        let mut bytes = vec![0; self.size() as usize];
         for (rows, parameter) in &self.parts {
             let data = (parameter.data)().convert_dtype(self.dtype);
             let mut rest = data.as_bytes();
@@ -247,7 +293,7 @@ fn write_safetensors(tensors: &BTreeMap<String, FileTensor>, file: &mut File) ->
     let mut end = 0;
     let infos = sorted.iter().map(|(name, dtype, tensor)| {
         let start = end;
-        end += tensor.shape[0] * tensor.row();
+        end += tensor.size() as usize;
         let shape = tensor.shape.clone();
         ((*name).clone(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, end) })
     });

@@ -211,6 +211,7 @@ fn segment_lengths(plan: &Plan, results: &Results) -> Result<Vec<SegmentLengths>
     let context = &first.context;
     let reference = context.reference_dir()?;
     let task = Task::open(context, Some(&reference))?;
+    context.check_device()?;
     let (model, _) = CausalLm::load(&reference, context.frozen())?;
     let pairs = preferences::load(context, &task, false)?.0.held_out;
     let pairs = pairs.read(0..pairs.len().min(context.settings.normalizer.pairs))?;

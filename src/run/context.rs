@@ -10,7 +10,7 @@ use super::given::Given;
 use super::stage::Stage;
 use crate::COMMIT;
 use crate::data::columns::{Columns, DataFile};
-use crate::device::DeviceName;
+use crate::device::{DeviceError, DeviceId, DeviceName};
 use crate::file_error::FileError;
 use crate::hub;
 use crate::ranks;
@@ -27,8 +27,10 @@ use crate::stop::Stop;
 pub struct Context {
     /// The checked settings.
     pub settings: Settings,
-    /// The device's name.
+    /// The device's backend.
     pub device_name: DeviceName,
+    /// Its number among those of the backend, if one was named.
+    pub device_index: Option<usize>,
     /// The device, without autodiff.
     pub device: Device,
     /// The run's folder.
@@ -61,11 +63,17 @@ pub struct Context {
 
 impl Context {
     /// A run with the given settings in the folder `run`, on the embedded task.
-    pub fn new(settings: Settings, device_name: DeviceName, run: PathBuf) -> Result<Self, Error> {
+    pub fn new(
+        settings: Settings,
+        device: impl Into<DeviceId>,
+        run: PathBuf,
+    ) -> Result<Self, Error> {
+        let device: DeviceId = device.into();
         Ok(Self {
             settings,
-            device_name,
-            device: device_name.open()?,
+            device_name: device.name,
+            device_index: device.index,
+            device: device.open()?,
             run,
             layout: Layout::Named,
             model: None,
@@ -80,6 +88,22 @@ impl Context {
             label: String::new(),
             tensorboard: false,
         })
+    }
+
+    /// The device's name, with its index if it has one.
+    pub fn device_id(&self) -> DeviceId {
+        DeviceId { name: self.device_name, index: self.device_index }
+    }
+
+    /// Fails unless this machine has the device, and it computes in what the settings ask for.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`].
+    pub fn check_device(&self) -> Result<(), DeviceError> {
+        let dtype = self.settings.precision.compute.dtype();
+        let remedy = "set precision.compute = \"f32\", such as by --set precision.compute=f32";
+        self.device_id().check(&self.device, dtype, remedy)
     }
 
     /// The folder of the model that serves as SFT model and reference.
@@ -153,11 +177,12 @@ impl Context {
 
     /// Opens the folder of a stage that depends on its settings and on `inputs`, each a name and a
     /// fingerprint.
-    pub fn open(
-        &self,
-        stage: Stage,
-        inputs: &[(&str, String)],
-    ) -> Result<StageFolder, FolderError> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] when the device is not there or lacks what the settings ask for, and [`Error::Folder`].
+    pub fn open(&self, stage: Stage, inputs: &[(&str, String)]) -> Result<StageFolder, Error> {
+        self.check_device()?;
         let mut record = toml::Table::new();
         record.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         record.extend(COMMIT.map(|commit| ("commit".to_owned(), commit.into())));
@@ -183,7 +208,7 @@ impl Context {
             self.progress.line(&went_on);
             self.lay_aside(Stage::Evaluate, iterations)?;
         }
-        if self.tensorboard { folder.with_events() } else { Ok(folder) }
+        Ok(if self.tensorboard { folder.with_events()? } else { folder })
     }
 
     /// What its command was given.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::alarms::Raised;
 use super::folder::FolderError;
-use super::memory::MemoryError;
+use super::memory::{Advice, MemoryError, Need};
 use crate::data::error::DataError;
 use crate::device::DeviceError;
 use crate::equations::normalizer::NormalizerError;
@@ -66,6 +66,13 @@ pub enum Error {
     /// The stage needs more memory than the device has.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The device had no memory left while the stage ran.
+    #[error(
+        "the device ran out of memory: {need}, for rows as long as the settings allow; {advice}. What is saved in \
+         {saved_in} is intact: precision.checkpointing = \"layers\" goes on from there, other settings begin anew in \
+         another --run"
+    )]
+    OutOfMemory { need: Need, advice: Advice, saved_in: PathBuf },
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(String),

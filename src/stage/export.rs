@@ -1,6 +1,7 @@
 //! Writing a model for the rest of the world: a folder that transformers, and what builds on it, loads.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use burn::tensor::DType;
 use serde::Serialize;
@@ -11,6 +12,7 @@ use super::task::model_tokenizer;
 use crate::atomic;
 use crate::data::tokenizer::Tokenizer;
 use crate::file_error::FileError;
+use crate::model::checkpoint::save_in_shards;
 use crate::model::{CausalLm, CheckpointError, Head, ModelConfig, Placement, ScalarModel, lora};
 use crate::run::{Context, Error};
 
@@ -44,6 +46,30 @@ impl Weights {
     }
 }
 
+/// The most bytes of tensors that a file of weights may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardSize(pub u64);
+
+impl Default for ShardSize {
+    /// 5 GB.
+    fn default() -> Self {
+        Self(5_000_000_000)
+    }
+}
+
+impl FromStr for ShardSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let units = [("KB", 1_000u64), ("MB", 1_000_000), ("GB", 1_000_000_000)];
+        let read = units.iter().find_map(|(unit, bytes)| {
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(*bytes).filter(|bytes| *bytes > 0)
+        });
+        read.map(Self).ok_or_else(|| "expected a number of KB, MB or GB, such as 5GB".into())
+    }
+}
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
@@ -66,6 +92,18 @@ pub fn run(
     hf: &Path,
     what: Option<What>,
     weights: Option<Weights>,
+) -> Result<Summary, Error> {
+    run_in_shards(context, model, hf, what, weights, ShardSize::default())
+}
+
+/// The same with the weights in files of another size.
+pub fn run_in_shards(
+    context: &Context,
+    model: Option<&Path>,
+    hf: &Path,
+    what: Option<What>,
+    weights: Option<Weights>,
+    ShardSize(most): ShardSize,
 ) -> Result<Summary, Error> {
     let from = match (model, what) {
         (Some(_), Some(_)) => {
@@ -96,15 +134,17 @@ pub fn run(
         Some(weights) => weights.dtype(),
         None => stored_type(&from)?,
     };
+    let remedy = "leave --device out: what is exported does not depend on it";
+    context.device_id().check(&context.device, dtype, remedy)?;
     let placement = Placement { device: context.device.clone(), dtype };
     let (mut config, save): (ModelConfig, Save) = match head {
         Head::CausalLm => {
             let (model, config) = CausalLm::load(&from, placement)?;
-            (config, Box::new(move |config, dir| model.save(config, dir)))
+            (config, Box::new(move |config, dir| save_in_shards(&model, config, head, dir, most)))
         }
         Head::Score => {
             let (model, config) = ScalarModel::load(&from, placement)?;
-            (config, Box::new(move |config, dir| model.save(config, dir)))
+            (config, Box::new(move |config, dir| save_in_shards(&model, config, head, dir, most)))
         }
     };
     let card = match read_card(&from)? {

@@ -5,15 +5,18 @@
 //! `cargo test --release --test cli -- --ignored --nocapture memory` compares them with measured peaks of models
 //! of three sizes.
 
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
+use crate::data::letters;
 use crate::device::{Checkpointing, DeviceName, Precision};
 use crate::model::ModelConfig;
 use crate::model::generate::PREFILL;
 use crate::ranks;
-use crate::run::Context;
 use crate::run::folder::is_finished;
 use crate::run::memory::{Advice, Bytes, MemoryError, Need};
+use crate::run::{Context, Error, Stage};
 use crate::settings::Settings;
 
 /// Bytes of a number that is trained, and of every number on the host.
@@ -43,13 +46,74 @@ pub fn announce(
     context.progress.line(&need.to_string());
     // Ranks on one machine share its memory; each has a GPU of its own.
     let sharing = if context.device_name == DeviceName::Flex { ranks::neighbours() } else { 1 };
-    match context.device_name.free_memory().map(|free| free as f64 / sharing as f64) {
+    match context.device_id().free_memory().map(|free| free as f64 / sharing as f64) {
         Some(free) if free < need.total() => {
             let advice = advise(&context.settings, free, |other| with(other).total());
             Err(MemoryError { need, available: Bytes(free), advice })
         }
         _ => Ok(()),
     }
+}
+
+/// What `run` gives. Where the device runs out of memory, which Burn tells by a panic, it is an error that says what the
+/// stage needs and what to lower; checkpoints appear whole or not at all, so what is saved is intact.
+///
+/// # Errors
+///
+/// Those of `run`, and [`Error::OutOfMemory`].
+pub fn guard<T>(
+    context: &Context,
+    stage: Stage,
+    run: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result,
+        Err(panic) if text(&*panic).is_some_and(is_exhaustion) => Err(exhausted(context, stage)),
+        Err(panic) => panic::resume_unwind(panic),
+    }
+}
+
+/// Keeps the panics that [`guard`] turns into errors from being printed, in a program.
+pub fn hide_exhaustion() {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !info.payload_as_str().is_some_and(is_exhaustion) {
+            before(info);
+        }
+    }));
+}
+
+fn text(panic: &(dyn Any + Send)) -> Option<&str> {
+    panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied())
+}
+
+/// Whether Burn's GPU backends say by a panic of this text that an allocation failed.
+fn is_exhaustion(panic: &str) -> bool {
+    ["out of device memory", "out-of-memory error", "can't allocate buffer of size"]
+        .iter()
+        .any(|said| panic.contains(said))
+}
+
+/// What a stage needs for rows as long as the settings allow, and what brings it down by a third.
+fn exhausted(context: &Context, stage: Stage) -> Error {
+    let settings = &context.settings;
+    let config = context.reference_dir().ok().and_then(|dir| ModelConfig::from_dir(&dir).ok());
+    let own = || {
+        let positions = settings.sampling.prompt_tokens + settings.sampling.max_new_tokens;
+        settings.model.config(letters::vocabulary().len(), positions)
+    };
+    let config = config.unwrap_or_else(own);
+    let with = |settings: &Settings| {
+        let needs =
+            Estimator::new(settings, &config, context.device_name).over(ranks::size()).stages();
+        let own = needs.iter().find(|need| need.stage == stage.command());
+        // Preferences are sampled as an evaluation samples.
+        let parts = own.or(needs.last()).map(|need| need.parts.clone()).unwrap_or_default();
+        Need { stage: stage.command(), parts }
+    };
+    let need = with(settings);
+    let advice = advise(settings, need.total() / 1.5, |other| with(other).total());
+    Error::OutOfMemory { need, advice, saved_in: context.dir(stage) }
 }
 
 /// The settings that bring `need`, in bytes, down to `available`: first those that cost time alone, then precision,
@@ -529,6 +593,34 @@ mod tests {
         let config = phi3_mini();
         let stages = Estimator::new(settings, &config, DeviceName::Cuda).stages();
         stages.iter().map(Need::total).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn a_device_out_of_memory_says_what_is_needed_and_what_to_lower() {
+        let run = tempfile::tempdir().unwrap();
+        let context =
+            Context::new(Settings::defaults(), DeviceName::Flex, run.path().to_owned()).unwrap();
+        // As cubecl and Burn word it.
+        for said in [
+            "Error while reading data: out of device memory allocating 4096 bytes",
+            "An out-of-memory error happened during launch",
+            "can't allocate buffer of size: 4096",
+        ] {
+            for stage in Stage::ALL {
+                let failed = guard::<()>(&context, stage, || panic!("{said}")).unwrap_err();
+                let text = failed.to_string();
+                let start =
+                    format!("the device ran out of memory: {} needs about", stage.command());
+                assert!(text.starts_with(&start), "{text}");
+                assert!(text.contains("; it takes ") && text.contains(" --set "), "{text}");
+                assert!(text.contains(&context.dir(stage).display().to_string()), "{text}");
+            }
+        }
+        assert_eq!(guard(&context, Stage::Sft, || Ok(3)).unwrap(), 3);
+        let other = panic::catch_unwind(AssertUnwindSafe(|| {
+            guard::<()>(&context, Stage::Sft, || panic!("index out of bounds"))
+        }));
+        assert_eq!(text(&*other.unwrap_err()), Some("index out of bounds"));
     }
 
     #[test]

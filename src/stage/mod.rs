@@ -50,7 +50,7 @@ use crate::run::{Context, Stage};
 
 /// Runs a stage, unless its result is there.
 pub fn run(stage: Stage, context: &Context) -> Result<(), Error> {
-    match stage {
+    memory::guard(context, stage, || match stage {
         Stage::Sft => sft::run(context).map(drop),
         Stage::Preferences => preferences::run(context).map(drop),
         Stage::TrainReward => reward::run(context).map(drop),
@@ -58,5 +58,5 @@ pub fn run(stage: Stage, context: &Context) -> Result<(), Error> {
         Stage::Ppo => online::run(context).map(drop),
         Stage::Dpo => dpo::run(context).map(drop),
         Stage::Evaluate => evaluate::run(context).map(drop),
-    }
+    })
 }

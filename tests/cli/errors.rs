@@ -1025,6 +1025,15 @@ const SETTINGS: &[Row] = &[
     ("DeviceError", 2, &["--device cuda: this build lacks it"], |_| {
         try_in_empty(&["sft", "--device", "cuda"])
     }),
+    ("arguments", 2, &["'tpu' for '--device", "expected flex, wgpu or cuda"], |_| {
+        try_in_empty(&["sft", "--device", "tpu"])
+    }),
+    ("arguments", 2, &["'flex:1' for '--device", "the CPU is one device; leave out"], |_| {
+        try_in_empty(&["sft", "--device", "flex:1"])
+    }),
+    ("arguments", 2, &["'0GB' for '--shard-size", "a number of KB, MB or GB, such as 5GB"], |_| {
+        try_in_empty(&["export", "--hf", "hf", "--shard-size", "0GB"])
+    }),
     // What clap says.
     ("arguments", 2, &["unexpected argument '--sed'", "--help"], |_| {
         try_in_empty(&["sft", "--sed", "1"])
@@ -1778,6 +1787,7 @@ const UNREACHABLE: &[(&str, &str)] = &[
     ("HubError::Partial", "needs a cache: hub.rs has one"),
     ("HubError::File", "needs a server: hub.rs has one"),
     ("HubError::Broken", "needs a server: hub.rs has one"),
+    ("Error::OutOfMemory", "needs a GPU: the test of stage::memory shows it"),
     ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
     ("LockError::Unsupported", "a test has no such file system: the lock's own tests show it"),
     ("NormalizerError::TooFewPoints", "every response has a reward"),

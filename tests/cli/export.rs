@@ -241,6 +241,52 @@ fn a_folder_that_holds_something_is_left_alone() {
     assert_eq!(files(to.path()), [PathBuf::from("notes.txt")]);
 }
 
+#[test]
+fn large_models_are_exported_in_shards_with_an_index() {
+    let everything = TempDir::new().unwrap();
+    let model = fresh(Family::Phi3);
+    let from = ["--model", model.path().to_str().unwrap()];
+    let [whole, shards] = ["whole", "shards"].map(|name| everything.path().join(name));
+    export(everything.path(), &whole, &from);
+    export(everything.path(), &shards, &[&from[..], &["--shard-size", "8KB"]].concat());
+    let weights = |dir: &Path| {
+        let names = files(dir).into_iter().map(|path| path.to_str().unwrap().to_owned());
+        names.filter(|name| name.starts_with("model")).collect::<Vec<_>>()
+    };
+    assert_eq!(weights(&whole), ["model.safetensors"]);
+    let names = weights(&shards);
+    let n = names.len() - 1;
+    assert!(n > 2, "{names:?}");
+    let numbered = (1..=n).map(|i| format!("model-{i:05}-of-{n:05}.safetensors"));
+    let index = "model.safetensors.index.json".to_owned();
+    assert_eq!(names, numbered.chain([index.clone()]).collect::<Vec<_>>());
+
+    let bytes = fs::read(whole.join("model.safetensors")).unwrap();
+    let whole_tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(shards.join(index)).unwrap()).unwrap();
+    let map = index["weight_map"].as_object().unwrap();
+    let (mut seen, mut total) = (0, 0);
+    for name in &names[..n] {
+        let bytes = fs::read(shards.join(name)).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+        let held: usize = tensors.iter().map(|(_, tensor)| tensor.data().len()).sum();
+        assert!(held <= 8000 || tensors.len() == 1, "{name}: {held}");
+        for (tensor, view) in tensors {
+            assert_eq!(map[&tensor], json!(name));
+            assert_eq!(view, whole_tensors.tensor(&tensor).unwrap());
+            seen += 1;
+        }
+        total += held;
+    }
+    assert_eq!((seen, map.len()), (whole_tensors.len(), whole_tensors.len()));
+    assert_eq!(index["metadata"]["total_size"], json!(total));
+    assert_eq!(logits(&shards), logits(&whole));
+    for computed in by_transformers(std::slice::from_ref(&shards)).into_iter().flatten() {
+        assert_close(&computed.values, &logits(&whole), 1e-4);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn an_export_that_fails_leaves_nothing() {
@@ -251,5 +297,10 @@ fn an_export_that_fails_leaves_nothing() {
     program_with_file_limit(to.path(), 20, &arguments)
         .ended_with(1)
         .says(&["model.safetensors: cannot write: File too large"]);
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
+    // Neither do shards of which the first are written.
+    program_with_file_limit(to.path(), 7, &[&arguments[..], &["--shard-size", "6KB"]].concat())
+        .ended_with(1)
+        .says(&["safetensors: cannot write: File too large"]);
     assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
 }

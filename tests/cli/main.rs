@@ -9,6 +9,7 @@ mod card;
 #[cfg(unix)]
 mod crash;
 mod decode;
+mod devices;
 mod display;
 mod errors;
 mod export;

@@ -130,7 +130,7 @@ fn what_ranks_cannot_do_is_refused() {
         .says(&["error: this command runs in one process, on one device"]);
     program(run.path(), &["sft", "--devices", "flex:x"])
         .ended_with(2)
-        .says(&["expected flex, wgpu:N or cuda:N, such as cuda:0"]);
+        .says(&["expected flex, wgpu or cuda, or such as cuda:1 for the second GPU"]);
     assert!(files(run.path()).is_empty());
 }
 

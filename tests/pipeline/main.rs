@@ -7,6 +7,7 @@ mod dpo;
 mod drlc;
 mod lens;
 mod numerics;
+mod parity;
 mod spo;
 mod stages;
 mod support;

@@ -47,7 +47,7 @@ fn flatten(at: &str, value: &Value, into: &mut BTreeMap<String, f64>) {
 }
 
 /// The figures in the folder of a stage: of its summary, and of the last line of each log but the timings.
-fn figures(dir: &Path) -> BTreeMap<String, f64> {
+pub fn figures(dir: &Path) -> BTreeMap<String, f64> {
     let mut figures = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

@@ -155,7 +155,7 @@ fn all_six_methods_run_and_share_two_reward_models() {
     let context = context(dir.path(), &[&methods]);
     let grid = Grid {
         format: FORMAT,
-        device: context.device_name,
+        device: context.device_id(),
         seeds: vec![context.settings.seed],
         model: None,
         reward_model: None,

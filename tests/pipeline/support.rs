@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use segment_rlhf::device::DeviceName;
+use segment_rlhf::device::{DeviceId, DeviceName};
 use segment_rlhf::run::Context;
 use segment_rlhf::settings::Settings;
 use segment_rlhf::stage::{fit_normalizer, online, reward, sft};
@@ -36,14 +36,23 @@ const TINY: &[&str] = &[
 
 /// A run in `dir` with the further settings `more`.
 pub fn context(dir: &Path, more: &[&str]) -> Context {
+    context_on(DeviceName::Flex.into(), dir, more)
+}
+
+/// The same on another device.
+pub fn context_on(device: DeviceId, dir: &Path, more: &[&str]) -> Context {
     let sets: Vec<String> = TINY.iter().chain(more).map(|&set| set.to_owned()).collect();
     let settings = Settings::resolve(&[], &sets).unwrap();
-    Context::new(settings, DeviceName::Flex, dir.to_owned()).unwrap()
+    Context::new(settings, device, dir.to_owned()).unwrap()
 }
 
 /// The whole pipeline with the settings `more`.
 pub fn pipeline(dir: &Path, more: &[&str]) -> Context {
-    let context = context(dir, more);
+    pipeline_of(context(dir, more))
+}
+
+/// The whole pipeline of a context.
+pub fn pipeline_of(context: Context) -> Context {
     sft::run(&context).unwrap();
     reward::run(&context).unwrap();
     fit_normalizer::run(&context).unwrap();

@@ -10,7 +10,8 @@
 //! 4. `backward()` against central differences in f64;
 //! 5. padding and batch size, with NaN in the padding;
 //! 6. each bad input, with its exact error;
-//! 7. the same on every device of [`support::devices`]: tests of tensors loop over them.
+//! 7. the same on every device of [`support::devices`]: tests of tensors loop over them, and leave out one that does not
+//!    compute in the type that they need.
 
 // A response of one segment is a list of one range.
 #![allow(clippy::single_range_in_vec_init)]

@@ -23,7 +23,7 @@ use segment_rlhf::settings::Settings;
 use segment_rlhf::stop::Stop;
 
 use crate::lora::spoken;
-use crate::support::{assert_close, cpu, devices, host};
+use crate::support::{assert_close, cpu, devices, devices_with, host};
 use crate::tiny_model::{grouped, scalar_model, tokens};
 use crate::tolerance;
 
@@ -46,7 +46,7 @@ fn bf16(device: &burn::tensor::Device) -> Placement {
 
 #[test]
 fn a_model_in_bf16_says_what_it_says_in_f32_to_the_precision_of_bf16() {
-    for (device, _) in devices() {
+    for (device, _) in devices_with(DType::BF16) {
         let logits = |model: CausalLm| -> Vec<f64> {
             rows().iter().flat_map(|grid| host(model.logits(grid, 0..grid.width()))).collect()
         };
@@ -83,7 +83,7 @@ fn assert_within(actual: &[f64], expected: &[f64], tolerance: f64) {
 
 #[test]
 fn weights_cast_at_each_use_give_bit_for_bit_what_weights_stored_in_bf16_give() {
-    for (device, _) in devices() {
+    for (device, _) in devices_with(DType::BF16) {
         let cast = CausalLm::load(&fixture("llama"), &device).unwrap().0;
         let cast = cast.computing(Precision::Bf16, Checkpointing::None);
         let (stored, _) = CausalLm::load(&fixture("llama"), bf16(&device)).unwrap();
@@ -109,7 +109,7 @@ fn in_f32_nothing_is_cast() {
 
 #[test]
 fn log_probabilities_entropies_and_scores_are_in_f32() {
-    for (device, _) in devices() {
+    for (device, _) in devices_with(DType::BF16) {
         let config = grouped();
         let model = CausalLm::fresh(&config, 3, bf16(&device));
         let row = tokens(1, 8);
@@ -132,7 +132,7 @@ fn log_probabilities_entropies_and_scores_are_in_f32() {
 #[test]
 fn generation_in_bf16_keeps_its_cache_in_bf16_and_reads_what_the_full_forward_reads() {
     let config = grouped();
-    for (device, _) in devices() {
+    for (device, _) in devices_with(DType::BF16) {
         let model = CausalLm::fresh(&config, 4, bf16(&device));
         let row = tokens(5, 12);
         let full = host(model.logits(&Grid::new([(0, row.clone())], 12), 4..12));
@@ -178,7 +178,7 @@ fn loss(model: &CausalLm) -> Tensor<1> {
 
 #[test]
 fn a_step_in_bf16_moves_f32_weights_by_less_than_bf16_can_hold() {
-    for (device, _) in devices() {
+    for (device, _) in devices_with(DType::BF16) {
         let model = CausalLm::load(&fixture("llama"), &device.autodiff()).unwrap().0;
         let before = parameters(&model);
         let model = model.computing(Precision::Bf16, Checkpointing::None);
@@ -203,7 +203,7 @@ fn a_step_in_bf16_moves_f32_weights_by_less_than_bf16_can_hold() {
 
 #[test]
 fn gradients_in_bf16_point_where_those_of_f32_point() {
-    for (device, _) in devices() {
+    for (device, _) in devices_with(DType::BF16) {
         let model = CausalLm::load(&fixture("llama"), &device.autodiff()).unwrap().0;
         let exact = all_gradients(&model, loss(&model));
         let rounded = model.computing(Precision::Bf16, Checkpointing::None);
@@ -312,7 +312,7 @@ fn models_in_training_and_their_inference_copies_say_bit_for_bit_the_same_in_bf1
         rows.concat()
     };
     let each = [Checkpointing::None, Checkpointing::Operations, Checkpointing::Layers];
-    for (device, _) in devices() {
+    for (device, _) in devices_with(DType::BF16) {
         for (name, checkpointing) in FAMILIES.into_iter().flat_map(|name| each.map(|c| (name, c))) {
             for adapted in [false, true] {
                 println!("{name} {checkpointing:?}, with adapters: {adapted}");

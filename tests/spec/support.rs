@@ -1,6 +1,9 @@
 //! Tensors from rows, and comparisons of whole lists.
 
+use std::sync::LazyLock;
+
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use segment_rlhf::device::{DeviceId, computes_in};
 
 use crate::tolerance;
 
@@ -9,18 +12,32 @@ pub fn cpu() -> Device {
     Device::flex()
 }
 
-/// Every device to test, with the tolerance of its f32. A build with a GPU feature adds that GPU where
-/// the environment says SEGMENT_RLHF_TEST_GPU.
+/// The devices to test, which SEGMENT_RLHF_DEVICE names, such as `wgpu` or `flex,cuda`, by default the CPU; each with the
+/// tolerance of its f32.
 pub fn devices() -> Vec<(Device, f64)> {
-    #[allow(unused_mut)]
-    let mut devices = vec![(cpu(), tolerance::CPU_F32)];
-    if std::env::var_os("SEGMENT_RLHF_TEST_GPU").is_some() {
-        #[cfg(feature = "cuda")]
-        devices.push((Device::cuda(0), tolerance::GPU_F32));
-        #[cfg(feature = "wgpu")]
-        devices.push((Device::wgpu(burn::tensor::DeviceKind::DefaultDevice), tolerance::GPU_F32));
-    }
-    devices
+    static DEVICES: LazyLock<Vec<(Device, f64)>> = LazyLock::new(|| {
+        let named = std::env::var("SEGMENT_RLHF_DEVICE").unwrap_or_else(|_| "flex".into());
+        let open = |name: &str| {
+            let id: DeviceId = name.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
+            let device = id.open().unwrap();
+            id.check(&device, DType::F32, "").unwrap();
+            let tolerance = if device == cpu() { tolerance::CPU_F32 } else { tolerance::GPU_F32 };
+            (device, tolerance)
+        };
+        named.split(',').map(open).collect()
+    });
+    DEVICES.clone()
+}
+
+/// Those of [`devices`] that compute in `dtype`; says which do not.
+pub fn devices_with(dtype: DType) -> impl Iterator<Item = (Device, f64)> {
+    devices().into_iter().filter(move |(device, _)| {
+        let computes = computes_in(device).contains(&dtype);
+        if !computes {
+            println!("left out: {device:?} does not compute in {}", dtype.name());
+        }
+        computes
+    })
 }
 
 pub fn matrix(rows: &[Vec<f64>], device: &Device, dtype: DType) -> Tensor<2> {

@@ -10,7 +10,6 @@ pub const TABLE: f64 = 1e-9;
 pub const CPU_F32: f64 = 1e-5;
 
 /// f32 on a GPU: sums in another order, approximate exponentials.
-#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 pub const GPU_F32: f64 = 1e-4;
 
 /// transformers in f32, whose rotary angles are rounded to f32 too: in f64 its own logits, of magnitude 6, move
