@@ -236,6 +236,10 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
         return Ok(true);
     }
     let lock = match task.context.locks.take(&task.dir) {
+        Err(LockError::Held { .. }) if task.is_finished() => {
+            write_events(task)?;
+            return Ok(true); // its owner has only to clear up, or was killed before
+        }
         Err(LockError::Held { .. }) => return Ok(false),
         other => other.map_err(FolderError::from)?,
     };
@@ -245,11 +249,16 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
         return Ok(true);
     }
     let mut context = task.context.clone();
-    context.locks = context.locks.holding(lock);
+    context.locks = context.locks.holding(lock.clone());
     let failed = task.dir.join(FAILED);
     let _ = fs::remove_file(&failed); // of an earlier try
     let start = Instant::now();
     let result = crate::stage::run(task.stage, &context);
+    if let Err(lost) = lock.check() {
+        // Its new owner runs the stage.
+        context.progress.line(&format!("{}: {lost}", context.title(task.stage.command())));
+        return Ok(false);
+    }
     Took::add(&task.dir, start.elapsed());
     match result {
         Ok(()) => Ok(true),

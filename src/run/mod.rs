@@ -15,6 +15,7 @@ mod log;
 #[doc(hidden)]
 pub mod memory;
 pub mod metrics;
+mod owner;
 pub mod progress;
 pub mod stage;
 mod tensorboard;

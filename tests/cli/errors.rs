@@ -1779,6 +1779,7 @@ const UNREACHABLE: &[(&str, &str)] = &[
     ("HubError::File", "needs a server: hub.rs has one"),
     ("HubError::Broken", "needs a server: hub.rs has one"),
     ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
+    ("LockError::Lost", "needs a process that was paused: locks.rs has one"),
     ("LockError::Unsupported", "a test has no such file system: the lock's own tests show it"),
     ("NormalizerError::TooFewPoints", "every response has a reward"),
     ("NormalizerError::LengthMismatch", "the stage passes as many x as y"),
