@@ -73,7 +73,9 @@ impl Error {
                 | StageError::Folder(FolderError::Lock(LockError::Lost { .. })),
             )
             | Self::Output(_)
-            | Self::Grid(GridError::Cells { .. }) => true,
+            | Self::Grid(
+                GridError::Cells { .. } | GridError::NotReady { .. } | GridError::Changed { .. },
+            ) => true,
             Self::Hub(error) => error.is_failure(),
             Self::Stage(
                 StageError::Folder(

@@ -4,6 +4,7 @@
 
 mod benchmark;
 mod chat;
+mod cluster;
 pub mod error;
 mod grid;
 mod help;

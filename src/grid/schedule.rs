@@ -138,6 +138,19 @@ pub fn run(
     }
 }
 
+/// Runs one task, whose predecessors have their results; waits while another process runs it.
+pub fn run_one(task: &Task) -> Result<(), Error> {
+    let mut said = false;
+    while !run_alone(task, OnFailure::Stop)? {
+        if !std::mem::replace(&mut said, true) {
+            let name = task.context.title(task.stage.command());
+            task.context.progress.line(&format!("{name}: waiting, another process has it"));
+        }
+        std::thread::sleep(PATIENCE);
+    }
+    Ok(())
+}
+
 enum Progress {
     /// Not started; not to be started before this moment, if another process had it.
     Waiting(Option<Instant>),

@@ -228,17 +228,6 @@ impl Locks {
         Self { held: Some(lock), ..self.clone() }
     }
 
-    /// The turn of the file `path`, unless another process has it.
-    pub fn turn(&self, path: &Path) -> Result<Option<Turn>, LockError> {
-        let file = create(path)?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(source)) => self.unsupported.check(path, Err(source))?,
-            Ok(()) => {}
-        }
-        Ok(Some(Turn { _file: file }))
-    }
-
     /// Waits for the turn of the file `path`.
     pub fn wait(&self, path: &Path) -> Result<Turn, LockError> {
         let file = create(path)?;
