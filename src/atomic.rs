@@ -7,8 +7,10 @@
 //! killed; [`remove_leftovers`] removes it all, for whoever has a folder to itself.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use crate::{host, ranks};
 
@@ -40,6 +42,55 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io
         let _ = fs::remove_file(&temporary);
     }
     written.and_then(|()| disk::sync_folder(parent(path)))
+}
+
+/// Writes `bytes` to `path`, whole or not at all, unless there is something: of many writers, on whatever machines, one
+/// succeeds.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::AlreadyExists`] if there is something; whatever the system refuses.
+pub fn create_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    [NEW, OLD].iter().for_each(|suffix| remove_abandoned(path, suffix));
+    let temporary = unique(path, NEW);
+    let written =
+        fs::write(&temporary, bytes).and_then(|()| disk::sync(&temporary)).and_then(|()| {
+            match fs::hard_link(&temporary, path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    create_in_place(path, bytes)
+                }
+                linked => linked,
+            }
+        });
+    let _ = fs::remove_file(&temporary);
+    written.and_then(|()| disk::sync_folder(parent(path)))
+}
+
+/// [`create_file`] for a file system without hard links: a kill can leave half of the file.
+fn create_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).open(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
+}
+
+/// What time it is on the clock of the file system that holds `path`, or will: that of another machine, perhaps.
+pub fn now(path: &Path) -> io::Result<SystemTime> {
+    let temporary = unique(path, NEW);
+    let time = File::create(&temporary).and_then(|mut file| {
+        file.write_all(b"now")?;
+        file.sync_all()?;
+        file.metadata()?.modified()
+    });
+    let _ = fs::remove_file(&temporary);
+    time
+}
+
+/// A name in the folder of `path` that nothing has, for what is about to go.
+pub fn aside(path: &Path) -> PathBuf {
+    unique(path, OLD)
 }
 
 /// Fills a new folder by `fill` and then gives it the name `dir`, replacing a folder that is there.
@@ -152,7 +203,10 @@ pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
 fn remove_abandoned(path: &Path, suffix: &str) {
     let start = format!(".{}.{}-", name(path), host::name());
     let end = format!(".{suffix}");
-    let writer = |name: &str| name.strip_prefix(&start)?.strip_suffix(&end)?.parse().ok();
+    let writer = |name: &str| {
+        let writer = name.strip_prefix(&start)?.strip_suffix(&end)?;
+        writer.split('.').next()?.parse().ok()
+    };
     for entry in fs::read_dir(parent(path)).into_iter().flatten().flatten() {
         let process: Option<u32> = writer(&entry.file_name().to_string_lossy());
         if process.is_some_and(|process| !host::runs(process)) {
@@ -169,6 +223,13 @@ fn remove(path: &Path) -> io::Result<()> {
 fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let (name, host, process) = (name(path), host::name(), std::process::id());
     path.with_file_name(format!(".{name}.{host}-{process}.{suffix}"))
+}
+
+/// The same for one of several threads that write `path` at once.
+fn unique(path: &Path, suffix: &str) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    sibling(path, &format!("{count}.{suffix}"))
 }
 
 fn name(path: &Path) -> String {

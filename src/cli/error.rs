@@ -72,17 +72,20 @@ impl From<BenchmarkError> for Error {
 
 impl Error {
     /// The exit status: 2 for rejected input, 130 after a stop, 1 for a run that failed (non-finite numbers, a full
-    /// disk, failed cells of a grid).
+    /// disk, a folder that another process took over, failed cells of a grid).
     pub fn exit_code(&self) -> u8 {
         let failed = match self {
             Self::Stage(StageError::Interrupted(_)) => return 130,
             Self::Stage(
                 StageError::NonFinite(_)
                 | StageError::Alarm { .. }
-                | StageError::OutOfMemory { .. },
+                | StageError::OutOfMemory { .. }
+                | StageError::Folder(FolderError::Lock(LockError::Lost { .. })),
             )
             | Self::Output(_)
-            | Self::Grid(GridError::Cells { .. }) => true,
+            | Self::Grid(
+                GridError::Cells { .. } | GridError::NotReady { .. } | GridError::Changed { .. },
+            ) => true,
             Self::Hub(error) => error.is_failure(),
             Self::Rank { error, .. } => return error.exit_code(),
             Self::Stage(

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::cluster::ClusterArgs;
 use super::error::Error;
 use super::inputs::Inputs;
 use super::{Common, show, use_threads};
@@ -14,7 +15,7 @@ use crate::grid::file::{self, Planned};
 use crate::grid::plan::{Grid, Plan, PlannedCell};
 use crate::grid::results::{FORMAT, State};
 use crate::grid::schedule::OnFailure;
-use crate::grid::{GridError, driver, reproduce, tables};
+use crate::grid::{GridError, driver, reproduce, submit, tables};
 use crate::report::extras::{Source, extras};
 use crate::report::page::{self, Page};
 use crate::run::Context;
@@ -106,7 +107,7 @@ pub(super) fn cell(common: &Common, run: &Path) -> Result<Option<Context>, Error
 #[derive(Args)]
 pub(super) struct AblateArgs {
     /// Experiment files, such as experiments/table1.toml; the results go to --run [default: runs/ and their names]
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "element", value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Number of seeds: 0, 1, … or counted from --seed
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
@@ -114,13 +115,18 @@ pub(super) struct AblateArgs {
     /// Stages to run at the same time, each on its own core
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
-    /// Print the cells and the time that they will take, and run nothing
+    /// Print the cells and the time that they will take, and run nothing; with --submit also the jobs and their scripts
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// Runs the experiments of one or more files.
 pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
+    if let Some(element) = args.cluster.element() {
+        return element.run(common);
+    }
     if common.method.is_some() {
         return Err(Error::Usage("--method goes with single stages: the arms have methods".into()));
     }
@@ -130,6 +136,7 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     let stems = args.files.iter().map(|file| file.file_stem().unwrap_or_default());
     let name = stems.collect::<Vec<_>>().join("-".as_ref());
     let run = common.run.clone().unwrap_or_else(|| Path::new("runs").join(name));
+    let run = if args.cluster.submits() { absolute(&run)? } else { run };
     let mut firsts = experiments.iter().flat_map(|e| &e.arms).map(|arm| arm.settings.seed);
     let first = firsts.next().unwrap_or_default();
     if firsts.any(|other| other != first) {
@@ -140,7 +147,13 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     let plan = grid.plan(&run, &common.locks(), &common.stop(), &progress)?;
     let jobs = usize::from(args.jobs);
     if args.dry_run {
-        return show::out(&plan.list(jobs));
+        show::out(&plan.list(jobs))?;
+    }
+    if args.cluster.submits() {
+        return args.cluster.submit(common, &plan, args.dry_run);
+    }
+    if args.dry_run {
+        return Ok(());
     }
     let plan = with_events(common, plan);
     let start = Instant::now();
@@ -149,9 +162,16 @@ pub(super) fn ablate(common: &Common, args: &AblateArgs) -> Result<(), Error> {
     show::out(&format!("{cells} cells, {seconds:.0} s; results.json in {}", run.display()))
 }
 
+/// The path for a process that may run elsewhere.
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    Ok(std::path::absolute(path).map_err(FileError::reading(path))?)
+}
+
 /// Prints the progress of a grid or of single stages.
 pub(super) fn status(common: &Common, run: Option<&Path>) -> Result<(), Error> {
-    show::out(&plan(folder(common, run)?)?.status())
+    let run = folder(common, run)?;
+    let status = plan(run)?.status();
+    show::out(&[status].into_iter().chain(submit::status(run)).collect::<Vec<_>>().join("\n\n"))
 }
 
 /// The folder of a grid, as an argument of its own or as --run.

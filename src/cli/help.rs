@@ -36,7 +36,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "ablate experiments/table1.toml --seeds 5 --dry-run  # what would run, and for how long",
             "ablate experiments/table1.toml --seeds 5 --jobs 4",
-            "ablate experiments/table4.toml experiments/table5.toml --run runs/tables",
+            "ablate experiments/table1.toml --submit slurm --sbatch \"--partition=cpu --time=4:00:00\"",
         ],
     ),
     ("status", &["status runs/table1", "status runs/mine"]),

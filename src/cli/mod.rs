@@ -4,6 +4,7 @@
 
 mod benchmark;
 mod chat;
+mod cluster;
 mod devices;
 pub mod error;
 mod grid;
@@ -14,6 +15,7 @@ mod ranks;
 mod show;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
@@ -24,7 +26,7 @@ use crate::data::columns::Columns;
 use crate::device::DeviceId;
 use crate::run::alarms::Alarm;
 use crate::run::given::{self, Given};
-use crate::run::lock::{Locks, Unsupported};
+use crate::run::lock::{Locks, SILENCE, Unsupported};
 use crate::run::progress::Progress;
 use crate::run::{Context, Error as StageError, Layout, Stage};
 use crate::settings::{DEFAULTS, Preset, Settings};
@@ -206,6 +208,9 @@ struct Common {
     /// Run even if the file system has no locks: make sure yourself that no two processes run the same stage
     #[arg(long, global = true)]
     without_locks: bool,
+    /// For tests: seconds without a sign of life after which a stage's folder is taken over
+    #[arg(long, global = true, hide = true, value_name = "SECONDS", default_value_t = SILENCE.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    silence: u64,
 }
 
 impl Common {
@@ -233,7 +238,8 @@ impl Common {
     }
 
     fn locks(&self) -> Locks {
-        Locks::new(if self.without_locks { Unsupported::GoOn } else { Unsupported::Refuse })
+        let unsupported = if self.without_locks { Unsupported::GoOn } else { Unsupported::Refuse };
+        Locks::new(unsupported, Duration::from_secs(self.silence))
     }
 
     fn stop(&self) -> Stop {

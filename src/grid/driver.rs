@@ -22,8 +22,7 @@ pub fn run(plan: &Plan, jobs: usize, on_failure: OnFailure) -> Result<Results, G
     };
     let outcomes = schedule::run(&plan.tasks, jobs, on_failure, finished);
     drop(board);
-    let results = plan.results();
-    schedule::write_in_turn(&run.join("results.json"), &results, locks)?;
+    let results = write(plan)?;
     let mut errors = outcomes?.into_iter().filter_map(|outcome| match outcome {
         Outcome::Failed(error) => Some(error),
         _ => None,
@@ -38,9 +37,32 @@ pub fn run(plan: &Plan, jobs: usize, on_failure: OnFailure) -> Result<Results, G
     };
     match first.or_else(|| results.cells.iter().find_map(corrupt)) {
         None => Ok(results),
-        Some(first) => {
-            let of = results.cells.len();
-            Err(GridError::Cells { failed: of - results.finished(), of, first })
-        }
+        Some(first) => Err(failed(&results, first)),
     }
+}
+
+/// Writes `results.json` of what the stages of a grid have given so far, for a grid that others run.
+pub fn report(plan: &Plan) -> Result<Results, GridError> {
+    let results = write(plan)?;
+    let unfinished = |cell: &Cell| match &cell.state {
+        State::Finished(_) => None,
+        State::Failed { error, .. } | State::Corrupt { error } => Some(error.clone()),
+        State::Pending => Some(format!("the cell {} is not finished", cell.id)),
+    };
+    match results.cells.iter().find_map(unfinished) {
+        None => Ok(results),
+        Some(first) => Err(failed(&results, first)),
+    }
+}
+
+fn write(plan: &Plan) -> Result<Results, GridError> {
+    let Context { run, locks, .. } = &plan.cells[0].context;
+    let results = plan.results();
+    schedule::write_in_turn(&run.join("results.json"), &results, locks)?;
+    Ok(results)
+}
+
+fn failed(results: &Results, first: String) -> GridError {
+    let of = results.cells.len();
+    GridError::Cells { failed: of - results.finished(), of, first }
 }

@@ -1,6 +1,7 @@
 //! Why an experiment file or a grid was rejected, or what failed in it.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::results::FORMAT;
@@ -58,6 +59,36 @@ pub enum GridError {
          `segment-rlhf status` tells all"
     )]
     Cells { failed: usize, of: usize, first: String },
+    /// A command of Slurm that is not on this machine.
+    #[error(
+        "{command}: cannot run: {source}; --submit slurm and its status need Slurm's commands, as on a cluster's login \
+         node; --jobs N runs a grid without Slurm"
+    )]
+    NoSlurm { command: String, source: io::Error },
+    /// Slurm refused what it was asked.
+    #[error(
+        "{command}: {said}; mend what Slurm names (`sinfo` lists partitions; --sbatch \"--partition=…\" gives options), \
+         then run the same command again"
+    )]
+    Slurm { command: String, said: String },
+    /// A cluster whose Slurm has no job arrays.
+    #[error(
+        "this cluster allows no job arrays (MaxArraySize = 0); run `ablate` with --jobs inside a job of your own"
+    )]
+    NoArrays,
+    /// Jobs of an earlier submission that have not ended.
+    #[error(
+        "{dir}: its jobs {jobs} are still queued; let them end, or `scancel {jobs}`, then submit again"
+    )]
+    Queued { dir: PathBuf, jobs: String },
+    /// A stage whose turn came although one that it needs is not finished.
+    #[error("{stage} needs {dir}, which {why}; submit again to run what is unfinished")]
+    NotReady { stage: &'static str, dir: PathBuf, why: String },
+    /// A submission whose grid has other stages now.
+    #[error(
+        "{dir}: the model, the data or the program changed since it was submitted, or it has no such stage; submit again"
+    )]
+    Changed { dir: PathBuf },
 }
 
 wrap_stage_errors!(GridError: FolderError, CheckpointError, DataError, DeviceError);

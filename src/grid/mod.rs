@@ -21,6 +21,8 @@ pub mod reported;
 pub mod reproduce;
 pub mod results;
 pub(crate) mod schedule;
+pub(crate) mod slurm;
+pub(crate) mod submit;
 pub mod tables;
 
 pub use error::GridError;

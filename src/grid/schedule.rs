@@ -138,6 +138,19 @@ pub fn run(
     }
 }
 
+/// Runs one task, whose predecessors have their results; waits while another process runs it.
+pub fn run_one(task: &Task) -> Result<(), Error> {
+    let mut said = false;
+    while !run_alone(task, OnFailure::Stop)? {
+        if !std::mem::replace(&mut said, true) {
+            let name = task.context.title(task.stage.command());
+            task.context.progress.line(&format!("{name}: waiting, another process has it"));
+        }
+        std::thread::sleep(PATIENCE);
+    }
+    Ok(())
+}
+
 enum Progress {
     /// Not started; not to be started before this moment, if another process had it.
     Waiting(Option<Instant>),
@@ -236,6 +249,10 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
         return Ok(true);
     }
     let lock = match task.context.locks.take(&task.dir) {
+        Err(LockError::Held { .. }) if task.is_finished() => {
+            write_events(task)?;
+            return Ok(true); // its owner has only to clear up, or was killed before
+        }
         Err(LockError::Held { .. }) => return Ok(false),
         other => other.map_err(FolderError::from)?,
     };
@@ -245,11 +262,16 @@ fn run_alone(task: &Task, on_failure: OnFailure) -> Result<bool, Error> {
         return Ok(true);
     }
     let mut context = task.context.clone();
-    context.locks = context.locks.holding(lock);
+    context.locks = context.locks.holding(lock.clone());
     let failed = task.dir.join(FAILED);
     let _ = fs::remove_file(&failed); // of an earlier try
     let start = Instant::now();
     let result = crate::stage::run(task.stage, &context);
+    if let Err(lost) = lock.check() {
+        // Its new owner runs the stage.
+        context.progress.line(&format!("{}: {lost}", context.title(task.stage.command())));
+        return Ok(false);
+    }
     Took::add(&task.dir, start.elapsed());
     match result {
         Ok(()) => Ok(true),

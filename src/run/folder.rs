@@ -53,7 +53,7 @@ pub const TOOK: &str = "took.json";
 pub struct StageFolder {
     dir: PathBuf,
     /// Keeps other processes out while the stage runs; a finished stage is read without it.
-    _lock: Option<Arc<Lock>>,
+    lock: Option<Arc<Lock>>,
     /// What TensorBoard shows, if it is asked for.
     events: Option<Arc<Mutex<Events>>>,
     /// What a damaged checkpoint was, if the one before it was used instead.
@@ -120,7 +120,7 @@ impl StageFolder {
         })?;
         let folder = opened.unwrap_or(Self {
             dir,
-            _lock: None,
+            lock: None,
             events: None,
             warnings: Vec::new(),
             grown_from,
@@ -170,7 +170,7 @@ impl StageFolder {
             take_up(&dir)?;
         }
         let grown_from = differences.into_iter().find_map(|grown| grown.there);
-        Ok(Self { dir, _lock: lock, events: None, warnings: Vec::new(), grown_from })
+        Ok(Self { dir, lock, events: None, warnings: Vec::new(), grown_from })
     }
 
     /// The same, with TensorBoard's event file: at once for a finished stage, else beside its logs as they grow.
@@ -194,6 +194,16 @@ impl StageFolder {
         &self.dir
     }
 
+    /// The folder, for one that is about to write into it.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Lock`] when another process has taken it over.
+    pub fn to_write(&self) -> Result<&Path, FolderError> {
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.check())?;
+        Ok(&self.dir)
+    }
+
     /// The result of a finished stage.
     ///
     /// # Errors
@@ -210,7 +220,7 @@ impl StageFolder {
             ranks::apart(|| events.lock().expect("no writer panics").catch_up())?;
         }
         self.sync_logs()?;
-        write_json(&self.dir.join(SUMMARY), summary)?;
+        write_json(&self.to_write()?.join(SUMMARY), summary)?;
         remove_checkpoints(&self.dir)?;
         ranks::wait();
         Ok(())
@@ -219,13 +229,13 @@ impl StageFolder {
     /// Lays the newest checkpoint aside, so that the stage can go on after its end.
     pub fn keep_last(&self) -> Result<(), FolderError> {
         let Some(last) = self.checkpoint_dirs()?.pop() else { return Ok(()) };
-        let path = self.dir.join(RESUME);
+        let path = self.to_write()?.join(RESUME);
         Ok(atomic::rename_dir(&last, &path).map_err(FileError::writing(&path))?)
     }
 
     /// Makes the lines that were logged durable.
     fn sync_logs(&self) -> Result<(), FolderError> {
-        for log in entries(&self.dir)?.iter().filter(|path| name(path).ends_with(".jsonl")) {
+        for log in entries(self.to_write()?)?.iter().filter(|path| name(path).ends_with(".jsonl")) {
             atomic::sync(log).map_err(FileError::writing(log))?;
         }
         Ok(())
@@ -236,7 +246,7 @@ impl StageFolder {
     ///
     /// # Errors
     ///
-    /// [`FolderError::File`]; the earlier checkpoints are then intact.
+    /// [`FolderError::File`] and [`FolderError::Lock`]; the earlier checkpoints are then intact.
     pub fn save(&self, step: usize, files: Vec<NewFile<'_>>) -> Result<(), FolderError> {
         if !ranks::is_first() {
             return Ok(());
@@ -244,7 +254,7 @@ impl StageFolder {
         let path = self.dir.join(CHECKPOINTS).join(format!("step-{step:08}"));
         self.sync_logs()?; // the lines that go with the checkpoint are on the disk before it
         let refused = |source| FileError::writing(&path)(source).into();
-        atomic::write_dir(&path, refused, |dir| {
+        let written = atomic::write_dir(&path, refused, |dir| {
             let mut manifest = Manifest { step, files: BTreeMap::new() };
             for (name, fill) in files {
                 let file = dir.join(&name);
@@ -255,8 +265,13 @@ impl StageFolder {
                 let entry = written.map_err(FileError::writing(&path.join(&name)))?;
                 manifest.files.insert(name, entry);
             }
-            write_json(&dir.join("manifest.json"), &manifest)
-        })?;
+            write_json(&dir.join("manifest.json"), &manifest)?;
+            self.to_write().map(drop) // now that the files are written, which takes time
+        });
+        if written.is_err() {
+            self.to_write()?; // who takes a folder over removes what is half-written
+        }
+        written?;
         let dirs = self.checkpoint_dirs()?;
         for old in &dirs[..dirs.len().saturating_sub(2)] {
             atomic::remove_dir(old).map_err(FileError::writing(old))?;
@@ -304,13 +319,14 @@ impl StageFolder {
     ///
     /// [`FolderError::Corrupt`] when it has fewer lines; [`FolderError::File`].
     pub fn log(&self, name: &str, lines: usize) -> Result<Log, FolderError> {
-        Ok(Log::open(self.dir.join(name), lines)?.shown_in(self.events.clone()))
+        Ok(Log::open(self.to_write()?.join(name), lines)?.shown_in(self.events.clone()))
     }
 
     /// The batches that a pass over a data set has given so far, under the name `name`. They are valid for the
     /// folder's settings and inputs, and go with the checkpoints. What a kill left of a last batch is dropped.
     pub fn parts<T: DeserializeOwned>(&self, name: &str) -> Result<Parts<T>, FolderError> {
-        Parts::read(self.dir.join(CHECKPOINTS).join(format!("{name}.jsonl")))
+        let path = self.dir.join(CHECKPOINTS).join(format!("{name}.jsonl"));
+        Ok(Parts::read(path)?.within(self.lock.clone()))
     }
 
     fn checkpoint_dirs(&self) -> Result<Vec<PathBuf>, FolderError> {
@@ -461,6 +477,7 @@ fn differences(dir: &Path, new: &toml::Table) -> Result<Vec<Difference>, FolderE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host;
     use crate::run::lock::LockError;
     use tempfile::TempDir;
 
@@ -574,6 +591,36 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_written_into_a_folder_that_another_process_has_taken_over() {
+        let run = TempDir::new().unwrap();
+        let mut folder = open(&run, 0).unwrap();
+        let (mut log, mut parts) = (folder.log("a.jsonl", 0).unwrap(), folder.parts("b").unwrap());
+        save(&folder, 1);
+        let owner = run.path().join("sft.owner.json");
+        let taken = fs::read_to_string(&owner).unwrap().replace(host::name(), "elsewhere");
+        fs::write(&owner, taken).unwrap();
+        // The new owner opens the log first of all.
+        Log::open(folder.dir().join("a.jsonl"), 0).unwrap();
+        log.write(&1).unwrap();
+        let file = |path: &Path| fs::write(path, "state");
+        let tries = [
+            folder.save(2, vec![("state.json".into(), Box::new(file))]),
+            folder.keep_last(),
+            folder.finish(&1),
+            folder.log("a.jsonl", 0).map(drop),
+            parts.push(vec![1]),
+            folder.to_write().map(drop),
+        ];
+        for (i, tried) in tries.into_iter().enumerate() {
+            let lost = matches!(tried, Err(FolderError::Lock(LockError::Lost { .. })));
+            assert!(lost, "the try {i} was let through");
+        }
+        assert_eq!(folder.latest().unwrap().map(|checkpoint| checkpoint.step), Some(1));
+        assert!(!folder.dir().join(RESUME).exists() && !is_finished(folder.dir()));
+        assert_eq!(fs::read(folder.dir().join("a.jsonl")).unwrap(), b"");
+    }
+
+    #[test]
     fn what_a_kill_left_in_a_finished_stage_goes() {
         let run = TempDir::new().unwrap();
         let folder = open(&run, 0).unwrap();
@@ -581,8 +628,10 @@ mod tests {
         let dir = folder.dir().to_owned();
         drop(folder);
         assert!(is_settled(&dir).unwrap());
+        let killed = r#"{"host": "HOST", "boot": "BOOT", "process": 4294967295, "since": ""}"#;
+        let killed = killed.replace("HOST", host::name()).replace("BOOT", host::boot());
         for left in [".took.json.elsewhere-1.tmp", "../sft.owner.json"] {
-            fs::write(dir.join(left), "{").unwrap();
+            fs::write(dir.join(left), &killed).unwrap();
             assert!(!is_settled(&dir).unwrap(), "{left}");
             open(&run, 0).unwrap();
             assert!(is_settled(&dir).unwrap(), "{left}");

@@ -1,79 +1,69 @@
 //! Locks: no two processes write into one stage's folder at a time.
 //!
-//! The lock of the folder `DIR` is the system's lock on the file `DIR.lock`. It ends with the process, however that ends.
-//! Who holds it is written to `DIR.owner.json`, for those who do not get it: a file of its own, whole or not at all,
-//! since some systems let nobody read a locked file. It goes with the lock; what a kill leaves of it the next holder
-//! replaces.
+//! The lock of the folder `DIR` is two things at once. One is the system's lock on the file `DIR.lock`, which ends with
+//! the process, however that ends. The other is the file `DIR.owner.json`, see [`Owner`], for nodes that share a folder
+//! and do not see each other's locks. Its owner reads it again before it writes anything that counts, and stops if
+//! another process has taken the folder over.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
+use super::owner::{self, Found};
+pub use super::owner::{Owner, SILENCE};
 use crate::file_error::FileError;
 use crate::{atomic, host};
 
-/// How long a lock must be held by others to count as held: longer than [`is_held`] needs for its look, and than a new
-/// holder needs to write who it is.
+/// How long a lock must be held by others to count as held: longer than a new holder needs to write who it is, and
+/// than two who take over one folder need to settle who has it.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Why a lock was not got.
+/// Why a lock was not got, or is lost.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs)] // the fields' names say it
 pub enum LockError {
     /// Another process has it.
     #[error(
-        "{dir}: in use by {}; wait until that ends, or name another folder with --run",
-        owner.as_ref().map_or_else(|| "another process".into(), Owner::to_string)
+        "{dir}: in use by {}; wait until that ends, or name another folder with --run{}",
+        name(owner),
+        killed(owner)
     )]
-    Held { dir: PathBuf, owner: Option<Owner> },
-    /// The system does not lock the file.
+    Held { dir: PathBuf, owner: Option<Box<Owner>> },
+    /// Another process has taken it over.
     #[error(
-        "{path}: cannot lock: {source}; where the file system has no locks, and no other process uses the folder, \
-         give --without-locks"
+        "{dir}: taken over by {} while this process gave no sign of life (was it paused, or the file system away?); \
+         nothing was written since: once that ends, the same command goes on from what is saved",
+        name(owner)
+    )]
+    Lost { dir: PathBuf, owner: Option<Box<Owner>> },
+    /// The system does not lock the file, or only seems to.
+    #[error(
+        "{path}: cannot lock: {source}{}; name a --run on a file system with locks (NFS 4, GPFS, Lustre mounted with \
+         `flock`), or, where no other process uses the folder, give --without-locks",
+        host::file_system(path).map_or_else(String::new, |kind| format!(" (file system {kind})"))
     )]
     Unsupported { path: PathBuf, source: io::Error },
-    /// The lock's file cannot be made.
+    /// A file of the lock cannot be made.
     #[error("{0}; {advice}", advice = .0.advice("check the path and its permissions"))]
     File(#[from] FileError),
 }
 
-/// Who holds a lock.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
-    pub host: String,
-    pub process: u32,
-    pub since: String,
+fn name(owner: &Option<Box<Owner>>) -> String {
+    owner.as_ref().map_or_else(|| "another process".into(), |owner| owner.to_string())
 }
 
-impl Owner {
-    fn this_process() -> Self {
-        let since = chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC").to_string();
-        Self { host: host::name().to_owned(), process: std::process::id(), since }
-    }
-
-    fn read(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(owner_path(dir)).ok()?).ok()
-    }
-
-    /// Writes it down for others. A full disk costs them the name, and nothing else.
-    fn write(&self, dir: &Path) {
-        let path = owner_path(dir);
-        let text = serde_json::to_vec(self).expect("a plain struct serialises");
-        if atomic::write_file(&path, &text).is_err() {
-            let _ = fs::remove_file(&path); // an earlier holder's
+/// When the folder is free if its owner cannot end in an orderly way.
+fn killed(owner: &Option<Box<Owner>>) -> &'static str {
+    match owner {
+        Some(owner) if !owner.is_here() => {
+            " (if it was killed, the folder is free ten minutes after its last sign of life)"
         }
-    }
-}
-
-impl std::fmt::Display for Owner {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "process {} on {} since {}", self.process, self.host, self.since)
+        _ => "",
     }
 }
 
@@ -88,10 +78,13 @@ pub enum Unsupported {
 }
 
 impl Unsupported {
-    fn check(self, path: &Path, source: io::Error) -> Result<(), LockError> {
-        match self {
-            Self::GoOn => Ok(()),
-            Self::Refuse => Err(LockError::Unsupported { path: path.to_owned(), source }),
+    /// What the outcome of a try to lock the file `path` means.
+    fn check(self, path: &Path, outcome: io::Result<()>) -> Result<(), LockError> {
+        match (self, outcome) {
+            (Self::GoOn, _) | (_, Ok(())) => Ok(()),
+            (Self::Refuse, Err(source)) => {
+                Err(LockError::Unsupported { path: path.to_owned(), source })
+            }
         }
     }
 }
@@ -100,32 +93,97 @@ impl Unsupported {
 #[derive(Debug)]
 pub struct Lock {
     dir: PathBuf,
+    owner: Owner,
     _file: File,
+    /// Ends the signs of life when it is dropped.
+    _life: Sender<()>,
 }
 
 impl Lock {
-    fn take(dir: &Path, unsupported: Unsupported) -> Result<Self, LockError> {
+    fn take(dir: &Path, locks: &Locks) -> Result<Self, LockError> {
         let path = lock_path(dir);
         let file = create(&path)?;
         let until = Instant::now() + PATIENCE;
         loop {
             match file.try_lock() {
-                Ok(()) => break,
+                Ok(()) => break locks.unsupported.check(&path, probe(&path))?,
                 Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(PATIENCE / 10),
                 Err(TryLockError::WouldBlock) => {
-                    return Err(LockError::Held { dir: dir.to_owned(), owner: Owner::read(dir) });
+                    let owner = Owner::read(dir).map(Box::new);
+                    return Err(LockError::Held { dir: dir.to_owned(), owner });
                 }
-                Err(TryLockError::Error(source)) => break unsupported.check(&path, source)?,
+                Err(TryLockError::Error(source)) => {
+                    break locks.unsupported.check(&path, Err(source))?;
+                }
             }
         }
-        Owner::this_process().write(dir);
-        Ok(Self { dir: dir.to_owned(), _file: file })
+        let owner = Owner::this_process();
+        own(&owner, dir, locks)?;
+        let life = owner.clone().live(dir.to_owned(), locks.silence);
+        Ok(Self { dir: dir.to_owned(), owner, _file: file, _life: life })
+    }
+
+    /// Whether the folder is still this process's, for one that is about to write into it.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if another process has taken it over.
+    pub fn check(&self) -> Result<(), LockError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let found = Owner::read(&self.dir);
+            if found.as_ref() == Some(&self.owner) {
+                return Ok(());
+            }
+            // One who would take the folder over too late moves the file away and back.
+            if Instant::now() >= until {
+                let owner = found.map(Box::new);
+                return Err(LockError::Lost { dir: self.dir.clone(), owner });
+            }
+            sleep(PATIENCE / 10);
+        }
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = fs::remove_file(owner_path(&self.dir)); // while the lock is still held
+        self.owner.leave(&self.dir); // while the lock is still held
+    }
+}
+
+/// Makes this process the owner of the folder `dir`, in place of one that is gone.
+fn own(owner: &Owner, dir: &Path, locks: &Locks) -> Result<(), LockError> {
+    let path = owner::path(dir);
+    let refused = |source| LockError::from(FileError::writing(&path)(source));
+    loop {
+        match owner.write(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            written => {
+                written.map_err(refused)?;
+                let again = File::options().write(true).create_new(true).open(&path);
+                let twice = |_| Err(io::Error::other("a new file can be created twice"));
+                return locks.unsupported.check(&path, again.map_or(Ok(()), twice));
+            }
+        }
+        let Some(found) = Found::read(dir).map_err(refused)? else { continue };
+        if found.owner.as_ref() == Some(owner) {
+            return Ok(()); // a network took the request twice
+        }
+        if !found.is_gone(dir, locks.silence).map_err(refused)? {
+            let owner = found.owner.map(Box::new);
+            return Err(LockError::Held { dir: dir.to_owned(), owner });
+        }
+        found.remove(dir).map_err(refused)?;
+    }
+}
+
+/// Whether a lock of the file `path`, which this process has, keeps others out: some network file systems grant it to
+/// all.
+fn probe(path: &Path) -> io::Result<()> {
+    match File::options().write(true).open(path)?.try_lock() {
+        Err(TryLockError::WouldBlock) => Ok(()),
+        Err(TryLockError::Error(source)) => Err(source),
+        Ok(()) => Err(io::Error::other("a lock is granted twice")),
     }
 }
 
@@ -136,23 +194,31 @@ pub struct Turn {
 }
 
 /// How a run gets its locks, and the one that it already has.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Locks {
     unsupported: Unsupported,
+    silence: Duration,
     held: Option<Arc<Lock>>,
 }
 
+impl Default for Locks {
+    fn default() -> Self {
+        Self::new(Unsupported::Refuse, SILENCE)
+    }
+}
+
 impl Locks {
-    /// Locks with this rule for file systems that have none.
-    pub fn new(unsupported: Unsupported) -> Self {
-        Self { unsupported, held: None }
+    /// Locks with this rule for file systems that have none; an owner who has given no sign of life for the time
+    /// `silence` has lost its folder.
+    pub fn new(unsupported: Unsupported, silence: Duration) -> Self {
+        Self { unsupported, silence, held: None }
     }
 
     /// The lock of the stage's folder `dir`, which need not be there yet.
     pub fn take(&self, dir: &Path) -> Result<Arc<Lock>, LockError> {
         match &self.held {
             Some(lock) if lock.dir == dir => Ok(lock.clone()),
-            _ => Lock::take(dir, self.unsupported).map(Arc::new),
+            _ => Lock::take(dir, self).map(Arc::new),
         }
     }
 
@@ -162,24 +228,13 @@ impl Locks {
         Self { held: Some(lock), ..self.clone() }
     }
 
-    /// The turn of the file `path`, unless another process has it.
-    pub fn turn(&self, path: &Path) -> Result<Option<Turn>, LockError> {
-        let file = create(path)?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(source)) => self.unsupported.check(path, source)?,
-            Ok(()) => {}
-        }
-        Ok(Some(Turn { _file: file }))
-    }
-
     /// Waits for the turn of the file `path`.
     pub fn wait(&self, path: &Path) -> Result<Turn, LockError> {
         let file = create(path)?;
         loop {
             match file.lock() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => break self.unsupported.check(path, source)?,
+                Err(source) => break self.unsupported.check(path, Err(source))?,
                 Ok(()) => break,
             }
         }
@@ -187,24 +242,18 @@ impl Locks {
     }
 }
 
-/// Whether a process holds the lock of the folder `dir` now. Writes nothing.
+/// Whether a process seems to have the folder `dir` now: for readers. Takes no lock and writes nothing.
 pub fn is_held(dir: &Path) -> bool {
-    let Ok(file) = File::open(lock_path(dir)) else { return false };
-    // Shared, so that two who look are not in each other's way.
-    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    Found::read(dir).is_ok_and(|found| found.is_some_and(|found| !found.seems_gone(SILENCE)))
 }
 
 /// Whether the lock of the folder `dir` has an owner's name: its holder's, or a killed process's.
 pub(super) fn is_named(dir: &Path) -> bool {
-    owner_path(dir).exists()
+    owner::path(dir).exists()
 }
 
 fn lock_path(dir: &Path) -> PathBuf {
     dir.with_extension("lock")
-}
-
-fn owner_path(dir: &Path) -> PathBuf {
-    dir.with_extension("owner.json")
 }
 
 /// Opens the file of a lock, which is empty.
@@ -218,6 +267,8 @@ fn create(path: &Path) -> Result<File, LockError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
     use tempfile::TempDir;
 
     fn folder() -> (TempDir, PathBuf) {
@@ -241,7 +292,7 @@ mod tests {
         let age = chrono::Utc::now().naive_utc() - since.unwrap();
         assert!((0..60).contains(&age.num_seconds()), "{owner}");
         // The file is not the lock: without it, the second is rejected all the same.
-        fs::remove_file(owner_path(&dir)).unwrap();
+        fs::remove_file(owner::path(&dir)).unwrap();
         let error = locks.take(&dir).unwrap_err();
         assert!(matches!(error, LockError::Held { owner: None, .. }));
         assert!(error.to_string().contains("in use by another process; wait until that ends"));
@@ -254,11 +305,60 @@ mod tests {
     fn what_a_killed_process_left_is_no_lock() {
         let (_run, dir) = folder();
         drop(Locks::default().take(&dir).unwrap());
-        let killed = Owner { host: "elsewhere".into(), process: 1, since: "long ago".into() };
-        killed.write(&dir);
-        assert!(!is_held(&dir));
+        let killed = Owner { process: u32::MAX, ..Owner::this_process() };
+        killed.write(&dir).unwrap();
+        assert!(!is_held(&dir) && is_named(&dir));
         let _lock = Locks::default().take(&dir).unwrap();
-        assert_eq!(Owner::read(&dir).unwrap().host, host::name());
+        assert_eq!(Owner::read(&dir).unwrap().process, std::process::id());
+    }
+
+    #[test]
+    fn an_owner_elsewhere_has_its_folder_until_it_is_silent() {
+        let (_run, dir) = folder();
+        drop(Locks::default().take(&dir).unwrap());
+        let other = Owner { host: "elsewhere".into(), ..Owner::this_process() };
+        other.write(&dir).unwrap();
+        let short = Locks::new(Unsupported::Refuse, Duration::from_millis(500));
+        for locks in [&Locks::default(), &short, &Locks::new(Unsupported::GoOn, SILENCE)] {
+            let error = locks.take(&dir).unwrap_err();
+            assert!(matches!(&error, LockError::Held { owner: Some(of), .. } if **of == other));
+            let said =
+                "(if it was killed, the folder is free ten minutes after its last sign of life)";
+            assert!(error.to_string().ends_with(said), "{error}");
+        }
+        let life = other.clone().live(dir.clone(), Duration::from_millis(500));
+        sleep(Duration::from_secs(1));
+        assert!(matches!(short.take(&dir), Err(LockError::Held { .. })), "it gives signs of life");
+        drop(life);
+        sleep(Duration::from_secs(1));
+        let lock = short.take(&dir).unwrap();
+        lock.check().unwrap();
+        other.leave(&dir);
+        lock.check().unwrap();
+    }
+
+    #[test]
+    fn who_has_lost_a_folder_is_told_to_whom_and_leaves_it_alone() {
+        let (_run, dir) = folder();
+        let lock = Locks::default().take(&dir).unwrap();
+        let (path, text) = (owner::path(&dir), fs::read(owner::path(&dir)).unwrap());
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(lock.check(), Err(LockError::Lost { owner: None, .. })));
+        // Away for a moment, the file is not lost.
+        std::thread::scope(|scope| {
+            let checked = scope.spawn(|| lock.check());
+            sleep(PATIENCE / 4);
+            atomic::write_file(&path, &text).unwrap();
+            checked.join().unwrap().unwrap();
+        });
+        fs::remove_file(&path).unwrap();
+        let taker = Owner { host: "elsewhere".into(), ..Owner::this_process() };
+        taker.write(&dir).unwrap();
+        let error = lock.check().unwrap_err();
+        let said = format!("ppo: taken over by process {} on elsewhere since ", taker.process);
+        assert!(error.to_string().contains(&said), "{error}");
+        drop(lock);
+        assert_eq!(Owner::read(&dir), Some(taker));
     }
 
     #[test]
@@ -283,13 +383,14 @@ mod tests {
         assert!(!is_held(&dir));
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0);
         drop(Locks::default().take(&dir).unwrap());
-        let looking = File::open(lock_path(&dir)).unwrap();
-        looking.lock_shared().unwrap();
-        assert!(!is_held(&dir), "somebody who looks is no holder");
+        // Whoever has the system's lock alone, such as a `flock` in a shell, is no owner of the stage.
+        let other = File::open(lock_path(&dir)).unwrap();
+        other.lock().unwrap();
+        assert!(!is_held(&dir));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 sleep(PATIENCE / 4);
-                looking.unlock().unwrap();
+                other.unlock().unwrap();
             });
             Locks::default().take(&dir).unwrap();
         });
@@ -298,19 +399,31 @@ mod tests {
     #[test]
     fn a_file_system_without_locks_is_refused_unless_told_otherwise() {
         let path = Path::new("run/sft.lock");
-        let unsupported = || io::Error::from(io::ErrorKind::Unsupported);
+        let unsupported = || Err(io::Error::from(io::ErrorKind::Unsupported));
         let error = Unsupported::Refuse.check(path, unsupported()).unwrap_err();
         assert!(matches!(error, LockError::Unsupported { .. }));
-        let said = "run/sft.lock: cannot lock: unsupported; where the file system has no locks, and no other \
-                    process uses the folder, give --without-locks";
-        assert_eq!(error.to_string(), said);
+        let error = error.to_string();
+        assert!(error.starts_with("run/sft.lock: cannot lock: unsupported"), "{error}");
+        let advice = "; name a --run on a file system with locks (NFS 4, GPFS, Lustre mounted with `flock`), or, where \
+                      no other process uses the folder, give --without-locks";
+        assert!(error.ends_with(advice), "{error}");
         Unsupported::GoOn.check(path, unsupported()).unwrap();
         assert_eq!(Locks::default().unsupported, Unsupported::Refuse);
         // Told so, a lock that is there still counts.
         let (_run, dir) = folder();
         let _first = Locks::default().take(&dir).unwrap();
-        let second = Locks::new(Unsupported::GoOn).take(&dir);
+        let second = Locks::new(Unsupported::GoOn, SILENCE).take(&dir);
         assert!(matches!(second, Err(LockError::Held { .. })));
+    }
+
+    #[test]
+    fn a_lock_that_all_are_granted_is_none() {
+        let (_run, dir) = folder();
+        let path = lock_path(&dir);
+        let file = create(&path).unwrap();
+        assert_eq!(probe(&path).unwrap_err().to_string(), "a lock is granted twice");
+        file.lock().unwrap();
+        probe(&path).unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::files::{FolderError, read_if_there, write_file};
+use super::lock::Lock;
 use super::tensorboard::Events;
 use crate::file_error::FileError;
 use crate::{atomic, ranks};
@@ -23,6 +24,8 @@ fn whole_lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub struct Parts<T> {
     /// Where they are kept; `None` for a pass that starts again.
     path: Option<PathBuf>,
+    /// The lock under which they are kept there.
+    lock: Option<Arc<Lock>>,
     /// Open from the first batch on.
     log: Option<Log>,
     items: Vec<T>,
@@ -32,7 +35,7 @@ pub struct Parts<T> {
 impl<T> Default for Parts<T> {
     /// Those of a pass that starts again after a stop.
     fn default() -> Self {
-        Self { path: None, log: None, items: Vec::new(), batches: 0 }
+        Self { path: None, lock: None, log: None, items: Vec::new(), batches: 0 }
     }
 }
 
@@ -44,7 +47,12 @@ impl<T: DeserializeOwned> Parts<T> {
             whole_lines(&bytes).map_while(|line| serde_json::from_slice(line).ok()).collect();
         let count = batches.len();
         let items = batches.into_iter().flatten().collect();
-        Ok(Self { path: Some(path), log: None, items, batches: count })
+        Ok(Self { path: Some(path), lock: None, log: None, items, batches: count })
+    }
+
+    /// The same, kept under the lock of their folder.
+    pub(super) fn within(self, lock: Option<Arc<Lock>>) -> Self {
+        Self { lock, ..self }
     }
 }
 
@@ -67,6 +75,7 @@ impl<T: Serialize> Parts<T> {
 
     /// Adds the results of the next items.
     pub fn push(&mut self, batch: Vec<T>) -> Result<(), FolderError> {
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.check())?;
         if let Some(path) = &self.path {
             if self.log.is_none() {
                 let dir = path.parent().expect("a file is in a folder");

@@ -16,6 +16,7 @@ mod log;
 #[doc(hidden)]
 pub mod memory;
 pub mod metrics;
+mod owner;
 pub mod progress;
 mod record;
 pub mod stage;

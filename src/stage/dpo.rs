@@ -128,7 +128,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
     summary.held_out = pairs.what;
     summary.trained_tokens = dpo.epochs * tokens_of(&pairs.train, dpo.batch)?;
     let trained = trainer.model().valid();
-    context.write_policy(folder.dir(), &task, &trained, &config, Some(&reference_dir))?;
+    context.write_policy(folder.to_write()?, &task, &trained, &config, Some(&reference_dir))?;
     folder.finish(&summary)?;
     Ok(summary)
 }

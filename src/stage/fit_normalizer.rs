@@ -156,7 +156,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
     let min_location = min_location(context);
     let fitted = fit(&rewards, context, min_location);
     if fitted.is_err() {
-        remove_checkpoints(folder.dir())?; // the folder is then free for other settings
+        remove_checkpoints(folder.to_write()?)?; // the folder is then free for other settings
     }
     let (normalizer, statistics) = fitted?;
     let r_squared = |actual: fn(&LocationStatistic) -> f64, fitted: &dyn Fn(f64) -> f64| {
@@ -174,7 +174,7 @@ pub fn run(context: &Context) -> Result<NormalizerFile, Error> {
         r_squared_std: r_squared(|s| s.std, &|p| normalizer.std(p)),
         statistics: statistics.clone(),
     };
-    write_json(&folder.dir().join("normalizer.json"), &file)?;
+    write_json(&folder.to_write()?.join("normalizer.json"), &file)?;
     folder.finish(&file.normalizer)?;
     stage.finish(describe(&normalizer));
     Ok(file)

@@ -159,7 +159,7 @@ pub fn run(context: &Context) -> Result<(Summary, std::path::PathBuf), Error> {
     let [of_train, of_held_out] = kept;
     let pairs = sample(&train, counts[0], "pairs", of_train)?;
     let held_out = sample(&held_out, counts[1], "held-out pairs", of_held_out)?;
-    write_pairs(&dir.join("train.jsonl"), &pairs)?;
+    write_pairs(&folder.to_write()?.join("train.jsonl"), &pairs)?;
     write_pairs(&dir.join("held_out.jsonl"), &held_out)?;
     let gaps: Vec<f64> = pairs.iter().filter_map(|p| p.gold).map(|[c, r]| c - r).collect();
     let mean = |f: fn(f64) -> f64| gaps.iter().copied().map(f).sum::<f64>() / gaps.len() as f64;

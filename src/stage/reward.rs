@@ -300,9 +300,9 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         aggregation: reward.aggregation,
         reference,
     };
-    write_json(&folder.dir().join(REWARD_CARD), &card)?;
+    write_json(&folder.to_write()?.join(REWARD_CARD), &card)?;
     let model = trainer.model().valid();
-    context.write_scalar_model(folder.dir(), &task, &model, &config, &reference_dir)?;
+    context.write_scalar_model(folder.to_write()?, &task, &model, &config, &reference_dir)?;
     folder.finish(&summary)?;
     Ok(summary)
 }

@@ -88,7 +88,7 @@ pub fn run(context: &Context) -> Result<Summary, Error> {
         parameters: model.num_params(),
     };
     let (trained, base) = (trainer.model().valid(), context.model.as_deref());
-    context.write_policy(folder.dir(), &task, &trained, &config, base)?;
+    context.write_policy(folder.to_write()?, &task, &trained, &config, base)?;
     folder.finish(&summary)?;
     Ok(summary)
 }

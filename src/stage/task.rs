@@ -20,7 +20,7 @@ use crate::model::{LengthLimit, ModelConfig, TooLong};
 use crate::ranks;
 use crate::rng::{Fnv1a, stream};
 use crate::run::fingerprint::{MODEL_FILES, hash_file};
-use crate::run::lock::Turn;
+use crate::run::lock::{Lock, LockError};
 use crate::run::{Context, Error, FolderError};
 use crate::settings::Settings;
 use crate::systems::Truth;
@@ -254,7 +254,7 @@ impl Task {
             Opened::Whole(store) => Ok::<_, Error>(store),
             _ => {
                 // Methods may be trained side by side.
-                let _turn = turn(context, &folder.join("lock"))?;
+                let _turn = turn(context, &folder.join("store"))?;
                 let found = Store::open(&dir)?;
                 if let Opened::Damaged(file) = &found {
                     let (file, data) = (file.display(), data.display());
@@ -412,13 +412,13 @@ pub fn letters_tokenizer() -> Result<Tokenizer, Error> {
     Ok(Tokenizer::from_json(&letters::tokenizer_json(), "<eos>", "<pad>", format)?)
 }
 
-/// Waits for the turn of the file `path`, unless a stop was asked for.
-fn turn(context: &Context, path: &Path) -> Result<Turn, Error> {
+/// Waits for the lock of the folder `dir`, unless a stop was asked for.
+fn turn(context: &Context, dir: &Path) -> Result<Arc<Lock>, Error> {
     loop {
-        if let Some(turn) = context.locks.turn(path).map_err(FolderError::from)? {
-            return Ok(turn);
+        match context.locks.take(dir) {
+            Err(LockError::Held { .. }) => context.stop.check()?,
+            taken => return Ok(taken.map_err(FolderError::from)?),
         }
-        context.stop.check()?;
         sleep(Duration::from_millis(50));
     }
 }
@@ -611,7 +611,7 @@ mod tests {
     #[test]
     fn a_stop_ends_the_wait_for_another_process_that_reads_the_same_data() {
         let run = tempfile::tempdir().unwrap();
-        let path = run.path().join("lock");
+        let path = run.path().join("store");
         let context =
             Context::new(Settings::defaults(), DeviceName::Flex, run.path().to_owned()).unwrap();
         let other = turn(&context, &path).unwrap();

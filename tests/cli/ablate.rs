@@ -113,7 +113,7 @@ impl Grid {
 }
 
 /// The stages that standard error tells of, each with its result, in order.
-fn stages(stderr: &str) -> Vec<&str> {
+pub fn stages(stderr: &str) -> Vec<&str> {
     let told = stderr.lines().filter(|line| line.ends_with(" s)"));
     let mut stages: Vec<&str> = told.map(|line| line.rsplit_once(" (").unwrap().0).collect();
     stages.sort_unstable();

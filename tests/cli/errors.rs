@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use segment_rlhf::settings::Settings;
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    Output, SENTENCES, characters, copy, edit_json, files, finish, llama, program,
+    Output, SENTENCES, characters, copy, edit_json, files, finish, llama, output, program,
+    program_with_env,
 };
 
 /// An error, the exit status, parts of the text, and what provokes it, given a run that is trained up to its
@@ -1595,6 +1597,43 @@ fn grid(edit: fn(&Path), command: &str) -> Tried {
     }
 }
 
+/// A command in the folder `run`, where these commands of Slurm, each a shell script, are the only ones.
+fn on_cluster(run: TempDir, commands: &[(&str, &str)], arguments: &[&str]) -> Tried {
+    let folder = TempDir::new().unwrap();
+    for (name, script) in commands {
+        let path = folder.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        output(Command::new("chmod").arg("+x").arg(path)).ended_with(0);
+    }
+    let only = [("PATH", folder.path().to_str().unwrap())];
+    let output = program_with_env(run.path(), arguments, &only);
+    Tried(run, output)
+}
+
+/// Submits a grid of one arm with these further arguments.
+fn submit(run: TempDir, commands: &[(&str, &str)], further: &[&str]) -> Tried {
+    let path = run.path().join("own.toml");
+    fs::write(&path, "title = 't'\n[arms]\na = {}").unwrap();
+    let arguments = ["ablate", path.to_str().unwrap(), "--submit", "slurm"];
+    on_cluster(run, commands, &[&arguments[..], further].concat())
+}
+
+/// The same in an empty folder.
+fn submit_new(commands: &[(&str, &str)], further: &[&str]) -> Tried {
+    submit(TempDir::new().unwrap(), commands, further)
+}
+
+/// Runs the task `task` of a submission in which `edit` has changed something.
+fn element(edit: fn(&mut Value), task: &str) -> Tried {
+    let Tried(run, output) = submit_new(&[LIMIT, ("sbatch", "echo 7")], &[]);
+    output.ended_with(0);
+    let dir = run.path().join("submit/1");
+    edit_json(&dir.join("plan.json"), edit);
+    on_cluster(run, &[], &["ablate", "--element", dir.to_str().unwrap(), task])
+}
+
+const LIMIT: (&str, &str) = ("scontrol", "echo 'MaxArraySize            = 1001'");
+
 const EARLIER: &[&str] =
     &["an earlier version's `reproduce` wrote here", "name another --run, or remove the folder"];
 
@@ -1743,6 +1782,66 @@ const GRIDS: &[Row] = &[
             experiments(&[("own.toml", text)], &[])
         },
     ),
+    (
+        "GridError::NoSlurm",
+        2,
+        &["scontrol: cannot run: No such file", "--jobs N runs a grid without Slurm"],
+        |_| submit_new(&[], &[]),
+    ),
+    (
+        "GridError::Slurm",
+        2,
+        &[
+            "error: sbatch: sbatch: error: invalid partition specified: nope; sbatch: error: no; mend what Slurm names",
+            "`sinfo` lists partitions",
+        ],
+        |_| {
+            let script = "echo 'sbatch: error: invalid partition specified: nope\nsbatch: error: no' >&2; exit 1";
+            submit_new(&[LIMIT, ("sbatch", script)], &["--sbatch", "--partition=nope"])
+        },
+    ),
+    (
+        "GridError::NoArrays",
+        2,
+        &["this cluster allows no job arrays (MaxArraySize = 0); run `ablate` with --jobs inside"],
+        |_| submit_new(&[("scontrol", "echo 'MaxArraySize = 0'")], &[]),
+    ),
+    (
+        "GridError::Queued",
+        2,
+        &["submit/1: its jobs 7 7 7 7 7 7 7 are still queued; let them end, or `scancel 7 7"],
+        |_| {
+            let Tried(run, output) = submit_new(&[LIMIT, ("sbatch", "echo 7")], &[]);
+            output.ended_with(0);
+            let queue = ("squeue", "echo '7|PENDING|Priority||(null)'");
+            submit(run, &[LIMIT, queue], &[])
+        },
+    ),
+    (
+        "GridError::NotReady",
+        1,
+        &["error: preferences needs ", "store/sft-", "which is not finished; submit again"],
+        |_| element(|_| (), "1"),
+    ),
+    (
+        "GridError::Changed",
+        1,
+        &["submit/1: the model, the data or the program changed since it was submitted"],
+        |_| element(|plan| plan["tasks"][0] = "sft-0".into(), "0"),
+    ),
+    (
+        "GridError::Changed",
+        1,
+        &["submit/1: the model, the data or the program changed", "or it has no such stage"],
+        |_| element(|_| (), "6"),
+    ),
+    ("Error::Usage", 2, &["--element: x is no number"], |_| element(|_| (), "x")),
+    ("Error::Usage", 2, &["--sbatch: a line break in the options; give them on one line"], |_| {
+        submit_new(&[LIMIT], &["--sbatch", "--time=1\n--time=2"])
+    }),
+    ("arguments", 2, &["--submit <CLUSTER>"], |_| {
+        experiments(&[("own.toml", "")], &["--sbatch", "--time=1"])
+    }),
     ("Error::Usage", 2, &["base files with different seeds: give --seed"], |_| {
         let files = [
             ("own.toml", "title = 't'\ninclude = ['one.toml', 'two.toml']"),
@@ -1789,6 +1888,7 @@ const UNREACHABLE: &[(&str, &str)] = &[
     ("HubError::Broken", "needs a server: hub.rs has one"),
     ("Error::OutOfMemory", "needs a GPU: the test of stage::memory shows it"),
     ("Error::Normalizer", "a prefix: NormalizerError::NonPositiveStd shows it"),
+    ("LockError::Lost", "needs a process that was paused: locks.rs has one"),
     ("LockError::Unsupported", "a test has no such file system: the lock's own tests show it"),
     ("NormalizerError::TooFewPoints", "every response has a reward"),
     ("NormalizerError::LengthMismatch", "the stage passes as many x as y"),

@@ -31,5 +31,7 @@ mod regressions;
 mod resume;
 #[cfg(unix)]
 mod signals;
+#[cfg(unix)]
+mod slurm;
 mod support;
 mod tensorboard;

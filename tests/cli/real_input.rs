@@ -208,7 +208,7 @@ fn a_process_waits_while_another_tokenises_for_the_same_run() {
     let (run, model) = (TempDir::new().unwrap(), llama());
     let folder = run.path().join("data");
     std::fs::create_dir(&folder).unwrap();
-    let other = std::fs::File::create(folder.join("lock")).unwrap();
+    let other = std::fs::File::create(folder.join("store.lock")).unwrap();
     other.lock().unwrap();
     let arguments =
         ["train-reward", "--model", model.path().to_str().unwrap(), "--data", SENTENCES];

@@ -5,7 +5,9 @@ use std::io::Write;
 
 use tempfile::TempDir;
 
-use crate::support::{assert_same, copy, files, finish, json_lines, program, program_with_threads};
+use crate::support::{
+    assert_same, copy, files, finish, json_lines, owner, program, program_with_threads,
+};
 
 /// A stage's command, what must run before it, and its folder.
 type Stage = (&'static str, &'static [&'static str], &'static str);
@@ -221,11 +223,11 @@ fn what_a_kill_leaves_half_written_is_dropped() {
         "checkpoints/.step-00000007.tmp/.policy.adamw.tmp",
         ".model.node-3-17.tmp/config.json",
         ".model.node-3-17.old/config.json",
-        "../sft.owner.json",
     ] {
         fs::create_dir_all(dir.join(left).parent().unwrap()).unwrap();
         fs::write(dir.join(left), "half").unwrap();
     }
+    fs::write(dir.join("../sft.owner.json"), owner(u32::MAX)).unwrap();
     finish(run.path(), &["sft"], &[]);
     assert_same(unbroken.path(), run.path());
 }

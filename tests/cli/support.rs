@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use segment_rlhf::host;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -203,6 +204,13 @@ pub fn assert_no_result(run: &Path) {
         let left = files(run);
         assert!(left.iter().all(kept), "left: {left:?}");
     }
+}
+
+/// What a stage's folder says of its owner, if that is the process `process` of this machine.
+pub fn owner(process: u32) -> String {
+    let born = host::born(process).unwrap_or_default();
+    json!({"host": host::name(), "boot": host::boot(), "process": process, "born": born, "since": "2026"})
+        .to_string()
 }
 
 /// The lines of a file of JSON lines.

@@ -244,6 +244,7 @@ impl<'a> Keeper<'a> {
         self.state.evaluations = self.evaluations.lines();
         if self.state.best.as_ref().is_none_or(|(_, best)| evaluation.score() > best.score()) {
             self.state.best = Some((iteration, evaluation.clone()));
+            self.folder.to_write()?;
             let path = &self.best_weights;
             atomic::write_with(path, |path| learner.policy.write_weights(path))
                 .map_err(FileError::writing(path))?;
@@ -270,12 +271,12 @@ impl<'a> Keeper<'a> {
     /// Writes the last and the best policy, and the summary.
     pub(super) fn finish(self, learner: &Learner<'_>) -> Result<Summary, Error> {
         let Learner { context, task, scorer, .. } = *learner;
+        let dir = self.folder.to_write()?;
         if ranks::is_first() {
             let best_model = learner.policy.model_with(&self.best_weights)?;
-            let best_dir = self.folder.dir().join("best");
+            let best_dir = dir.join("best");
             let base = Some(scorer.base().dir);
-            let (last, best) = (learner.policy.model(), &best_model);
-            for (model, dir) in [(last, self.folder.dir()), (best, &best_dir)] {
+            for (model, dir) in [(learner.policy.model(), dir), (&best_model, &best_dir)] {
                 context.write_policy(dir, task, &model.valid(), &learner.config, base)?;
             }
             fs::remove_file(&self.best_weights).map_err(FileError::writing(&self.best_weights))?;
