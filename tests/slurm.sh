@@ -18,7 +18,7 @@ end() {
 
 case $1 in
 up)
-    mkdir -p "$dir"/{state,n1,n2,log,run}
+    mkdir -p "$dir"/{state,n1,n2,log,run,tmp-n1,tmp-n2}
     chmod 755 "$dir" "$dir/run"
     host=$(hostname -s)
     cat >"$dir/slurm.conf" <<CONF
@@ -46,6 +46,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 MaxArraySize=4
+TmpFS=$dir/tmp-%n
 KillWait=5
 MinJobAge=3600
 ReturnToService=2

@@ -23,7 +23,7 @@ use serde::Serialize;
 use self::error::Error;
 use self::outcome::Outcome;
 use crate::data::columns::Columns;
-use crate::device::DeviceId;
+use crate::device::{DeviceId, DeviceName};
 use crate::run::alarms::Alarm;
 use crate::run::given::{self, Given};
 use crate::run::lock::{Locks, SILENCE, Unsupported};
@@ -299,10 +299,10 @@ impl Command {
             Self::Reported => show::reported(),
             Self::Reproduce => grid::reproduce(common),
             Self::Completions { shell } => help::completions(*shell),
-            Self::Man(args) => help::man(&args),
-            Self::Ablate(args) => grid::ablate(common, &args),
+            Self::Man(args) => help::man(args),
+            Self::Ablate(args) => grid::ablate(common, args),
             Self::Status { run } => grid::status(common, run.as_deref()),
-            Self::Report(args) => grid::report(common, &args),
+            Self::Report(args) => grid::report(common, args),
             Self::Sft => tell(common, &stage()?, Stage::Sft, sft::run),
             Self::Preferences if common.data.is_some() => Err(Error::Usage(
                 "preferences samples pairs of the embedded task: leave it out, the stages after it read --data"
@@ -330,11 +330,18 @@ impl Command {
                 let shards = shard_size.unwrap_or_default();
                 show::json(&export::run_in_shards(&context, own, hf, *what, *dtype, shards)?)
             }
-            Self::Generate(args) => show::generate(&cell()?, &args, common.model.is_some()),
-            Self::Chat(args) => chat::chat(&cell()?, &args, common.model.is_some()),
-            Self::Segment(args) => show::segment(&cell()?, &args, common.json),
-            Self::Score(args) => benchmark::score(&cell()?, &args, common.json),
-            Self::Memory { ranks } => show::memory(&stage()?, usize::from(*ranks)),
+            Self::Generate(args) => show::generate(&cell()?, args, common.model.is_some()),
+            Self::Chat(args) => chat::chat(&cell()?, args, common.model.is_some()),
+            Self::Segment(args) => show::segment(&cell()?, args, common.json),
+            Self::Score(args) => benchmark::score(&cell()?, args, common.json),
+            Self::Memory { ranks } => {
+                // The device may be another machine's.
+                let here = common.device.open().map_or(DeviceName::Flex.into(), |_| common.device);
+                let mut context = context(&common.on(here), Reads::Nothing)?;
+                context.device_name = common.device.name;
+                context.device_index = common.device.index;
+                show::memory(&context, usize::from(*ranks))
+            }
         }
     }
 }

@@ -154,9 +154,9 @@ pub fn shares_by_size(sizes: &[usize]) -> Vec<Range<usize>> {
     let mut before = 0;
     // The rank in whose stretch the middle of an item lies.
     let owner = |&size: &usize| {
-        let middle = before + size / 2;
+        let twice_middle = 2 * before + size;
         before += size;
-        (middle * ranks / total).min(ranks - 1)
+        (twice_middle * ranks / (2 * total)).min(ranks - 1)
     };
     let owners: Vec<usize> = sizes.iter().map(owner).collect();
     let start = |rank| owners.partition_point(|&owner| owner < rank);

@@ -202,6 +202,20 @@ mod mpi {
         assert!(steps.lines().count() >= 2000);
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn mpi_ranks_on_two_nodes_of_a_slurm_have_the_same_bits() {
+        let Some(cluster) = crate::slurm::Cluster::up() else { return };
+        let more = ["--set", "sft.epochs=200", "--set", "checkpoint.every=100"];
+        let one = alone(&["sft"], &more);
+        let run = TempDir::new().unwrap();
+        let line = command_line(run.path(), &[&["sft"], &arguments(&more)[..]].concat(), "1");
+        let mut step = Command::new("srun");
+        step.args(["--mpi=pmix", "-N2", "-n2", PROGRAM]).args(line);
+        output(step.envs(cluster.environment())).ended_with(0);
+        assert_same(one.path(), run.path());
+    }
+
     #[test]
     fn mpi_a_killed_rank_ends_the_others_and_the_run_goes_on_with_another_number() {
         let more = ["--set", "sft.epochs=400", "--set", "checkpoint.every=20"];

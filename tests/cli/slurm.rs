@@ -25,10 +25,10 @@ cold = { sampling.temperature = 0.5 }
 ";
 
 /// A cluster that tests/slurm.sh has started.
-struct Cluster(TempDir);
+pub struct Cluster(TempDir);
 
 impl Cluster {
-    fn up() -> Option<Self> {
+    pub fn up() -> Option<Self> {
         let has = |name: &str| Command::new(name).arg("--version").output().is_ok();
         let root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
         if !root || !["slurmctld", "slurmd", "munged", "sbatch"].into_iter().all(has) {
@@ -57,7 +57,7 @@ impl Cluster {
         assert!(command.status().unwrap().success(), "tests/slurm.sh {arguments:?}");
     }
 
-    fn environment(&self) -> [(&'static str, String); 1] {
+    pub fn environment(&self) -> [(&'static str, String); 1] {
         [("SLURM_CONF", format!("{}/slurm.conf", self.dir()))]
     }
 
