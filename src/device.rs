@@ -246,7 +246,7 @@ fn physical(visible: Option<&str>, index: usize) -> String {
 /// The types of floating-point numbers that a device may have.
 const FLOATS: [DType; 4] = [DType::F32, DType::BF16, DType::F16, DType::F64];
 
-/// Those of [`FLOATS`] that `device` computes in, as Burn says; computed in another, numbers come out as garbage, in
+/// The types of floating-point numbers that `device` computes in, as Burn says; in another, numbers come out as garbage, in
 /// silence.
 pub fn computes_in(device: &Device) -> Vec<DType> {
     FLOATS.into_iter().filter(|dtype| device.supports_dtype(*dtype)).collect()

@@ -32,7 +32,12 @@ pub(super) fn collect<M: Module>(
     module: &M,
     keep: impl Fn(&str) -> bool,
 ) -> BTreeMap<String, TensorData> {
-    let f32 = |(name, parameter): (String, Parameter)| (name, (parameter.data)().convert::<f32>());
+    // A copy: on WGPU what is read may lie in memory that the device writes again (Burn 0.22.1).
+    let copy = |data: TensorData| {
+        TensorData::from_bytes_vec(data.as_bytes().to_vec(), data.shape().clone(), DType::F32)
+    };
+    let f32 =
+        |(name, parameter): (String, Parameter)| (name, copy((parameter.data)().convert::<f32>()));
     collect_lazily(module, keep).into_iter().map(f32).collect()
 }
 
