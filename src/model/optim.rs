@@ -231,13 +231,9 @@ impl<M: Trainable> Trainer<M> {
         let length: usize = lengths.iter().sum();
         let mut of_subtree = Vec::new();
         for (rank, bytes) in received.iter().enumerate() {
-            let subtrees = subtrees(shards, &ranks::share_of(rank, shards.len()));
-            of_subtree.extend(
-                subtrees
-                    .into_iter()
-                    .enumerate()
-                    .map(|(i, subtree)| (subtree, &bytes[i * length..(i + 1) * length])),
-            );
+            let subtrees = subtrees(shards, &ranks::share_of(rank, shards.len())).into_iter();
+            let sums = subtrees.enumerate();
+            of_subtree.extend(sums.map(|(i, of)| (of, &bytes[i * length..(i + 1) * length])));
         }
         let mut start = 0;
         let parts = lengths.iter().map(|&length| {
@@ -467,9 +463,16 @@ fn device_of<M: Module>(model: &M) -> Device {
     model.devices().remove(0).without_autodiff()
 }
 
-/// The host, if it is a device of this build.
+/// The host, which is a device of this build.
+#[cfg(feature = "flex")]
+fn on_host(_: Device) -> Device {
+    Device::flex()
+}
+
+/// The device itself: the host is none of this build.
+#[cfg(not(feature = "flex"))]
 fn on_host(device: Device) -> Device {
-    if cfg!(feature = "flex") { Device::flex() } else { device }
+    device
 }
 
 /// The bytes of a tensor of f32.
