@@ -3,8 +3,9 @@
     python3 benches/ranks.py PROGRAM FOLDER [--figure FILE.svg]
 
 PROGRAM is built with `--features mpi`. The first measurement is the update of PPO on the embedded task, with a policy of 3.2 million
-parameters: one process with one thread, MPI's processes with one thread each, and one process with as many threads. The
-second is `ablate` over 1 to 4 seeds of an arm with `--jobs 1` and `--jobs 2`. Each is the median of three. Needs matplotlib for the figure.
+parameters: one process with one thread, MPI's processes with one thread each, and one process with as many threads; medians of three
+runs of two iterations. The second is `ablate` over 1, 2 and 4 seeds of an arm with `--jobs 1` and `--jobs 2`, once. The figure needs
+matplotlib.
 """
 
 import argparse
@@ -18,8 +19,9 @@ from pathlib import Path
 SIZE = ["model.hidden_size=256", "model.intermediate_size=768", "model.layers=4", "model.heads=4", "model.kv_heads=4",
         "model.head_dim=64", "sft.epochs=1", "task.pairs=64", "task.held_out_pairs=32", "reward.epochs=1", "ppo.iterations=2",
         "ppo.rollouts=128", "ppo.minibatch=64", "ppo.rows_at_once=64", "ppo.evaluate_every=100", "evaluation.prompts=8"]
-GRID = ["sft.epochs=1", "task.pairs=128", "ppo.iterations=6", "ppo.evaluate_every=100"]
+GRID = ["sft.epochs=1", "task.pairs=128", "reward.epochs=1", "ppo.iterations=3", "ppo.evaluate_every=100", "evaluation.prompts=16"]
 TIMES = 3
+CELLS = (1, 2, 4)
 
 
 def arguments(settings):
@@ -51,14 +53,11 @@ def updates(program, folder, ready, ranks, threads):
 def grid(program, folder, cells, jobs):
     table = folder / "table.toml"
     table.write_text('title = "Cells"\n[arms]\nsegment = { method = "segment" }\n')
-    seconds = []
-    for _ in range(TIMES):
-        there = folder / "grid"
-        shutil.rmtree(there, ignore_errors=True)
-        start = time.monotonic()
-        run([program, "ablate", table, "--seeds", cells, "--run", there, "--jobs", jobs, *arguments(GRID)])
-        seconds.append(time.monotonic() - start)
-    return statistics.median(seconds)
+    there = folder / "grid"
+    shutil.rmtree(there, ignore_errors=True)
+    start = time.monotonic()
+    run([program, "ablate", table, "--seeds", cells, "--run", there, "--jobs", jobs, *arguments(GRID)])
+    return time.monotonic() - start
 
 
 def main():
@@ -76,9 +75,9 @@ def main():
     for name, ranks, threads in [("1 rank", 1, 1), ("2 ranks", 2, 1), ("1 rank, 2 threads", 1, 2)]:
         of_ranks[name] = updates(given.program, given.folder, ready, ranks, threads)
         print("%-18s rollouts %6.2f s, updates %6.2f s" % (name, *of_ranks[name]))
-    of_cells = {jobs: [grid(given.program, given.folder, cells, jobs) for cells in range(1, 5)] for jobs in (1, 2)}
+    of_cells = {jobs: [grid(given.program, given.folder, cells, jobs) for cells in CELLS] for jobs in (1, 2)}
     for jobs, seconds in of_cells.items():
-        print(f"--jobs {jobs}: " + ", ".join(f"{cells} cells {taken:.1f} s" for cells, taken in enumerate(seconds, 1)))
+        print(f"--jobs {jobs}: " + ", ".join(f"{cells} cells {taken:.1f} s" for cells, taken in zip(CELLS, seconds)))
     if given.figure:
         draw(given.figure, of_ranks, of_cells)
 
@@ -97,8 +96,8 @@ def draw(path, of_ranks, of_cells):
     left.set(title="an iteration of PPO", ylabel="seconds")
     left.legend()
     for jobs, seconds in of_cells.items():
-        right.plot(range(1, 5), seconds, marker="o", label=f"--jobs {jobs}")
-    right.set(title="a grid", xlabel="cells", ylabel="seconds", xticks=range(1, 5), ylim=0)
+        right.plot(CELLS, seconds, marker="o", label=f"--jobs {jobs}")
+    right.set(title="a grid", xlabel="cells", ylabel="seconds", xticks=CELLS, ylim=0)
     right.legend()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
