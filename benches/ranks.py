@@ -3,7 +3,7 @@
     python3 benches/ranks.py PROGRAM FOLDER [--figure FILE.svg]
 
 PROGRAM is built with `--features mpi`. The first measurement is the update of PPO on the embedded task, with a policy of 3.2 million
-parameters: one process with one thread, MPI's processes with one thread each, and one process with as many threads; medians of three
+parameters: one process with one thread, MPI's processes with one thread each, and one process with as many threads; medians of two
 runs of two iterations. The second is `ablate` over 1, 2 and 4 seeds of an arm with `--jobs 1` and `--jobs 2`, once. The figure needs
 matplotlib.
 """
@@ -20,7 +20,7 @@ SIZE = ["model.hidden_size=256", "model.intermediate_size=768", "model.layers=4"
         "model.head_dim=64", "sft.epochs=1", "task.pairs=64", "task.held_out_pairs=32", "reward.epochs=1", "ppo.iterations=2",
         "ppo.rollouts=128", "ppo.minibatch=64", "ppo.rows_at_once=64", "ppo.evaluate_every=100", "evaluation.prompts=8"]
 GRID = ["sft.epochs=1", "task.pairs=128", "reward.epochs=1", "ppo.iterations=3", "ppo.evaluate_every=100", "evaluation.prompts=16"]
-TIMES = 3
+TIMES = 2
 CELLS = (1, 2, 4)
 
 
