@@ -12,7 +12,7 @@ use crate::support::{context_on, pipeline_of};
 
 /// Figures of two devices: relative, or absolute below magnitude 1. A device adds up in another order, and AdamW's first
 /// steps go as far for a gradient of rounding errors as for any other.
-const TOLERANCE: f64 = 2e-3;
+const TOLERANCE: f64 = 1e-4;
 
 fn devices() -> Vec<DeviceId> {
     let named = std::env::var("SEGMENT_RLHF_DEVICE").unwrap_or_else(|_| "flex".into());
