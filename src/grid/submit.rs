@@ -273,8 +273,8 @@ fn name(dir: &Path) -> String {
     dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What Slurm says of the newest submission of the grid in the folder `run`, beside what its stages say; nothing where
-/// none was submitted.
+/// Slurm's state of the newest submission of the grid in the folder `run`, beside that of its stages; `None` if there is no
+/// submission.
 pub fn status(run: &Path) -> Option<String> {
     let (dir, jobs) = latest(run)?;
     let Submission { tasks, .. } = read_json(&dir.join(PLAN), "ablate --submit slurm").ok()?;

@@ -159,18 +159,21 @@ mod mpi {
         command
     }
 
+    /// The program's arguments for `stage`.
+    fn line(run: &Path, stage: &str, more: &[&str]) -> Vec<String> {
+        command_line(run, &[&[stage], &arguments(more)[..]].concat(), "1")
+    }
+
     fn on_processes(run: &Path, stage: &str, ranks: usize, more: &[&str]) -> Output {
-        let line = command_line(run, &[&[stage], &arguments(more)[..]].concat(), "1");
-        output(launcher().args(["-n", &ranks.to_string(), PROGRAM]).args(line))
+        output(launcher().args(["-n", &ranks.to_string(), PROGRAM]).args(line(run, stage, more)))
     }
 
     /// One rank with each of these folders and further arguments.
     fn unlike(stage: &str, ranks: [(&Path, &[&str]); 2]) -> Output {
         let mut command = launcher();
         for (i, (run, more)) in ranks.into_iter().enumerate() {
-            let line = command_line(run, &[&[stage], &arguments(more)[..]].concat(), "1");
             command.args(if i > 0 { &[":"][..] } else { &[] });
-            command.args(["-n", "1", PROGRAM]).args(line);
+            command.args(["-n", "1", PROGRAM]).args(line(run, stage, more));
         }
         output(&mut command)
     }
@@ -181,11 +184,11 @@ mod mpi {
         for (ranks, bytes_at_once) in [(2, "1073741824"), (4, "4000")] {
             let run = TempDir::new().unwrap();
             for stage in STAGES {
-                let line = command_line(run.path(), &[&[stage], &arguments(&[])[..]].concat(), "1");
                 let mut command = launcher();
                 command.env("SEGMENT_RLHF_ROUND", bytes_at_once);
                 let n = ranks.to_string();
-                output(command.args(["-n", &n, PROGRAM]).args(line)).ended_with(0);
+                command.args(["-n", &n, PROGRAM]).args(line(run.path(), stage, &[]));
+                output(&mut command).ended_with(0);
             }
             assert_same(one.path(), run.path());
         }
@@ -209,9 +212,8 @@ mod mpi {
         let more = ["--set", "sft.epochs=200", "--set", "checkpoint.every=100"];
         let one = alone(&["sft"], &more);
         let run = TempDir::new().unwrap();
-        let line = command_line(run.path(), &[&["sft"], &arguments(&more)[..]].concat(), "1");
         let mut step = Command::new("srun");
-        step.args(["--mpi=pmix", "-N2", "-n2", PROGRAM]).args(line);
+        step.args(["--mpi=pmix", "-N2", "-n2", PROGRAM]).args(line(run.path(), "sft", &more));
         output(step.envs(cluster.environment())).ended_with(0);
         assert_same(one.path(), run.path());
     }
@@ -221,7 +223,7 @@ mod mpi {
         let more = ["--set", "sft.epochs=400", "--set", "checkpoint.every=20"];
         let one = alone(&["sft"], &more);
         let run = TempDir::new().unwrap();
-        let line = command_line(run.path(), &[&["sft"], &arguments(&more)[..]].concat(), "1");
+        let line = line(run.path(), "sft", &more);
         let mut ranks = launcher().args(["-n", "2", PROGRAM]).args(line).spawn().unwrap();
         let until = Instant::now() + Duration::from_secs(120);
         while !run.path().join("sft/checkpoints").exists() && Instant::now() < until {
